@@ -1,0 +1,1 @@
+"""The answering side of a search: live pipelines and recorded rewards."""

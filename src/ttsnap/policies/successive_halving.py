@@ -1,0 +1,77 @@
+"""Successive halving: look at a few rungs and keep the best share of the alive at each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ttsnap.ranking import top
+from ttsnap.types import Problem, Query, Rung, Search
+
+
+@dataclass(frozen=True)
+class SuccessiveHalving:
+    """TTSp with a clean reward as guide, TTSnap with a noise-aware one (Yu et al., 2025, arXiv 2511.22242).
+
+    Attributes:
+        rungs: steps (denoiser calls made, 1-based, ascending) at which the alive are looked at.
+        keep: the fraction of the alive that survives each rung, in (0, 1]; at least one always does.
+        sizes: instead of `keep`, how many survive each rung.
+    """
+
+    rungs: tuple[int, ...] = (3, 7, 12)
+    keep: tuple[float, ...] | None = None
+    sizes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is None and self.sizes is None:
+            object.__setattr__(self, "keep", (0.4, 0.4, 0.5) if len(self.rungs) == 3 else (0.4,) * len(self.rungs))
+        check_rungs(self.rungs)
+        if self.keep is not None and self.sizes is not None:
+            raise ValueError("give keep ratios or sizes, not both")
+        for name, values in (("keep ratios", self.keep), ("sizes", self.sizes)):
+            if values is not None and len(values) != len(self.rungs):
+                raise ValueError(f"{len(self.rungs)} rungs need {len(self.rungs)} {name}, got {len(values)}: {values}")
+        for ratio in self.keep or ():
+            if not 0 < ratio <= 1:
+                raise ValueError(f"a keep ratio must be above 0 and at most 1, got {ratio}")
+        if self.sizes is not None and any(size < 1 or size != int(size) for size in self.sizes):
+            raise ValueError(f"sizes must be whole numbers of at least 1, got {self.sizes}")
+
+    def search(self, problem: Problem, rng: np.random.Generator) -> Search:
+        """Look, keep the best, go on; then finish the survivors."""
+        plan = self.plan(problem.num_candidates, problem.num_steps)
+        alive = np.ones(problem[:2], dtype=bool)
+        for rung, following in itertools.pairwise(plan):
+            rewards = yield Query(alive, rung.step)
+            alive = top(rewards, alive, following.size)
+        yield Query(alive, problem.num_steps)
+
+    def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
+        """Who is looked at where. With one candidate left there is nothing to decide, so its looks are saved."""
+        check_rungs(self.rungs, num_steps)
+        plan, size = [], num_candidates
+        for index, step in enumerate(self.rungs):
+            if size > 1:
+                plan.append(Rung(step, size))
+            size = self._survivors(index, size)
+        return (*plan, Rung(num_steps, size))
+
+    def _survivors(self, index: int, size: int) -> int:
+        if self.sizes is not None:
+            return min(size, int(self.sizes[index]))
+        assert self.keep is not None
+        return max(1, math.floor(self.keep[index] * size + 1e-9))
+
+
+def check_rungs(rungs: tuple[int, ...], num_steps: int | None = None) -> None:
+    """Rungs must be whole, ascending, at least 1, and below `num_steps`; ValueError otherwise."""
+    if any(step != int(step) or step < 1 for step in rungs):
+        raise ValueError(f"rungs must be whole numbers of at least 1, got {rungs}")
+    if any(later <= earlier for earlier, later in itertools.pairwise(rungs)):
+        raise ValueError(f"rungs must ascend, got {rungs}")
+    if num_steps is not None and rungs and rungs[-1] >= num_steps:
+        raise ValueError(f"rungs must lie below the {num_steps} steps of a finished image, got {rungs}")

@@ -1,0 +1,104 @@
+"""The driver: one loop that runs any policy against any environment, live or replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ttsnap.cost import Ledger
+from ttsnap.ranking import RankSum, choose
+from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy
+
+
+class Look(NamedTuple):
+    """What the driver saw at one query.
+
+    `alive` [prompts, candidates] was asked about at `step`; `rewards` [prompts, candidates, rewards] are what the
+    environment answered and `combined` [prompts, candidates] what the policy was told, both NaN where not asked.
+    """
+
+    step: int
+    alive: BoolArray
+    rewards: FloatArray
+    combined: FloatArray
+
+
+@dataclass(frozen=True)
+class Result:
+    """The choice of a search and what it cost.
+
+    Attributes:
+        chosen: index of the chosen candidate [prompts].
+        rewards: its rewards on the finished image [prompts, rewards].
+        finished: candidates that reached the last step [prompts, candidates].
+        ledger: calls, decodes and looks per prompt.
+        history: every look in order (empty if the driver was told not to keep it).
+    """
+
+    chosen: IntArray
+    rewards: FloatArray
+    finished: BoolArray
+    ledger: Ledger
+    history: list[Look] = field(repr=False, default_factory=list)
+
+
+def run(
+    policy: Policy,
+    environment: Environment,
+    combine: Combine | None = None,
+    rng: np.random.Generator | None = None,
+    *,
+    keep_history: bool = True,
+    on_look: Callable[[Look, Ledger], None] | None = None,
+) -> Result:
+    """Run a policy to its end and choose the best finished candidate of each prompt.
+
+    Args:
+        policy: asks the questions.
+        environment: answers them; asked only about candidates that are not yet at the step.
+        combine: several rewards -> one number (default: rank sum over the alive).
+        rng: randomness of the policy, if it uses any.
+        keep_history: keep every look in the result.
+        on_look: called after each look, for progress displays.
+
+    Raises:
+        ValueError: a reward was NaN or infinite (names prompt, seed and step), or the policy finished no candidate.
+
+    """
+    combine = combine or RankSum()
+    problem = environment.problem
+    ledger = Ledger(problem)
+    latest: FloatArray | None = None  # rewards at each candidate's present position
+    history: list[Look] = []
+    search = policy.search(problem, rng or np.random.default_rng(0))
+    answer: FloatArray | None = None
+    while True:
+        try:
+            query = next(search) if answer is None else search.send(answer)
+        except StopIteration:
+            break
+        new = ledger.charge(query)
+        observed = environment.observe(query._replace(mask=new))
+        if not np.isfinite(observed[new]).all():
+            prompt, candidate = np.argwhere(new & ~np.isfinite(observed).all(axis=-1))[0]
+            who = environment.describe(int(prompt), int(candidate))
+            values = ", ".join(f"{value:g}" for value in observed[prompt, candidate])
+            raise ValueError(f"a reward returned {values} for {who} at step {query.step} of {problem.num_steps}")
+        latest = observed if latest is None else np.where(new[..., None], observed, latest)
+        rewards = np.where(query.mask[..., None], latest, np.nan)
+        answer = combine(rewards, query.mask)
+        look = Look(query.step, query.mask.copy(), rewards, answer)
+        if keep_history:
+            history.append(look)
+        if on_look:
+            on_look(look, ledger)
+
+    finished = ledger.position == problem.num_steps
+    if latest is None or not finished.any(axis=1).all():
+        raise ValueError(f"{policy} brought no candidate of some prompt to the last step ({problem.num_steps})")
+    final = np.where(finished[..., None], latest, np.nan)
+    chosen = choose(combine(final, finished), finished)
+    return Result(chosen, final[np.arange(len(chosen)), chosen], finished, ledger, history)

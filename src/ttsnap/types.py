@@ -1,0 +1,113 @@
+"""The grid of candidates x denoiser calls, and who asks and answers questions about it.
+
+A *policy* asks: "bring these candidates to call s and tell me their rewards". An *environment* answers, live from a
+pipeline or by lookup in recorded rewards. A candidate that is never asked about again is pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+class Problem(NamedTuple):
+    """The size of the grid a policy works on."""
+
+    num_prompts: int
+    num_candidates: int
+    num_steps: int
+
+
+class Query(NamedTuple):
+    """Bring the candidates in `mask` [prompts, candidates] to `step` denoiser calls (1..num_steps) and judge them."""
+
+    mask: BoolArray
+    step: int
+
+
+class Rung(NamedTuple):
+    """One look of a fixed schedule: `size` candidates per prompt are alive at `step` and are looked at there."""
+
+    step: int
+    size: int
+
+
+Search = Generator[Query, FloatArray, None]
+"""Yields queries; is sent combined rewards [prompts, candidates], NaN where not asked."""
+
+Combine = Callable[[FloatArray, BoolArray], FloatArray]
+"""Rewards [prompts, candidates, rewards] and who is alive [prompts, candidates] -> one number each."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A frozen dataclass of hyperparameters with one method that reads like the algorithm."""
+
+    def search(self, problem: Problem, rng: np.random.Generator) -> Search:
+        """Ask about candidates until those worth finishing have reached the last step."""
+        ...
+
+    def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
+        """Sizes per rung for one prompt, the finished images last; an upper bound where sizes depend on rewards."""
+        ...
+
+
+class Environment(Protocol):
+    """The answering side: a live pipeline or recorded rewards."""
+
+    @property
+    def problem(self) -> Problem:
+        """The grid that can be asked about."""
+        ...
+
+    def observe(self, query: Query) -> FloatArray:
+        """Rewards [prompts, candidates, rewards] of the x0 estimates after `query.step` calls; NaN where not asked."""
+        ...
+
+    def describe(self, prompt: int, candidate: int) -> str:
+        """Name a candidate for an error message, such as `prompt "a cat", seed 7`."""
+        ...
+
+
+class Reward(Protocol):
+    """An image-text judge (a "verifier")."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], *, sigma: float) -> Tensor:
+        """Rewards [n] of images [n, 3, h, w] in 0..1, which are x0 estimates at noise level `sigma` (0: finished)."""
+        ...
+
+
+class Sampler(Protocol):
+    """One model family, driven through the public parts of its stock pipeline."""
+
+    @property
+    def num_steps(self) -> int:
+        """Denoiser calls of a finished image."""
+        ...
+
+    @property
+    def sigmas(self) -> Sequence[float]:
+        """Noise level of the x0 estimate after each call, [num_steps]: the sigma that call was made at."""
+        ...
+
+    def start(self, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
+        """Trajectories of n candidates at step 0; the noise of each depends on its seed alone."""
+        ...
+
+    def advance(self, trajectories: Any, to_step: int) -> Any:
+        """The same candidates after `to_step` denoiser calls, with the x0 estimate of the last call."""
+        ...
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 of predicted clean latents."""
+        ...
