@@ -1,1 +1,1 @@
-"""The embedded world of coloured shapes."""
+"""The embedded world: coloured shapes, with an exact checker, a tiny FLUX that paints them and a reward that judges."""

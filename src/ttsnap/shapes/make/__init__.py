@@ -1,0 +1,1 @@
+"""The scripts that made the embedded weights; each is one command, resumable after a kill."""

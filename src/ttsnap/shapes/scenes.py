@@ -1,0 +1,195 @@
+"""Scenes of the embedded world: one or two coloured shapes on dark grey, the prompts that describe them, and a renderer.
+
+A prompt is `a red circle` or `a red circle left of a blue square`. The relation decides the layout: the two things lie
+in opposite halves of the image along its axis. One fifth of all two-object combinations is held out of every training.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIZE = 64
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (222, 48, 48),
+    "green": (52, 178, 64),
+    "blue": (58, 88, 232),
+    "yellow": (236, 212, 52),
+    "purple": (168, 62, 204),
+    "cyan": (52, 206, 214),
+}
+SHAPES = ("circle", "square", "triangle")
+RELATIONS = ("left of", "right of", "above", "below")
+BACKGROUND = (40, 40, 44)
+_COLOUR_NAMES = tuple(COLOURS)
+_HELD_OUT_SHARE = 5  # one combination in this many
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One coloured shape; centre and radius (half its extent) in pixels of a 64 x 64 image."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    size: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two things that do not overlap."""
+
+    things: tuple[Thing, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a prompt asks for: (colour, shape) of one or two things, and how the first lies to the second."""
+
+    things: tuple[tuple[str, str], ...]
+    relation: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, such as `a red circle left of a blue square`."""
+        nouns = [f"a {colour} {shape}" for colour, shape in self.things]
+        return f" {self.relation} ".join(nouns) if self.relation else nouns[0]
+
+
+_NOUN = f"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_PROMPT = re.compile(f"{_NOUN}(?: ({'|'.join(RELATIONS)}) {_NOUN})?")
+
+
+def parse(prompt: str) -> Spec:
+    """The Spec of a prompt.
+
+    Raises:
+        ValueError: the prompt is not in the grammar of this world.
+    """
+    match = _PROMPT.fullmatch(" ".join(prompt.lower().split()))
+    if not match:
+        raise ValueError(
+            f"{prompt!r} is not a prompt of the shapes world; it knows prompts such as 'a red circle' or "
+            f"'a red circle left of a blue square' ({', '.join(COLOURS)}; {', '.join(SHAPES)}; {', '.join(RELATIONS)})"
+        )
+    colour, shape, relation, colour2, shape2 = match.groups()
+    if relation is None:
+        return Spec(((colour, shape),))
+    return Spec(((colour, shape), (colour2, shape2)), relation)
+
+
+def is_held_out(spec: Spec) -> bool:
+    """Whether a two-object combination is kept out of every training (a stable hash of its prompt)."""
+    return spec.relation is not None and zlib.crc32(spec.prompt.encode()) % _HELD_OUT_SHARE == 0
+
+
+def all_specs() -> Iterator[Spec]:
+    """Every two-object Spec, in a fixed order."""
+    nouns = list(product(COLOURS, SHAPES))
+    for first, second in permutations(nouns, 2):
+        for relation in RELATIONS:
+            yield Spec((first, second), relation)
+
+
+def held_out_prompts() -> list[str]:
+    """All held-out prompts (about 240) in a fixed shuffled order."""
+    return _shuffled(spec for spec in all_specs() if is_held_out(spec))
+
+
+def train_prompts() -> list[str]:
+    """All two-object prompts that may be trained on (about 980), in a fixed shuffled order."""
+    return _shuffled(spec for spec in all_specs() if not is_held_out(spec))
+
+
+def _shuffled(specs: Iterable[Spec]) -> list[str]:
+    prompts = [spec.prompt for spec in specs]
+    return [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
+
+
+def sample_spec(rng: np.random.Generator, *, held_out: bool = False, single: float = 0.2) -> Spec:
+    """A random Spec; one object with probability `single` (never when `held_out`)."""
+    while True:
+        nouns = [
+            (_COLOUR_NAMES[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]) for _ in range(2)
+        ]
+        if not held_out and rng.random() < single:
+            return Spec((nouns[0],))
+        spec = Spec((nouns[0], nouns[1]), RELATIONS[rng.integers(len(RELATIONS))])
+        if nouns[0] != nouns[1] and is_held_out(spec) == held_out:
+            return spec
+
+
+def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
+    """A random layout that fulfils a Spec."""
+    sizes = rng.uniform(9.5, 12, len(spec.things))
+    if spec.relation is None:
+        centres = [rng.uniform(24, 40, 2)]
+    else:
+        low, high = rng.uniform(14.5, 19), rng.uniform(45, 49.5)
+        along = (low, high) if spec.relation in ("left of", "above") else (high, low)
+        across = rng.uniform(24, 40, 2)
+        horizontal = spec.relation in ("left of", "right of")
+        centres = [np.array((a, b) if horizontal else (b, a)) for a, b in zip(along, across, strict=True)]
+    return Scene(
+        tuple(
+            Thing(colour, shape, float(centre[0]), float(centre[1]), float(size))
+            for (colour, shape), centre, size in zip(spec.things, centres, sizes, strict=True)
+        )
+    )
+
+
+def render(scene: Scene, size: int = SIZE) -> NDArray[np.uint8]:
+    """Antialiased image [size, size, 3] of a scene."""
+    return render_batch([scene], size)[0]
+
+
+def render_batch(scenes: list[Scene], size: int = SIZE) -> NDArray[np.uint8]:
+    """Antialiased images [n, size, size, 3] of scenes with any number of things, later things on top."""
+    most = max((len(scene.things) for scene in scenes), default=0)
+    images = np.empty((len(scenes), size, size, 3), dtype=np.uint8)
+    for start in range(0, len(scenes), 1024):
+        chunk = scenes[start : start + 1024]
+        canvas = np.broadcast_to(np.float32(BACKGROUND), (len(chunk), size, size, 3)).copy()
+        for layer in range(most):
+            rows = [i for i, scene in enumerate(chunk) if len(scene.things) > layer]
+            if not rows:
+                continue
+            things = [chunk[i].things[layer] for i in rows]
+            alpha = coverage(things, size)[..., None]
+            colour = np.float32([COLOURS[thing.colour] for thing in things])[:, None, None]
+            canvas[rows] = canvas[rows] * (1 - alpha) + colour * alpha
+        images[start : start + 1024] = np.round(canvas).astype(np.uint8)
+    return images
+
+
+def coverage(things: list[Thing], size: int = SIZE) -> NDArray[np.float32]:
+    """How much of each pixel [n, size, size] a thing covers, 0..1, from its signed distance."""
+    scale = size / SIZE
+    x, y, r = (
+        np.float32([getattr(thing, name) * scale for thing in things])[:, None, None] for name in ("x", "y", "size")
+    )
+    axis = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    dx, dy = axis[None, None, :] - x, axis[None, :, None] - y
+    distance = np.empty((len(things), size, size), dtype=np.float32)
+    for number, shape in enumerate(SHAPES):
+        rows = [i for i, thing in enumerate(things) if thing.shape == shape]
+        if not rows:
+            continue
+        a, b, s = dx[rows], dy[rows], r[rows]
+        if number == 0:
+            distance[rows] = np.hypot(a, b) - s
+        elif number == 1:
+            distance[rows] = np.maximum(np.abs(a), np.abs(b)) - 0.92 * s
+        else:  # upright equilateral: three half planes at the inradius from a centre a little below the middle
+            c = b - 0.22 * s
+            inradius = 0.62 * s
+            slanted = np.abs(a) * np.float32(np.sqrt(3) / 2) - c / 2
+            distance[rows] = np.maximum(c, slanted) - inradius
+    return np.clip(0.5 - distance, 0, 1)
