@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from ttsnap.shapes.scenes import BACKGROUND, COLOURS, RELATIONS, SHAPES, Spec, Thing, coverage, parse
 
-__all__ = ["Found", "Verdict", "check", "detect"]
+__all__ = ["Found", "Verdict", "check", "detect", "judge"]
 
 LEAST_AREA = 40  # pixels of a 64 x 64 image; smaller blobs are specks
 LEAST_CONTRAST = 45.0  # of 255, distance from the background
@@ -53,8 +53,11 @@ class Verdict:
 
 def check(image: NDArray[np.uint8], prompt: str | Spec) -> Verdict:
     """Judge an image [h, w, 3] (uint8) against a prompt of this world."""
-    spec = parse(prompt) if isinstance(prompt, str) else prompt
-    found = detect(image)
+    return judge(detect(image), parse(prompt) if isinstance(prompt, str) else prompt)
+
+
+def judge(found: list[Found], spec: Spec) -> Verdict:
+    """Judge the things found in an image against what a prompt asks for."""
     wanted = spec.things
     complete = len(found) >= len(wanted)
     best: tuple[int, int, bool, float] | None = None

@@ -1,0 +1,66 @@
+"""The command line. Each verb is one module here; it parses, calls the library and shows.
+
+Verb modules import nothing heavy at the top, so that `ttsnap --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import ttsnap
+from ttsnap.cli.generate import generate
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A better picture for the same compute: start many candidates, look early, drop the poor ones, finish the best.",
+)
+app.command()(generate)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"ttsnap {ttsnap.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Options of ttsnap itself."""
+
+
+def main() -> None:
+    """Entry point: errors of use are one sentence on stderr and exit code 2, never a traceback.
+
+    Set TTSNAP_DEBUG=1 to see the traceback.
+    """
+    try:
+        app()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("TTSNAP_DEBUG"):
+            raise
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        print("error: " + explain(error), file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error; a missing extra names its install command."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = {"gradio": "app", "ray": "cluster", "peft": "train", "accelerate": "train"}.get(error.name or "")
+        extra = extra or ("replay" if error.name in ("xarray", "zarr", "scipy", "pandas", "optuna", "yaml") else "diffusion")
+        return f"{error.name} is not installed; it comes with: pip install 'ttsnap[{extra}]'"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split())

@@ -1,0 +1,73 @@
+"""`ttsnap generate`: from prompts and a budget to the best images, with a pruning board and a record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_SEARCH, _MODEL, _OUTPUT = "Search", "Model", "Output"
+
+
+def generate(
+    prompt: Annotated[list[str] | None, typer.Argument(help="What to paint; several prompts give several images.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with prompts: .txt (one per line) or .json (a list of strings).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Output directory.", rich_help_panel=_OUTPUT)] = Path("out"),
+    model: Annotated[
+        str, typer.Option(help="`shapes` (embedded), a hub id, or a diffusers directory.", rich_help_panel=_MODEL)
+    ] = "shapes",
+    reward: Annotated[
+        str | None, typer.Option(help="Reward, or several separated by commas (rank sum).", rich_help_panel=_SEARCH)
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="best-of-n, halving, early-selection, or a policy FILE.json.", rich_help_panel=_SEARCH),
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Candidates started per prompt.", rich_help_panel=_SEARCH)
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Or what a prompt may cost: 200NFE, 2000TFLOP, 50GFLOP or 30s.", rich_help_panel=_SEARCH
+        ),
+    ] = None,
+    rungs: Annotated[
+        str | None, typer.Option(help="Steps at which to look, such as 3,7,12.", rich_help_panel=_SEARCH)
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Share that survives each look, such as .4,.4,.5.", rich_help_panel=_SEARCH)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoiser calls of a finished image.", rich_help_panel=_MODEL)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first candidate; the others count up.")] = 0,
+    size: Annotated[
+        str | None, typer.Option(help="Image size in pixels: 512 or 768x512 (width x height).", rich_help_panel=_MODEL)
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the model.", rich_help_panel=_MODEL)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most candidates in one batch (halved when memory runs out).", rich_help_panel=_MODEL)
+    ] = None,
+    top: Annotated[int, typer.Option(help="Save this many of the best finished images.", rich_help_panel=_OUTPUT)] = 1,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Also run best-of-N at the same cost and show it.", rich_help_panel=_OUTPUT),
+    ] = False,
+    board: Annotated[bool, typer.Option(help="Draw the pruning board.", rich_help_panel=_OUTPUT)] = True,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Find the best image for a prompt under a compute budget.
+
+    Try: ttsnap generate "a red circle left of a blue square"
+    """
+    from ttsnap import generation
+
+    raise NotImplementedError(generation)
