@@ -1,0 +1,232 @@
+"""Live: answer a policy by running the real pipeline."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ttsnap.cost import CostModel, Seconds
+from ttsnap.types import FloatArray, IntArray, Problem, Query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from ttsnap.samplers.base import BaseSampler, Trajectories
+
+PREVIEW_SIDE = 256
+
+
+@dataclass
+class Clock:
+    """Seconds spent in denoiser calls, decodes and looks."""
+
+    calls: float = 0.0
+    decodes: float = 0.0
+    looks: float = 0.0
+
+    @contextmanager
+    def measure(self, what: str, device: Any) -> Iterator[None]:
+        """Add the time of a block to `what`; waits for the accelerator, so that the time is real."""
+        _wait(device)
+        start = time.perf_counter()
+        yield
+        _wait(device)
+        setattr(self, what, getattr(self, what) + time.perf_counter() - start)
+
+
+def _wait(device: Any) -> None:
+    if getattr(device, "type", "cpu") == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+@dataclass
+class LiveEnvironment:
+    """A block of prompts, each with its candidates, on one sampler.
+
+    All candidates that are asked about run together, whatever their prompt, so that batches stay full. Latents of
+    pruned candidates are kept until the environment is dropped: they are small beside the model.
+
+    Attributes:
+        sampler: drives the pipeline.
+        rewards: name -> reward; the policy sees them combined.
+        prompts: one per row of the grid.
+        seeds: seeds [prompts, candidates].
+        previews: keep a small picture of every x0 estimate that was looked at.
+    """
+
+    sampler: BaseSampler
+    rewards: Mapping[str, Any]
+    prompts: Sequence[str]
+    seeds: IntArray
+    previews: bool = False
+    clock: Clock = field(default_factory=Clock)
+    pictures: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict, repr=False)
+    finished: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+    _states: dict[tuple[int, int], Trajectories] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.seeds = np.asarray(self.seeds)
+        if self.seeds.ndim != 2 or len(self.seeds) != len(self.prompts) or self.seeds.size == 0:
+            raise ValueError(
+                f"seeds must have shape [{len(self.prompts)} prompts, candidates], not empty, got {self.seeds.shape}"
+            )
+        if not self.rewards:
+            raise ValueError("a search needs at least one reward")
+
+    @property
+    def problem(self) -> Problem:
+        """The grid: prompts x seeds x the sampler's steps."""
+        return Problem(*self.seeds.shape, self.sampler.num_steps)
+
+    def observe(self, query: Query) -> FloatArray:
+        """Advance, decode and judge; rewards [prompts, candidates, rewards], NaN where not asked."""
+        answer = np.full((*query.mask.shape, len(self.rewards)), np.nan)
+        where = [(int(p), int(c)) for p, c in np.argwhere(query.mask)]
+        if not where:
+            return answer
+        trajectories = self._advance(where, query.step)
+        prompts = [self.prompts[p] for p, _ in where]
+        last = query.step == self.problem.num_steps
+        sigma = 0.0 if last else self.sampler.sigmas[query.step - 1]
+        assert trajectories.x0 is not None
+        # Decoding and judging go batch by batch: full-size images of all candidates need not fit into memory at once.
+        size = self.sampler.max_batch
+        for start in range(0, len(where), size):
+            rows = slice(start, start + size)
+            with self.clock.measure("decodes", trajectories.latents.device):
+                images = self.sampler.decode(trajectories.x0[rows])
+            with self.clock.measure("looks", trajectories.latents.device):
+                values = [reward(images, prompts[rows], sigma=sigma).float().cpu().numpy() for reward in self.rewards.values()]
+            for (p, c), row in zip(where[rows], np.stack(values, axis=1), strict=True):
+                answer[p, c] = row
+            self._keep_pictures(where[rows], query.step, images, last)
+        return answer
+
+    def _advance(self, where: list[tuple[int, int]], step: int) -> Trajectories:
+        """All asked candidates at `step`, in the order of `where`; one group per step they come from."""
+        from ttsnap.samplers.base import Trajectories
+
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for key in where:
+            groups.setdefault(self._states[key].step if key in self._states else 0, []).append(key)
+        for before, keys in groups.items():
+            if before == 0:
+                prompts = [self.prompts[p] for p, _ in keys]
+                group = self.sampler.start(prompts, [int(self.seeds[key]) for key in keys])
+            else:
+                group = Trajectories.concat([self._states[key] for key in keys])
+            with self.clock.measure("calls", group.latents.device):
+                group = self.sampler.advance(group, step)
+            for row, key in enumerate(keys):
+                self._states[key] = _row(group, row)
+        if len(groups) == 1:
+            return group
+        return Trajectories.concat([self._states[key] for key in where])
+
+    def _keep_pictures(self, where: list[tuple[int, int]], step: int, images: Tensor, last: bool) -> None:
+        if not (self.previews or last):
+            return
+        full = to_uint8(images)
+        small = to_uint8(shrink(images)) if self.previews else full
+        for key, big, little in zip(where, full, small, strict=True):
+            if last:
+                self.finished[key] = big
+            if self.previews:
+                self.pictures[(*key, step)] = little
+
+    def describe(self, prompt: int, candidate: int) -> str:
+        """Name a candidate for an error message."""
+        return f"prompt {self.prompts[prompt]!r}, seed {int(self.seeds[prompt, candidate])}"
+
+
+def _row(group: Trajectories, row: int) -> Trajectories:
+    """One candidate as a view, without copying."""
+    x0 = None if group.x0 is None else group.x0[row : row + 1]
+    part = slice(row, row + 1)
+    return replace(group, prompts=group.prompts[part], seeds=group.seeds[part], latents=group.latents[part], x0=x0)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images [n, 3, h, w] in 0..1 as uint8 [n, h, w, 3], rounded as the stock pipelines do."""
+    array: np.ndarray = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def shrink(images: Tensor) -> Tensor:
+    """Images with a longest side of at most PREVIEW_SIDE pixels."""
+    from torch.nn import functional as F
+
+    longest = max(images.shape[-2:])
+    if longest <= PREVIEW_SIDE:
+        return images
+    size = [max(1, round(side * PREVIEW_SIDE / longest)) for side in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def calibrate(
+    sampler: BaseSampler,
+    rewards: Mapping[str, Any],
+    model: CostModel,
+    prompt: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> CostModel:
+    """Measure this machine: seconds of a call, a decode and a look, for one candidate and for a full batch.
+
+    Two batch sizes give a fixed part per batch and a part per image. Of three repetitions the slowest counts, so that a
+    budget in seconds is kept to.
+
+    Args:
+        sampler: drives the pipeline.
+        rewards: the rewards of the search.
+        model: the counted cost model that receives the seconds.
+        prompt: any prompt of the search.
+        clock: returns seconds; tests pass their own.
+    """
+    state = sampler.start([prompt] * sampler.max_batch, list(range(sampler.max_batch)))
+    device = state.latents.device
+    sampler.advance(state.select([0]), 1)  # warm up
+    times: dict[str, list[float]] = {}
+    sizes = (1, sampler.max_batch) if sampler.max_batch > 1 else (1,)
+    for size in sizes:
+        trials = []
+        for _ in range(3):
+            batch = state.select(range(size))
+            marks = [_now(clock, device)]
+            batch = sampler.advance(batch, 1)
+            marks.append(_now(clock, device))
+            images = sampler.decode(batch.x0)  # type: ignore[arg-type]
+            marks.append(_now(clock, device))
+            for reward in rewards.values():
+                reward(images, [prompt] * size, sigma=0.0)
+            marks.append(_now(clock, device))
+            trials.append(np.diff(marks))
+        for name, value in zip(("call", "decode", "look"), np.max(trials, axis=0), strict=True):
+            times.setdefault(name, []).append(float(value))
+
+    def line(values: list[float]) -> Seconds:
+        each = (values[-1] - values[0]) / (sizes[-1] - 1) if len(values) > 1 else 0.0
+        each = max(each, 0.0) if math.isfinite(each) else 0.0
+        return Seconds(max(values[0] - each, 0.0), each)
+
+    return replace(
+        model,
+        call_seconds=line(times["call"]),
+        decode_seconds=line(times["decode"]),
+        look_seconds=line(times["look"]),
+        max_batch=sampler.max_batch,
+    )
+
+
+def _now(clock: Callable[[], float], device: Any) -> float:
+    _wait(device)
+    return clock()

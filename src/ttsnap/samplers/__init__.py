@@ -1,0 +1,34 @@
+"""One adapter per model family; each drives a stock diffusers pipeline through its public parts."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ttsnap.samplers.base import BaseSampler, Trajectories
+
+SAMPLERS = {
+    "FluxPipeline": ("ttsnap.samplers.flux", "FluxSampler"),
+}
+
+__all__ = ["SAMPLERS", "BaseSampler", "Trajectories", "for_pipeline"]
+
+
+def for_pipeline(pipe: Any, **options: Any) -> BaseSampler:
+    """The sampler that drives a stock diffusers pipeline.
+
+    Args:
+        pipe: a loaded pipeline.
+        **options: passed to the sampler, see its class; None means its default.
+
+    Raises:
+        ValueError: no sampler knows this pipeline; the message names those that are known.
+    """
+    name = type(pipe).__name__
+    if name not in SAMPLERS:
+        raise ValueError(f"no sampler for {name}; known pipelines are {', '.join(SAMPLERS)}")
+    module, kind = SAMPLERS[name]
+    sampler: BaseSampler = getattr(import_module(module), kind)(
+        pipe, **{key: value for key, value in options.items() if value is not None}
+    )
+    return sampler

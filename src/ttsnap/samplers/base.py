@@ -1,0 +1,196 @@
+"""What all samplers share: trajectories, prompts encoded once, full batches, decoding, running out of memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Candidates at the same step, possibly of several prompts.
+
+    Attributes:
+        prompts: prompt of each candidate [n].
+        seeds: seed of each candidate [n].
+        step: denoiser calls made.
+        latents: noisy latents [n, ...] in the model's dtype.
+        x0: predicted clean latents after the last call [n, ...] in fp32; None at step 0.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    step: int
+    latents: Tensor
+    x0: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def select(self, rows: Sequence[int]) -> Trajectories:
+        """Some of the candidates."""
+        index = torch.as_tensor(rows, device=self.latents.device)
+        return Trajectories(
+            tuple(self.prompts[i] for i in rows),
+            tuple(self.seeds[i] for i in rows),
+            self.step,
+            self.latents[index],
+            None if self.x0 is None else self.x0[index],
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[Trajectories]) -> Trajectories:
+        """Several groups at the same step as one."""
+        if len({part.step for part in parts}) != 1:
+            raise ValueError(f"trajectories must be at one step to be joined, got {[part.step for part in parts]}")
+        return Trajectories(
+            tuple(prompt for part in parts for prompt in part.prompts),
+            tuple(seed for part in parts for seed in part.seeds),
+            parts[0].step,
+            torch.cat([part.latents for part in parts]),
+            None if parts[0].x0 is None else torch.cat([part.x0 for part in parts if part.x0 is not None]),
+        )
+
+
+class BaseSampler(ABC):
+    """Drives one stock pipeline. A family adds how to encode, draw noise, call the denoiser and step.
+
+    Args:
+        pipe: the stock pipeline; its device and dtype are used as they are.
+        num_steps: denoiser calls of a finished image.
+        height: image height in pixels.
+        width: image width in pixels.
+        max_batch: most candidates in one denoiser call; halved when memory runs out.
+    """
+
+    default_max_batch = 32
+
+    def __init__(self, pipe: Any, *, num_steps: int, height: int, width: int, max_batch: int | None = None) -> None:
+        if num_steps < 1:
+            raise ValueError(f"steps must be at least 1, got {num_steps}")
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max batch must be at least 1, got {max_batch}")
+        self.pipe = pipe
+        self.num_steps = num_steps
+        self.height = height
+        self.width = width
+        self.max_batch = max_batch or self.default_max_batch
+        self._encoded: dict[str, Any] = {}
+        self.on_calls: Callable[[int], None] | None = None
+
+    # What a family provides.
+
+    @property
+    @abstractmethod
+    def sigmas(self) -> list[float]:
+        """Noise level of each call [num_steps]; the x0 estimate after call s belongs to sigmas[s - 1]."""
+
+    @abstractmethod
+    def noise(self, seed: int) -> Tensor:
+        """Starting latents [1, ...] of a seed, drawn as the stock pipeline draws them."""
+
+    @abstractmethod
+    def encode(self, prompt: str) -> Any:
+        """Everything the denoiser needs to know of a prompt, encoded once."""
+
+    @abstractmethod
+    def call(self, latents: Tensor, encoded: list[Any], index: int) -> tuple[Tensor, Tensor]:
+        """One denoiser call (0-based `index`) on a batch: the next latents and the x0 estimates (fp32)."""
+
+    @abstractmethod
+    def decode_batch(self, x0: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 (fp32) of one batch of predicted clean latents."""
+
+    # What all families share.
+
+    def text(self, prompt: str) -> Any:
+        """The encoded prompt, from the cache after the first time."""
+        if prompt not in self._encoded:
+            with torch.no_grad():
+                self._encoded[prompt] = self.encode(prompt)
+        return self._encoded[prompt]
+
+    def forget_prompts(self) -> None:
+        """Drop the cached prompt encodings."""
+        self._encoded.clear()
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[str], seeds: Sequence[int]) -> Trajectories:
+        """Candidates at step 0; the noise of each depends on its seed alone."""
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds need as many prompts, got {len(prompts)}")
+        noise = {seed: self.noise(seed) for seed in dict.fromkeys(seeds)}
+        return Trajectories(tuple(prompts), tuple(seeds), 0, torch.cat([noise[seed] for seed in seeds]))
+
+    @torch.no_grad()
+    def advance(self, trajectories: Trajectories, to_step: int) -> Trajectories:
+        """Bring all candidates to `to_step` denoiser calls, in full batches.
+
+        Raises:
+            ValueError: the step is not ahead, or beyond the last.
+            MemoryError: not even one candidate fits into memory.
+        """
+        if not trajectories.step < to_step <= self.num_steps:
+            raise ValueError(f"to_step must be in {trajectories.step + 1}..{self.num_steps}, got {to_step}")
+        encoded = [self.text(prompt) for prompt in trajectories.prompts]
+
+        def work(rows: slice) -> tuple[Tensor, Tensor]:
+            latents, texts = trajectories.latents[rows], encoded[rows]
+            x0 = latents
+            for index in range(trajectories.step, to_step):
+                latents, x0 = self.call(latents, texts, index)
+                if self.on_calls:
+                    self.on_calls(len(texts))
+            return latents, x0
+
+        parts = self._in_batches(len(trajectories), work)
+        latents, x0 = (torch.cat([part[i] for part in parts]) for i in range(2))
+        return dataclasses.replace(trajectories, step=to_step, latents=latents, x0=x0)
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 (fp32) of predicted clean latents."""
+        return torch.cat(self._in_batches(len(x0), lambda rows: self.decode_batch(x0[rows])))
+
+    def _in_batches(self, count: int, work: Callable[[slice], Any]) -> list[Any]:
+        """Do the work in equal batches of at most `max_batch`; halve that when memory runs out."""
+        results: list[Any] = []
+        start = 0
+        while start < count:
+            batches = -(-(count - start) // self.max_batch)
+            size = -(-(count - start) // batches)
+            try:
+                results.append(work(slice(start, start + size)))
+            except torch.OutOfMemoryError as error:
+                if self.max_batch == 1 or size == 1:
+                    raise MemoryError(
+                        f"one image of {self.width} x {self.height} does not fit into memory; "
+                        "try a smaller size, bfloat16 or CPU offloading"
+                    ) from error
+                self.max_batch = max(1, size // 2)
+                warnings.warn(f"out of memory: going on with at most {self.max_batch} in a batch", stacklevel=3)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            start += size
+        return results
+
+
+def warn_if_cut(tokenizer: Any, prompt: str, limit: int, name: str) -> None:
+    """Warn that the end of a prompt is not read because an encoder takes no more tokens."""
+    if tokenizer is None:
+        return
+    ids = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False)["input_ids"]
+    if len(ids) > limit:
+        unread = tokenizer.decode(ids[limit - 1 : -1])
+        warnings.warn(f"{name} reads {limit} tokens, the prompt has {len(ids)}; not read: {unread!r}", stacklevel=2)
+
+
+__all__ = ["BaseSampler", "Trajectories", "warn_if_cut"]
