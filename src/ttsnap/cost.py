@@ -170,21 +170,43 @@ class Ledger:
     """Counts what each prompt was charged, and knows where every candidate stands.
 
     Attributes:
-        position: denoiser calls made [prompts, candidates].
-        nfe: denoiser calls [prompts].
-        decodes: x0 estimates decoded [prompts].
-        looks: images judged [prompts].
+        moves: what was charged, in order: who was advanced to which step, and looked at there.
     """
 
     problem: Problem
-    position: IntArray = field(init=False)
-    nfe: IntArray = field(init=False)
-    decodes: IntArray = field(init=False)
-    looks: IntArray = field(init=False)
+    moves: list[Query] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.position = np.zeros(self.problem[:2], dtype=np.int64)
-        self.nfe, self.decodes, self.looks = (np.zeros(self.problem.num_prompts, dtype=np.int64) for _ in range(3))
+    @property
+    def position(self) -> IntArray:
+        """Denoiser calls made [prompts, candidates]."""
+        position = np.zeros(self.problem[:2], dtype=np.int64)
+        for mask, step in self.moves:
+            position[mask] = step
+        return position
+
+    @property
+    def finished(self) -> BoolArray:
+        """Who reached the last step [prompts, candidates]."""
+        finished = np.zeros(self.problem[:2], dtype=bool)
+        for mask, step in self.moves:
+            if step == self.problem.num_steps:
+                finished |= mask
+        return finished
+
+    @property
+    def nfe(self) -> IntArray:
+        """Denoiser calls [prompts]."""
+        return np.asarray(self.position.sum(axis=1))
+
+    @property
+    def looks(self) -> IntArray:
+        """Images judged [prompts]."""
+        return sum((mask.sum(axis=1) for mask, _ in self.moves), np.zeros(self.problem.num_prompts, dtype=np.int64))
+
+    @property
+    def decodes(self) -> IntArray:
+        """Images decoded [prompts]: every image that is judged."""
+        return self.looks
 
     def charge(self, query: Query) -> BoolArray:
         """Charge a query; returns the candidates [prompts, candidates] that must be advanced and looked at.
@@ -195,18 +217,24 @@ class Ledger:
             ValueError: the query has another shape, a step outside 1..num_steps, or goes back in time.
         """
         mask, step = query
-        if mask.shape != self.position.shape:
-            raise ValueError(f"a query must have shape {self.position.shape} (prompts, candidates), got {mask.shape}")
+        if mask.shape != self.problem[:2]:
+            raise ValueError(f"a query must have shape {self.problem[:2]} (prompts, candidates), got {mask.shape}")
         if not 1 <= step <= self.problem.num_steps:
             raise ValueError(f"a query's step must be in 1..{self.problem.num_steps}, got {step}")
-        if (self.position[mask] > step).any():
-            raise ValueError(f"a query for step {step} asks about a candidate that was already brought further")
-        new = mask & (self.position < step)
-        self.nfe += np.where(new, step - self.position, 0).sum(axis=1)
-        self.decodes += new.sum(axis=1)
-        self.looks += new.sum(axis=1)
-        self.position[new] = step
+        if not self.moves or self._follows(query):
+            new = mask.copy()
+        else:
+            position = self.position
+            if (position[mask] > step).any():
+                raise ValueError(f"a query for step {step} asks about a candidate that was already brought further")
+            new = mask & (position < step)
+        self.moves.append(Query(new, step))
         return new
+
+    def _follows(self, query: Query) -> bool:
+        """Whether everybody asked about made the last move, to an earlier step (as in any halving)."""
+        last = self.moves[-1]
+        return last.step < query.step and not (query.mask & ~last.mask).any()
 
     def cost(self, model: CostModel, prompt: int | None = None, seconds: float = math.nan) -> Cost:
         """The cost so far of one prompt, or of all."""

@@ -15,8 +15,8 @@ from ttsnap.types import BoolArray, FloatArray, IntArray
 
 
 def order(values: FloatArray, alive: BoolArray) -> IntArray:
-    """Candidate indices [prompts, candidates] from best to worst; those not alive (or NaN) come last."""
-    keys = np.where(alive & ~np.isnan(values), -values, np.inf)
+    """Candidate indices [prompts, candidates] from best to worst; those alive with NaN come late, the others last."""
+    keys = np.where(alive, np.where(np.isnan(values), np.inf, -values), np.nan)
     return np.argsort(keys, axis=1, kind="stable")
 
 
@@ -28,32 +28,85 @@ def top(values: FloatArray, alive: BoolArray, size: int | IntArray) -> BoolArray
         alive: who may be chosen [prompts, candidates].
         size: how many survive, one number or one per prompt [prompts].
     """
+    if np.ndim(size) == 0:
+        return _top_by_threshold(values, alive, int(size))
     best_first = order(values, alive)
     place = np.empty_like(best_first)
     np.put_along_axis(place, best_first, np.broadcast_to(np.arange(values.shape[1]), values.shape), axis=1)
     return alive & (place < np.asarray(size).reshape(-1, 1))
 
 
+def _top_by_threshold(values: FloatArray, alive: BoolArray, size: int) -> BoolArray:
+    """`top` of one size for all prompts, in a tenth of the time of sorting; only rows with ties are sorted."""
+    index = alive_index(alive)
+    if index is None or not 0 < size < index.shape[1]:
+        return top(values, alive, np.full(len(alive), size))
+    everybody = index.size == alive.size
+    dense = values if everybody else values.ravel()[index]
+    threshold = np.partition(dense, -size, axis=1)[:, -size, None]
+    best = dense >= threshold
+    if np.count_nonzero(best) != size * len(best):
+        tied = np.flatnonzero(best.sum(axis=1) != size)
+        best[tied] = top(dense[tied], np.ones_like(best[tied]), np.full(len(tied), size))
+    if everybody:
+        return best
+    mask = np.zeros(alive.size, dtype=bool)
+    mask[index] = best
+    return mask.reshape(alive.shape)
+
+
+def alive_index(alive: BoolArray) -> IntArray | None:
+    """Flat indices [prompts, k] of the alive when every prompt has the same number k of them, else None."""
+    rows, width = alive.shape
+    count = np.count_nonzero(alive)
+    if count == alive.size:
+        return np.arange(count).reshape(rows, width)
+    if rows == 0 or count == 0 or count % rows:
+        return None
+    index = np.flatnonzero(alive).reshape(rows, -1)
+    start = np.arange(rows) * width
+    return index if (index[:, 0] >= start).all() and (index[:, -1] < start + width).all() else None
+
+
 def choose(values: FloatArray, alive: BoolArray) -> IntArray:
     """Index [prompts] of the best alive candidate of each prompt."""
-    return order(values, alive)[:, 0]
+    index = alive_index(alive)
+    if index is None:
+        return order(values, alive)[:, 0]
+    dense = values.ravel()[index]
+    best = np.argmax(np.where(np.isnan(dense), -np.inf, dense), axis=1)
+    chosen: IntArray = index[np.arange(len(index)), best] % alive.shape[1]
+    return chosen
 
 
 def ranks(values: FloatArray, alive: BoolArray) -> FloatArray:
     """Rank among the alive of each row, 1 = worst, ties share the mean of their ranks; NaN where not alive."""
-    worst_first = np.argsort(np.where(alive, values, np.inf), axis=1, kind="stable")
-    ordered = np.take_along_axis(np.where(alive, values, np.inf), worst_first, axis=1)
+    index = alive_index(alive)
+    if index is None:
+        return np.where(alive, _ranks(np.where(alive, values, np.inf)), np.nan)
+    result = np.full(alive.size, np.nan)
+    result[index] = _ranks(values.ravel()[index])
+    return result.reshape(alive.shape)
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    """Rank in each row, 1 = lowest, ties share the mean of their ranks."""
+    worst_first = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, worst_first, axis=1)
     width = values.shape[1]
     index = np.broadcast_to(np.arange(width), values.shape)
     new = np.ones(values.shape, dtype=bool)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    result = np.empty(values.shape)
+    if new.all():
+        np.put_along_axis(result, worst_first, index + 1.0, axis=1)
+        return result
     last = np.ones(values.shape, dtype=bool)
     last[:, :-1] = new[:, 1:]
     lowest = np.maximum.accumulate(np.where(new, index, 0), axis=1)
     highest = np.minimum.accumulate(np.where(last, index, width)[:, ::-1], axis=1)[:, ::-1]
-    result = np.empty(values.shape)
     np.put_along_axis(result, worst_first, (lowest + highest) / 2 + 1, axis=1)
-    return np.where(alive, result, np.nan)
+    return result
 
 
 @dataclass(frozen=True)
@@ -61,9 +114,9 @@ class RankSum:
     """Sum of the ranks under each reward among the candidates still alive (as TTSnap combines several rewards)."""
 
     def __call__(self, rewards: FloatArray, alive: BoolArray) -> FloatArray:
-        """One number [prompts, candidates] from rewards [prompts, candidates, rewards]."""
+        """One number [prompts, candidates] from rewards [prompts, candidates, rewards], NaN where not alive."""
         if rewards.shape[-1] == 1:
-            return np.where(alive, rewards[..., 0], np.nan)
+            return rewards[..., 0]
         return sum((ranks(rewards[..., i], alive) for i in range(rewards.shape[-1])), np.zeros(alive.shape))
 
 

@@ -71,7 +71,7 @@ def run(
     combine = combine or RankSum()
     problem = environment.problem
     ledger = Ledger(problem)
-    latest: FloatArray | None = None  # rewards at each candidate's present position
+    seen: list[tuple[BoolArray, FloatArray]] = []  # who was looked at, and the answers
     history: list[Look] = []
     search = policy.search(problem, rng or np.random.default_rng(0))
     answer: FloatArray | None = None
@@ -82,23 +82,44 @@ def run(
             break
         new = ledger.charge(query)
         observed = environment.observe(query._replace(mask=new))
-        if not np.isfinite(observed[new]).all():
-            prompt, candidate = np.argwhere(new & ~np.isfinite(observed).all(axis=-1))[0]
-            who = environment.describe(int(prompt), int(candidate))
-            values = ", ".join(f"{value:g}" for value in observed[prompt, candidate])
-            raise ValueError(f"a reward returned {values} for {who} at step {query.step} of {problem.num_steps}")
-        latest = observed if latest is None else np.where(new[..., None], observed, latest)
-        rewards = np.where(query.mask[..., None], latest, np.nan)
+        asked = np.count_nonzero(new)
+        if np.count_nonzero(np.isfinite(observed)) != asked * observed.shape[-1]:
+            _complain(environment, new, observed, query.step)
+        seen.append((new, observed))
+        again = asked < np.count_nonzero(query.mask)
+        rewards = np.where(query.mask[..., None], _latest(seen), np.nan) if again else observed
         answer = combine(rewards, query.mask)
-        look = Look(query.step, query.mask.copy(), rewards, answer)
-        if keep_history:
-            history.append(look)
-        if on_look:
-            on_look(look, ledger)
+        if keep_history or on_look:
+            look = Look(query.step, query.mask.copy(), rewards, answer)
+            if keep_history:
+                history.append(look)
+            if on_look:
+                on_look(look, ledger)
 
-    finished = ledger.position == problem.num_steps
-    if latest is None or not finished.any(axis=1).all():
+    finished = ledger.finished
+    if not seen or not finished.any(axis=1).all():
         raise ValueError(f"{policy} brought no candidate of some prompt to the last step ({problem.num_steps})")
-    final = np.where(finished[..., None], latest, np.nan)
+    new, final = seen[-1]
+    if not np.array_equal(new, finished):
+        final = np.where(finished[..., None], _latest(seen), np.nan)
     chosen = choose(combine(final, finished), finished)
     return Result(chosen, final[np.arange(len(chosen)), chosen], finished, ledger, history)
+
+
+def _latest(seen: list[tuple[BoolArray, FloatArray]]) -> FloatArray:
+    """Rewards [prompts, candidates, rewards] at each candidate's present position."""
+    latest = seen[0][1].copy()
+    for mask, rewards in seen[1:]:
+        np.copyto(latest, rewards, where=mask[..., None])
+    return latest
+
+
+def _complain(environment: Environment, new: BoolArray, observed: FloatArray, step: int) -> None:
+    """Raise ValueError about the first reward that is not a number."""
+    wrong = np.argwhere(new & ~np.isfinite(observed).all(axis=-1))
+    if not len(wrong):
+        raise ValueError(f"{type(environment).__name__} answered about candidates that were not asked about")
+    prompt, candidate = wrong[0]
+    values = ", ".join(f"{value:g}" for value in observed[prompt, candidate])
+    who = environment.describe(int(prompt), int(candidate))
+    raise ValueError(f"a reward returned {values} for {who} at step {step} of {environment.problem.num_steps}")

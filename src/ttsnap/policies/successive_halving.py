@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,8 @@ class SuccessiveHalving:
 
     Attributes:
         rungs: steps (denoiser calls made, 1-based, ascending) at which the alive are looked at.
-        keep: the fraction of the alive that survives each rung, in (0, 1]; at least one always does.
+        keep: the fraction of the alive that survives each rung, in (0, 1], rounded to the nearest whole number (a
+            half to the even one, as the authors do); at least one always survives.
         sizes: instead of `keep`, how many survive each rung.
     """
 
@@ -64,7 +64,7 @@ class SuccessiveHalving:
         if self.sizes is not None:
             return min(size, int(self.sizes[index]))
         assert self.keep is not None
-        return max(1, math.floor(self.keep[index] * size + 1e-9))
+        return max(1, round(self.keep[index] * size))
 
 
 def check_rungs(rungs: tuple[int, ...], num_steps: int | None = None) -> None:
