@@ -144,6 +144,13 @@ class LiveEnvironment:
             if self.previews:
                 self.pictures[(*key, step)] = little
 
+    def adopt(self, other: LiveEnvironment) -> None:
+        """Take over the trajectories and finished images of another search with the same prompts and first seeds."""
+        for key, state in other._states.items():
+            if key[1] < self.seeds.shape[1] and int(self.seeds[key]) == int(other.seeds[key]):
+                self._states[key] = state
+        self.finished |= {key: image for key, image in other.finished.items() if key in self._states}
+
     def describe(self, prompt: int, candidate: int) -> str:
         """Name a candidate for an error message."""
         return f"prompt {self.prompts[prompt]!r}, seed {int(self.seeds[prompt, candidate])}"

@@ -1,0 +1,347 @@
+"""Live search: from a pipeline, prompts and a budget to results."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttsnap import policies, rewards
+from ttsnap.cost import Budget, Cost, CostModel, Ledger, affordable
+from ttsnap.policies import BestOfN, SuccessiveHalving
+from ttsnap.ranking import RankSum, choose, order
+from ttsnap.results import BestOfNComparison, Finished, SearchResult, Seen
+from ttsnap.search import Look, Result, run
+from ttsnap.types import Combine, IntArray, Policy
+
+DEFAULT_CANDIDATES = 32
+DEFAULT_RUNGS = (0.15, 0.35, 0.6)
+DEFAULT_REWARDS = {"shapes": "shapes"}
+SAFETY = 0.93  # of a budget in seconds is planned for, so that it is kept to
+
+
+def default_policy(num_steps: int) -> Policy:
+    """Successive halving with the paper's three rungs, moved to the number of steps."""
+    rungs = sorted({max(1, round(share * num_steps)) for share in DEFAULT_RUNGS})
+    rungs = [rung for rung in rungs if rung < num_steps]
+    return SuccessiveHalving(tuple(rungs), tuple((0.4, 0.4, 0.5)[: len(rungs)]))
+
+
+def load_model(model: str, device: str | None = None, dtype: str | None = None) -> Any:
+    """A stock pipeline: `shapes`, a diffusers directory, or a hub id.
+
+    Raises:
+        ValueError: no such model, device or dtype; the message says what would work.
+    """
+    import torch
+
+    where = _device(device)
+    kind = None
+    if dtype is not None:
+        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if dtype not in kinds:
+            raise ValueError(f"unknown dtype {dtype!r}; known are {', '.join(kinds)}")
+        kind = kinds[dtype]
+    if model == "shapes":
+        from ttsnap.shapes.pipeline import load_pipeline
+
+        return load_pipeline(kind, where)
+    path = Path(model)
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json")
+    if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise ValueError(f"unknown model {model!r}; it can be 'shapes', a diffusers directory, or a hub id such as owner/name")
+    from diffusers import DiffusionPipeline
+
+    kind = kind or (torch.float32 if where.type == "cpu" else torch.bfloat16)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=kind)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load model {model!r}: {str(error).strip().splitlines()[0]}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(where)
+
+
+def _device(device: str | None) -> Any:
+    import torch
+
+    if device is None:
+        backends = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True))
+        return torch.device(next(name for name, there in backends if there))
+    try:
+        where = torch.device(device)
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"device {device!r} is not there; this machine has {', '.join(here)}") from error
+    return where
+
+
+@dataclass
+class Searcher:
+    """Everything a search needs, prepared once and used for any number of prompts.
+
+    Attributes:
+        sampler: drives the pipeline.
+        judges: rewards by name.
+        policy: what to look at and what to drop.
+        candidates: started per prompt.
+        cost_model: counted (and, for budgets in seconds, measured) costs.
+        model: its name, for the record.
+        budget: as the user gave it.
+        combine: several rewards -> one number.
+    """
+
+    sampler: Any
+    judges: dict[str, Callable[..., Any]]
+    policy: Policy
+    candidates: int
+    cost_model: CostModel
+    model: str = "model"
+    budget: str | None = None
+    combine: Combine = field(default_factory=RankSum)
+
+    def block(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        top: int = 1,
+        compare: bool = False,
+        previews: bool = True,
+        on_look: Callable[[Look, Ledger], None] | None = None,
+    ) -> list[SearchResult]:
+        """Search for several prompts together, so that batches stay full.
+
+        Args:
+            prompts: the prompts; each gets the candidates `seed`, `seed` + 1, ...
+            seed: first seed.
+            top: how many of the best finished images to return.
+            compare: also run best-of-N at the same cost, on the first of the same seeds.
+            previews: keep small pictures of every look, for the pruning board.
+            on_look: called after each look.
+        """
+        from ttsnap.environments.live import LiveEnvironment
+
+        if not prompts:
+            raise ValueError("a search needs at least one prompt")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("a prompt is empty; it needs at least one word")
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top}")
+        seeds = np.broadcast_to(seed + np.arange(self.candidates), (len(prompts), self.candidates))
+        environment = LiveEnvironment(self.sampler, self.judges, prompts, seeds, previews=previews)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            start = time.perf_counter()
+            result = run(self.policy, environment, self.combine, np.random.default_rng(seed), on_look=on_look)
+            seconds = time.perf_counter() - start
+        notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        shares = seconds * result.ledger.nfe / result.ledger.nfe.sum()
+        results = []
+        for p, prompt in enumerate(prompts):
+            cost = result.ledger.cost(self.cost_model, p, float(shares[p]))
+            results.append(
+                SearchResult(
+                    prompt=prompt,
+                    model=self.model,
+                    policy=policies.to_dict(self.policy),
+                    images=self._best(environment, result, p, top),
+                    cost=cost,
+                    started=self.candidates,
+                    finished=int(result.finished[p].sum()),
+                    history=_history(environment, result, p),
+                    best_of_n=self._equal_cost(cost),
+                    num_steps=self.sampler.num_steps,
+                    reproduce=self._reproduce(prompt, int(seeds[p, result.chosen[p]])),
+                    budget=self.budget,
+                    notes=notes,
+                )
+            )
+        if compare:
+            results = self._compare(environment, result, results)
+        return results
+
+    def _best(self, environment: Any, result: Result, p: int, top: int) -> list[Finished]:
+        """The best finished images of a prompt, by the rewards they got when they were finished."""
+        final = np.full((1, *result.history[-1].rewards.shape[1:]), np.nan)
+        for look in result.history:
+            if look.step == self.sampler.num_steps:
+                final[0] = np.where(look.alive[p, :, None], look.rewards[p], final[0])
+        finished = result.finished[p : p + 1]
+        combined = self.combine(final, finished)
+        count = min(top, int(finished.sum()))
+        return [self._finished(environment, p, int(c), final[0, c], combined[0, c]) for c in order(combined, finished)[0, :count]]
+
+    def _finished(self, environment: Any, p: int, c: int, values: Any, combined: float) -> Finished:
+        from PIL import Image
+
+        by_name = {name: float(value) for name, value in zip(self.judges, values, strict=True)}
+        image = Image.fromarray(environment.finished[p, c])
+        return Finished(int(environment.seeds[p, c]), float(combined), by_name, image)
+
+    def _equal_cost(self, cost: Cost) -> BestOfNComparison:
+        """How many finished images the same TFLOP buy."""
+        try:
+            n = affordable(BestOfN(), Budget(cost.tflop, "TFLOP"), self.cost_model, self.sampler.num_steps)
+        except ValueError:
+            n = 1  # the search cost less than one finished image and its look
+        return BestOfNComparison(n, self.cost_model.of_plan(BestOfN().plan(n, self.sampler.num_steps)))
+
+    def _compare(self, environment: Any, result: Result, results: list[SearchResult]) -> list[SearchResult]:
+        """Run best-of-N at the same cost; trajectories that the search began are finished, not begun again."""
+        from ttsnap.environments.live import LiveEnvironment
+        from ttsnap.types import Query
+
+        most = max(r.best_of_n.candidates for r in results)
+        first = int(environment.seeds[0, 0])
+        seeds: IntArray = np.broadcast_to(first + np.arange(most), (len(results), most))
+        other = LiveEnvironment(self.sampler, self.judges, environment.prompts, seeds)
+        wanted = np.arange(most)[None] < np.array([[r.best_of_n.candidates] for r in results])
+        done = np.zeros_like(wanted)
+        shared = min(most, self.candidates)
+        done[:, :shared] = result.finished[:, :shared]
+        other.adopt(environment)
+        values = other.observe(Query(wanted & ~done, self.sampler.num_steps))
+        for look in result.history:
+            if look.step == self.sampler.num_steps:
+                known = look.alive[:, :shared, None]
+                values[:, :shared] = np.where(known, look.rewards[:, :shared], values[:, :shared])
+        combined = self.combine(values, wanted)
+        chosen = choose(combined, wanted)
+        compared = []
+        for p, r in enumerate(results):
+            c = int(chosen[p])
+            # What the search had begun was not begun again, so these seconds are estimated by calls.
+            cost = replace(r.best_of_n.cost, seconds=r.cost.seconds * r.best_of_n.cost.nfe / max(1, r.cost.nfe))
+            best = self._finished(other, p, c, values[p, c], combined[p, c])
+            compared.append(replace(r, best_of_n=replace(r.best_of_n, best=best, cost=cost)))
+        return compared
+
+    def _reproduce(self, prompt: str, seed: int) -> str:
+        s = self.sampler
+        options = [f"height={s.height}", f"width={s.width}", f"num_inference_steps={s.num_steps}"]
+        for name in ("guidance_scale", "max_sequence_length"):
+            if hasattr(s, name):
+                options.append(f"{name}={getattr(s, name)}")
+        if getattr(s, "passes", 1) == 2:
+            options += [f"negative_prompt={s.negative_prompt!r}", f"true_cfg_scale={s.true_cfg_scale}"]
+        return f'pipe({prompt!r}, {", ".join(options)}, generator=torch.Generator("cpu").manual_seed({seed}))'
+
+
+def _history(environment: Any, result: Result, p: int) -> dict[int, list[Seen]]:
+    """Per seed, every look at it."""
+    history: dict[int, list[Seen]] = {}
+    last = environment.problem.num_steps
+    for number, look in enumerate(result.history):
+        later = np.zeros_like(look.alive[p])
+        for following in result.history[number + 1 :]:
+            later |= following.alive[p]
+        for c in np.flatnonzero(look.alive[p]):
+            kept = bool(c == result.chosen[p]) if look.step == last else bool(later[c])
+            picture = environment.pictures.get((p, int(c), look.step))
+            seen = Seen(look.step, float(look.combined[p, c]), kept, picture)
+            history.setdefault(int(environment.seeds[p, c]), []).append(seen)
+    return history
+
+
+def prepare(
+    pipe: Any,
+    *,
+    reward: rewards.Rewards | None = None,
+    budget: str | Budget | None = None,
+    candidates: int | None = None,
+    policy: str | Policy | None = None,
+    combine: Combine | None = None,
+    prompt: str = "a",
+    device: str | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> Searcher:
+    """Load and count everything a search needs.
+
+    Args:
+        pipe: a stock pipeline, `shapes`, a diffusers directory, or a hub id.
+        reward: name, several names, a callable, or name -> callable (default: the model's own).
+        budget: what a prompt may cost: `200NFE`, `2000TFLOP`, `30s`; or
+        candidates: how many to start (default 32).
+        policy: a policy, its name, or a policy file (default: successive halving).
+        combine: several rewards -> one number (default: rank sum).
+        prompt: a prompt to count and calibrate with.
+        device: where a model that is named runs.
+        dtype: its dtype.
+        **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
+            max_sequence_length, max_batch.
+
+    Raises:
+        ValueError: what was wrong and what would work.
+    """
+    if budget is not None and candidates is not None:
+        raise ValueError("give a budget or a number of candidates, not both")
+    if candidates is not None and candidates < 1:
+        raise ValueError(f"candidates must be at least 1, got {candidates}")
+    if isinstance(budget, str):
+        budget = Budget.parse(budget)
+    name = pipe if isinstance(pipe, str) else getattr(pipe, "name_or_path", "") or type(pipe).__name__
+    embedded = str(name) == "shapes" or Path(str(name)).parts[-3:] == ("shapes", "weights", "pipeline")
+    if reward is None:
+        if not embedded:
+            raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
+        reward = DEFAULT_REWARDS["shapes"]
+    names = rewards.names_of(reward)
+    chosen = _policy(policy) if policy is not None else None
+    if isinstance(pipe, str):
+        pipe = load_model(pipe, device, dtype)
+    if embedded:
+        from ttsnap.shapes.pipeline import OPTIONS
+
+        name = "shapes"
+        options = OPTIONS | {key: value for key, value in options.items() if value is not None}
+    from ttsnap import samplers
+    from ttsnap.environments.live import calibrate
+    from ttsnap.samplers.flops import cost_model
+
+    sampler = samplers.for_pipeline(pipe, **options)
+    chosen = chosen or default_policy(sampler.num_steps)
+    chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
+    judges = rewards.load(reward, sampler.device)
+    model = cost_model(sampler, judges, prompt)
+    if budget is not None:
+        allowed = budget
+        if budget.unit == "s":
+            model = calibrate(sampler, judges, model, prompt)
+            allowed = replace(budget, amount=budget.amount * SAFETY)
+        candidates = affordable(chosen, allowed, model, sampler.num_steps)
+    assert list(judges) == names
+    return Searcher(
+        sampler,
+        judges,
+        chosen,
+        candidates or DEFAULT_CANDIDATES,
+        model,
+        str(name),
+        str(budget) if budget else None,
+        combine or RankSum(),
+    )
+
+
+def _policy(policy: str | Policy) -> Policy | None:
+    """A policy by name or file; None for plain `halving`, whose rungs depend on the steps."""
+    if not isinstance(policy, str):
+        return policy
+    if policy == "halving":
+        return None
+    if policy in policies.POLICIES:
+        made: Policy = policies.POLICIES[policy]()
+        return made
+    if policy.endswith(".json") or Path(policy).exists():
+        return policies.load(policy)
+    raise ValueError(f"unknown policy {policy!r}; known are {', '.join(policies.POLICIES)}, or a file such as tuned.json")

@@ -1,0 +1,209 @@
+"""What a live search found, and how it is written to disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ttsnap.cost import Cost, format_amount
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Finished(NamedTuple):
+    """One finished image: its seed, its reward (combined, if there are several), each reward by name."""
+
+    seed: int
+    reward: float
+    rewards: dict[str, float]
+    image: Image
+
+
+class Seen(NamedTuple):
+    """One look at one candidate; `kept` tells whether it went on, or at the last step whether it won."""
+
+    step: int
+    reward: float
+    kept: bool
+    picture: Any = None
+
+
+@dataclass(frozen=True)
+class BestOfNComparison:
+    """What best-of-N gets for the same cost, on the first N of the same seeds; `best` is None if it was not run."""
+
+    candidates: int
+    cost: Cost
+    best: Finished | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of a live search for one prompt.
+
+    Attributes:
+        prompt: the prompt.
+        model: name of the model.
+        policy: the policy as a JSON object.
+        images: the best finished images, best first.
+        cost: calls, decodes, looks, TFLOP and measured seconds (of a block of prompts: this prompt's share by calls).
+        started: candidates started.
+        finished: candidates brought to the last step.
+        history: per seed, every look at it.
+        best_of_n: what best-of-N gets for the same cost.
+        num_steps: denoiser calls of a finished image.
+        reproduce: how the stock pipeline makes the winning image.
+    """
+
+    prompt: str
+    model: str
+    policy: dict[str, Any]
+    images: list[Finished]
+    cost: Cost
+    started: int
+    finished: int
+    history: dict[int, list[Seen]]
+    best_of_n: BestOfNComparison
+    num_steps: int
+    reproduce: str
+    budget: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def image(self) -> Image:
+        """The chosen image."""
+        return self.images[0].image
+
+    @property
+    def reward(self) -> float:
+        """The reward of the chosen image (with several rewards: their combination)."""
+        return self.images[0].reward
+
+    @property
+    def seed(self) -> int:
+        """The seed of the chosen image."""
+        return self.images[0].seed
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as a JSON object (`result.json`)."""
+        best = self.best_of_n.best
+        return {
+            "prompt": self.prompt,
+            "model": self.model,
+            "rewards": list(self.images[0].rewards),
+            "policy": self.policy,
+            "seed": self.seed,
+            "reward": self.reward,
+            "reward_by_name": self.images[0].rewards,
+            "num_steps": self.num_steps,
+            "budget": self.budget,
+            "candidates": {"started": self.started, "finished": self.finished},
+            "cost": self.cost.to_dict(),
+            "best_of_n_at_this_cost": {
+                "candidates": self.best_of_n.candidates,
+                "cost": self.best_of_n.cost.to_dict(),
+                "seed": best.seed if best else None,
+                "reward": best.reward if best else None,
+            },
+            "top": [{"seed": f.seed, "reward": f.reward, "rewards": f.rewards} for f in self.images],
+            "history": [
+                {"seed": seed, "looks": [{"step": s.step, "reward": s.reward, "kept": s.kept} for s in looks]}
+                for seed, looks in self.history.items()
+            ],
+            "reproduce": self.reproduce,
+            "notes": self.notes,
+        }
+
+    def board(self) -> Image:
+        """The pruning board: the whole search in one picture (needs previews, which `search` keeps by default)."""
+        from PIL import Image
+
+        from ttsnap.board import Finish, Row, Tile, draw
+
+        rows = []
+        for step in sorted({seen.step for looks in self.history.values() for seen in looks}):
+            tiles = [
+                Tile(seed, Image.fromarray(seen.picture), seen.reward, seen.kept)
+                for seed, looks in self.history.items()
+                for seen in looks
+                if seen.step == step and seen.picture is not None
+            ]
+            rows.append(Row(step, tiles))
+        name = self.policy["policy"]
+        best = self.best_of_n
+        finishes = [
+            Finish(
+                f"{name}: {self.started} started, {self.finished} finished",
+                self.image,
+                [f"reward {self.reward:.3f} (seed {self.seed})", cost_line(self.cost)],
+            )
+        ]
+        if best.best:
+            lines = [f"reward {best.best.reward:.3f} (seed {best.best.seed})", cost_line(best.cost)]
+            title = f"best-of-{best.candidates}: all finished, same budget"
+            finishes.append(Finish(title, best.best.image, lines))
+        facts = [f"{self.model} · reward: {', '.join(self.images[0].rewards)} · {cost_line(self.cost)}"]
+        return draw(self.prompt, self.num_steps, rows, self.seed, finishes, facts)
+
+    def save(self, folder: str | Path, *, board: bool = True) -> dict[str, Any]:
+        """Write the images, the board and `result.json` (last, so that its presence means "complete").
+
+        Returns:
+            The JSON object, with the file names.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"images": ["best.png", *(f"top{n}.png" for n in range(2, len(self.images) + 1))]}
+        for name, finished in zip(files["images"], self.images, strict=True):
+            save_image(finished.image, folder / name)
+        record = self.to_dict() | {"files": files}
+        if self.best_of_n.best:
+            record["files"]["best_of_n"] = "best_of_n.png"
+            save_image(self.best_of_n.best.image, folder / "best_of_n.png")
+        if board:
+            record["files"]["board"] = "board.png"
+            save_image(self.board(), folder / "board.png")
+        write_json(record, folder / "result.json")
+        return record
+
+
+def cost_line(cost: Cost) -> str:
+    """A cost for people: `121 NFE, 14.2 GFLOP, 1.3 s`."""
+    parts = [f"{cost.nfe} NFE", format_amount(cost.tflop, "TFLOP")]
+    if cost.seconds == cost.seconds:
+        parts.append(f"{cost.seconds:.3g} s")
+    return ", ".join(parts)
+
+
+def save_image(image: Image, path: Path) -> None:
+    """Write a PNG atomically."""
+    atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def write_json(data: Any, path: Path) -> None:
+    """Write JSON atomically."""
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a temporary file beside `path`, then rename it: readers see all of it or nothing."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+__all__: Sequence[str] = ["BestOfNComparison", "Finished", "SearchResult", "Seen", "cost_line"]

@@ -1,0 +1,82 @@
+"""Measure the gates of the embedded model on held-out prompts with the shipped weights.
+
+    python -m ttsnap.shapes.make.evaluate --seeds 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import torch
+
+from ttsnap.environments.live import to_uint8
+from ttsnap.samplers import for_pipeline
+from ttsnap.samplers.flops import cost_model
+from ttsnap.shapes.checker import check
+from ttsnap.shapes.make import common
+from ttsnap.shapes.make.reward import auc
+from ttsnap.shapes.pipeline import OPTIONS, load_pipeline
+from ttsnap.shapes.reward import KINDS, load_reward, soft_minimum
+from ttsnap.shapes.scenes import held_out_prompts, parse, render_batch, sample_scene
+
+
+@torch.no_grad()
+def measure(seeds: int, most: int | None = None) -> dict[str, object]:
+    """All figures: accuracy by kind, reward AUC by kind, best-of-N against the oracle, reconstructions, costs."""
+    pipe, reward = load_pipeline(), load_reward()
+    sampler = for_pipeline(pipe, **OPTIONS, max_batch=64)
+    prompts = held_out_prompts()[:most]
+    rng = np.random.default_rng(3)
+
+    clean = np.concatenate([render_batch([sample_scene(parse(p), rng) for p in prompts]) for _ in range(2)])
+    again = pipe.vae.decode(pipe.vae.encode(common.to_tensor(clean)).latent_dist.mean).sample
+    rebuilt = to_uint8(again / 2 + 0.5)
+    twice = [*prompts, *prompts]
+
+    asked = [p for p in prompts for _ in range(seeds)]
+    images, logits = [], []
+    for start in range(0, len(asked), 64):
+        part = asked[start : start + 64]
+        done = sampler.advance(sampler.start(part, [i % seeds for i in range(start, start + len(part))]), OPTIONS["num_steps"])
+        decoded = sampler.decode(done.x0)
+        images.append(to_uint8(decoded))
+        logits.append(reward.logits(decoded, part))
+    verdicts = [check(image, p) for image, p in zip(np.concatenate(images), asked, strict=True)]
+    table = np.array([[getattr(v, kind) for kind in KINDS] for v in verdicts])
+    values = torch.cat(logits)
+    minimum = soft_minimum(values).numpy()
+    right = table.all(1).reshape(-1, seeds)
+    chosen = minimum.reshape(-1, seeds).argmax(1)
+    model = cost_model(sampler, {"shapes": reward}, prompts[0])
+    return {
+        "prompts": len(prompts),
+        "seeds": seeds,
+        "one_sample": {kind: float(table[:, i].mean()) for i, kind in enumerate(KINDS)} | {"all": float(right.mean())},
+        "reward_auc": {kind: auc(values[:, i].numpy(), table[:, i]) for i, kind in enumerate(KINDS)}
+        | {"all": auc(minimum, table.all(1))},
+        f"best_of_{seeds}": float(right[np.arange(len(right)), chosen].mean()),
+        "oracle": float(right.any(1).mean()),
+        "reconstructions": float(np.mean([check(image, p).all for image, p in zip(rebuilt, twice, strict=True)])),
+        "clean_renders": float(np.mean([check(image, p).all for image, p in zip(clean, twice, strict=True)])),
+        "mflop": {
+            "call": model.call_tflop * 1e6,
+            "decode": model.decode_tflop * 1e6,
+            "look": model.look_tflop * 1e6,
+            "prompt": model.prompt_tflop * 1e6,
+        },
+    }
+
+
+def main() -> None:
+    """Parse, measure, print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=None)
+    a = parser.parse_args()
+    print(json.dumps(measure(a.seeds, a.prompts), indent=1))
+
+
+if __name__ == "__main__":
+    main()
