@@ -66,7 +66,11 @@ def draw(
     for number, row in enumerate(rows):
         last = row.step == num_steps
         alive, kept = len(row.tiles), sum(tile.kept for tile in row.tiles)
-        head = f"Finished ({num_steps} of {num_steps} steps)" if last else f"Look {number + 1}: step {row.step} of {num_steps}"
+        head = (
+            f"Finished ({num_steps} of {num_steps} steps)"
+            if last
+            else f"Look {number + 1}: step {row.step} of {num_steps}"
+        )
         tail = f"{alive} finished, the best one wins" if last else f"{alive} alive, the best {kept} go on"
         if not last and kept == alive:
             tail = f"{alive} alive, all go on"

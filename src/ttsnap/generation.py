@@ -55,7 +55,9 @@ def load_model(model: str, device: str | None = None, dtype: str | None = None) 
     if path.exists() and not (path / "model_index.json").is_file():
         raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json")
     if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise ValueError(f"unknown model {model!r}; it can be 'shapes', a diffusers directory, or a hub id such as owner/name")
+        raise ValueError(
+            f"unknown model {model!r}; it can be 'shapes', a diffusers directory, or a hub id such as owner/name"
+        )
     from diffusers import DiffusionPipeline
 
     kind = kind or (torch.float32 if where.type == "cpu" else torch.bfloat16)
@@ -179,7 +181,10 @@ class Searcher:
         finished = result.finished[p : p + 1]
         combined = self.combine(final, finished)
         count = min(top, int(finished.sum()))
-        return [self._finished(environment, p, int(c), final[0, c], combined[0, c]) for c in order(combined, finished)[0, :count]]
+        return [
+            self._finished(environment, p, int(c), final[0, c], combined[0, c])
+            for c in order(combined, finished)[0, :count]
+        ]
 
     def _finished(self, environment: Any, p: int, c: int, values: Any, combined: float) -> Finished:
         from PIL import Image
@@ -344,4 +349,6 @@ def _policy(policy: str | Policy) -> Policy | None:
         return made
     if policy.endswith(".json") or Path(policy).exists():
         return policies.load(policy)
-    raise ValueError(f"unknown policy {policy!r}; known are {', '.join(policies.POLICIES)}, or a file such as tuned.json")
+    raise ValueError(
+        f"unknown policy {policy!r}; known are {', '.join(policies.POLICIES)}, or a file such as tuned.json"
+    )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ttsnap.cost import Ledger
 from ttsnap.ranking import RankSum, choose
 from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy
+
+if TYPE_CHECKING:
+    from ttsnap.results import SearchResult
 
 
 class Look(NamedTuple):
@@ -123,3 +126,28 @@ def _complain(environment: Environment, new: BoolArray, observed: FloatArray, st
     values = ", ".join(f"{value:g}" for value in observed[prompt, candidate])
     who = environment.describe(int(prompt), int(candidate))
     raise ValueError(f"a reward returned {values} for {who} at step {step} of {environment.problem.num_steps}")
+
+
+def search(
+    pipe: Any, prompt: str, *, seed: int = 0, top: int = 1, compare: bool = False, **options: Any
+) -> SearchResult:
+    """Find the best image for a prompt under a compute budget.
+
+    Args:
+        pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, or a hub id.
+        prompt: what to paint.
+        seed: first seed; candidates use `seed`, `seed` + 1, ...
+        top: how many of the best finished images to return.
+        compare: also run best-of-N at the same cost, on the first of the same seeds.
+        **options: see `ttsnap.generation.prepare`: reward, budget or candidates, policy, combine, num_steps, height,
+            width, guidance_scale, negative_prompt, true_cfg_scale, max_sequence_length, max_batch, device, dtype.
+
+    Returns:
+        The image, its reward and seed, the cost, and the history of every candidate.
+
+    Raises:
+        ValueError: what was wrong and what would work.
+    """
+    from ttsnap.generation import prepare
+
+    return prepare(pipe, prompt=prompt, **options).block([prompt], seed=seed, top=top, compare=compare)[0]

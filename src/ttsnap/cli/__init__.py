@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="A better picture for the same compute: start many candidates, look early, drop the poor ones, finish the best.",
+    help="A better picture for the same compute: start many candidates, look early, drop the poor, finish the best.",
 )
 app.command()(generate)
 
@@ -33,7 +33,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Options of ttsnap itself."""
 
@@ -59,7 +61,9 @@ def explain(error: Exception) -> str:
     """One sentence for an error; a missing extra names its install command."""
     if isinstance(error, ModuleNotFoundError):
         extra = {"gradio": "app", "ray": "cluster", "peft": "train", "accelerate": "train"}.get(error.name or "")
-        extra = extra or ("replay" if error.name in ("xarray", "zarr", "scipy", "pandas", "optuna", "yaml") else "diffusion")
+        extra = extra or (
+            "replay" if error.name in ("xarray", "zarr", "scipy", "pandas", "optuna", "yaml") else "diffusion"
+        )
         return f"{error.name} is not installed; it comes with: pip install 'ttsnap[{extra}]'"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

@@ -86,7 +86,7 @@ class LiveEnvironment:
     @property
     def problem(self) -> Problem:
         """The grid: prompts x seeds x the sampler's steps."""
-        return Problem(*self.seeds.shape, self.sampler.num_steps)
+        return Problem(self.seeds.shape[0], self.seeds.shape[1], self.sampler.num_steps)
 
     def observe(self, query: Query) -> FloatArray:
         """Advance, decode and judge; rewards [prompts, candidates, rewards], NaN where not asked."""
@@ -106,7 +106,9 @@ class LiveEnvironment:
             with self.clock.measure("decodes", trajectories.latents.device):
                 images = self.sampler.decode(trajectories.x0[rows])
             with self.clock.measure("looks", trajectories.latents.device):
-                values = [reward(images, prompts[rows], sigma=sigma).float().cpu().numpy() for reward in self.rewards.values()]
+                values = [
+                    reward(images, prompts[rows], sigma=sigma).float().cpu().numpy() for reward in self.rewards.values()
+                ]
             for (p, c), row in zip(where[rows], np.stack(values, axis=1), strict=True):
                 answer[p, c] = row
             self._keep_pictures(where[rows], query.step, images, last)

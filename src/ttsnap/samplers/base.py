@@ -78,6 +78,7 @@ class BaseSampler(ABC):
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max batch must be at least 1, got {max_batch}")
         self.pipe = pipe
+        self.device: torch.device = pipe._execution_device
         self.num_steps = num_steps
         self.height = height
         self.width = width

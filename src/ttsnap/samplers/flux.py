@@ -62,7 +62,6 @@ class FluxSampler(BaseSampler):
         self.negative_prompt = negative_prompt
         self.true_cfg_scale = true_cfg_scale
         self.max_sequence_length = max_sequence_length
-        self.device = pipe._execution_device
         self._timesteps, self._sigmas = self._schedule()
         self._image_ids: Tensor | None = None
 
@@ -97,7 +96,7 @@ class FluxSampler(BaseSampler):
         return timesteps, scheduler.sigmas.to(self.device)
 
     def noise(self, seed: int) -> Tensor:
-        """Packed noise [1, tokens, channels] of a seed, as `generator=torch.Generator("cpu").manual_seed(seed)` gives."""
+        """Packed noise [1, tokens, channels] of a seed, as a CPU generator with that seed gives it."""
         latents, self._image_ids = self.pipe.prepare_latents(
             1,
             self.pipe.transformer.config.in_channels // 4,

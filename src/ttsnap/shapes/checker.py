@@ -96,7 +96,7 @@ def detect(image: NDArray[np.uint8]) -> list[Found]:
     if pixels.shape[:2] != (64, 64):
         zoom = (64 / pixels.shape[0], 64 / pixels.shape[1], 1)
         pixels = ndimage.zoom(pixels, zoom, order=1)
-    difference = pixels - np.float32(BACKGROUND)
+    difference = pixels - np.asarray(BACKGROUND, dtype=np.float32)
     strength = np.sqrt((difference**2).sum(-1))
     hue = difference / np.maximum(strength, 1e-6)[..., None]
     likeness = hue @ _hues().T  # [64, 64, colours]
@@ -113,7 +113,9 @@ def detect(image: NDArray[np.uint8]) -> list[Found]:
     return sorted(found, key=lambda thing: -thing.area)
 
 
-def _by_colour(blob: NDArray[np.bool_], nearest: NDArray[np.intp], strength: NDArray[np.float32]) -> list[NDArray[np.bool_]]:
+def _by_colour(
+    blob: NDArray[np.bool_], nearest: NDArray[np.intp], strength: NDArray[np.float32]
+) -> list[NDArray[np.bool_]]:
     """Split a blob in which two colours touch; edge pixels of other hues stay with the largest part."""
     core = blob & (strength > 80)
     parts = []
@@ -163,5 +165,5 @@ def _template(shape: str) -> tuple[float, float]:
 
 @cache
 def _hues() -> NDArray[np.float32]:
-    colours = np.float32(list(COLOURS.values())) - np.float32(BACKGROUND)
+    colours = np.asarray(list(COLOURS.values()), dtype=np.float32) - np.asarray(BACKGROUND, dtype=np.float32)
     return np.asarray(colours / np.linalg.norm(colours, axis=1, keepdims=True), dtype=np.float32)

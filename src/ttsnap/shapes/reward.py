@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 KINDS = ("count", "colour", "shape", "relation")
-WORDS = ("a red green blue yellow purple cyan circle square triangle left right of above below").split()
+COLOUR_WORDS = ("red", "green", "blue", "yellow", "purple", "cyan")
+WORDS = ("a", *COLOUR_WORDS, "circle", "square", "triangle", "left", "right", "of", "above", "below")
 PAD, UNKNOWN, LENGTH, GRID = 0, 1, 12, 8
 WEIGHTS = Path(__file__).parent / "weights" / "reward"
 

@@ -1,4 +1,4 @@
-"""Scenes of the embedded world: one or two coloured shapes on dark grey, the prompts that describe them, and a renderer.
+"""Scenes of the embedded world: coloured shapes on dark grey, the prompts that describe them, a renderer.
 
 A prompt is `a red circle` or `a red circle left of a blue square`. The relation decides the layout: the two things lie
 in opposite halves of the image along its axis. One fifth of all two-object combinations is held out of every training.
@@ -116,9 +116,7 @@ def _shuffled(specs: Iterable[Spec]) -> list[str]:
 def sample_spec(rng: np.random.Generator, *, held_out: bool = False, single: float = 0.2) -> Spec:
     """A random Spec; one object with probability `single` (never when `held_out`)."""
     while True:
-        nouns = [
-            (_COLOUR_NAMES[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]) for _ in range(2)
-        ]
+        nouns = [(_COLOUR_NAMES[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]) for _ in range(2)]
         if not held_out and rng.random() < single:
             return Spec((nouns[0],))
         spec = Spec((nouns[0], nouns[1]), RELATIONS[rng.integers(len(RELATIONS))])
@@ -156,14 +154,14 @@ def render_batch(scenes: list[Scene], size: int = SIZE) -> NDArray[np.uint8]:
     images = np.empty((len(scenes), size, size, 3), dtype=np.uint8)
     for start in range(0, len(scenes), 1024):
         chunk = scenes[start : start + 1024]
-        canvas = np.broadcast_to(np.float32(BACKGROUND), (len(chunk), size, size, 3)).copy()
+        canvas = np.broadcast_to(np.asarray(BACKGROUND, dtype=np.float32), (len(chunk), size, size, 3)).copy()
         for layer in range(most):
             rows = [i for i, scene in enumerate(chunk) if len(scene.things) > layer]
             if not rows:
                 continue
             things = [chunk[i].things[layer] for i in rows]
             alpha = coverage(things, size)[..., None]
-            colour = np.float32([COLOURS[thing.colour] for thing in things])[:, None, None]
+            colour = np.asarray([COLOURS[thing.colour] for thing in things], dtype=np.float32)[:, None, None]
             canvas[rows] = canvas[rows] * (1 - alpha) + colour * alpha
         images[start : start + 1024] = np.round(canvas).astype(np.uint8)
     return images
@@ -173,7 +171,8 @@ def coverage(things: list[Thing], size: int = SIZE) -> NDArray[np.float32]:
     """How much of each pixel [n, size, size] a thing covers, 0..1, from its signed distance."""
     scale = size / SIZE
     x, y, r = (
-        np.float32([getattr(thing, name) * scale for thing in things])[:, None, None] for name in ("x", "y", "size")
+        np.asarray([getattr(thing, name) * scale for thing in things], dtype=np.float32)[:, None, None]
+        for name in ("x", "y", "size")
     )
     axis = np.arange(size, dtype=np.float32) + np.float32(0.5)
     dx, dy = axis[None, None, :] - x, axis[None, :, None] - y
@@ -192,4 +191,5 @@ def coverage(things: list[Thing], size: int = SIZE) -> NDArray[np.float32]:
             inradius = 0.62 * s
             slanted = np.abs(a) * np.float32(np.sqrt(3) / 2) - c / 2
             distance[rows] = np.maximum(c, slanted) - inradius
-    return np.clip(0.5 - distance, 0, 1)
+    covered: NDArray[np.float32] = np.clip(0.5 - distance, 0, 1)
+    return covered

@@ -26,7 +26,9 @@ def launch(train: Callable[..., None], processes: int, *args: Any) -> None:
     """Run `train(rank, *args)` in that many gloo processes of one thread each."""
     os.environ.update(_MALLOC)
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_start, (train, processes, f"file://{folder}/meet", args), nprocs=processes)
+        torch.multiprocessing.spawn(  # type: ignore[attr-defined]
+            _start, (train, processes, f"file://{folder}/meet", args), nprocs=processes
+        )
 
 
 def _start(rank: int, train: Callable[..., None], processes: int, meet: str, args: tuple[Any, ...]) -> None:

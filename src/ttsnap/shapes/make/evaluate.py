@@ -1,6 +1,6 @@
 """Measure the gates of the embedded model on held-out prompts with the shipped weights.
 
-    python -m ttsnap.shapes.make.evaluate --seeds 16
+python -m ttsnap.shapes.make.evaluate --seeds 16
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from ttsnap.shapes.make import common
 from ttsnap.shapes.make.reward import auc
 from ttsnap.shapes.pipeline import OPTIONS, load_pipeline
 from ttsnap.shapes.reward import KINDS, load_reward, soft_minimum
-from ttsnap.shapes.scenes import held_out_prompts, parse, render_batch, sample_scene
+from ttsnap.shapes.scenes import Spec, held_out_prompts, parse, render_batch, sample_scene
+
+
+def opposite(prompt: str) -> str:
+    """The prompt with its relation reversed."""
+    spec = parse(prompt)
+    other = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    return Spec(spec.things, other[spec.relation] if spec.relation else None).prompt
 
 
 @torch.no_grad()
@@ -36,16 +43,23 @@ def measure(seeds: int, most: int | None = None) -> dict[str, object]:
     twice = [*prompts, *prompts]
 
     asked = [p for p in prompts for _ in range(seeds)]
-    images, logits = [], []
+    images, logits, reversed_logits = [], [], []
     for start in range(0, len(asked), 64):
         part = asked[start : start + 64]
-        done = sampler.advance(sampler.start(part, [i % seeds for i in range(start, start + len(part))]), OPTIONS["num_steps"])
-        decoded = sampler.decode(done.x0)
+        done = sampler.advance(
+            sampler.start(part, [i % seeds for i in range(start, start + len(part))]), OPTIONS["num_steps"]
+        )
+        decoded = sampler.decode(done.x0)  # type: ignore[arg-type]
         images.append(to_uint8(decoded))
         logits.append(reward.logits(decoded, part))
+        reversed_logits.append(reward.logits(decoded, [opposite(p) for p in part]))
     verdicts = [check(image, p) for image, p in zip(np.concatenate(images), asked, strict=True)]
     table = np.array([[getattr(v, kind) for kind in KINDS] for v in verdicts])
     values = torch.cat(logits)
+    # The model hardly ever errs on relations, so each image is also judged against the opposite relation.
+    relation = [check(image, opposite(p)).relation for image, p in zip(np.concatenate(images), asked, strict=True)]
+    both = torch.cat([values, *reversed_logits])[:, KINDS.index("relation")].numpy()
+    relation_auc = auc(both, np.concatenate([table[:, KINDS.index("relation")], np.asarray(relation)]))
     minimum = soft_minimum(values).numpy()
     right = table.all(1).reshape(-1, seeds)
     chosen = minimum.reshape(-1, seeds).argmax(1)
@@ -55,7 +69,7 @@ def measure(seeds: int, most: int | None = None) -> dict[str, object]:
         "seeds": seeds,
         "one_sample": {kind: float(table[:, i].mean()) for i, kind in enumerate(KINDS)} | {"all": float(right.mean())},
         "reward_auc": {kind: auc(values[:, i].numpy(), table[:, i]) for i, kind in enumerate(KINDS)}
-        | {"all": auc(minimum, table.all(1))},
+        | {"relation": relation_auc, "all": auc(minimum, np.asarray(table.all(1)))},
         f"best_of_{seeds}": float(right[np.arange(len(right)), chosen].mean()),
         "oracle": float(right.any(1).mean()),
         "reconstructions": float(np.mean([check(image, p).all for image, p in zip(rebuilt, twice, strict=True)])),

@@ -1,6 +1,6 @@
 """Put the trained parts together as the directory that `FluxPipeline.from_pretrained` loads, in fp16.
 
-    python -m ttsnap.shapes.make.export --vae runs/vae/vae_stage1 --text runs/text --transformer runs/transformer/final.pt
+python -m ttsnap.shapes.make.export --vae runs/vae/vae_stage1 --text runs/text --transformer runs/transformer/final.pt
 """
 
 from __future__ import annotations

@@ -109,9 +109,9 @@ def _vary(spec: Spec, rng: np.random.Generator) -> Spec:
 
 
 def targets(found: list[Found], spec: Spec) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Labels of a pair: kinds [4], words met [12] (NaN: not asked), cell of each noun word's thing [12] (-100: none)."""
+    """Labels of a pair: kinds [4], words met [12] (NaN: not asked), cell of each noun's thing [12]."""
     verdict = judge(found, spec)
-    kinds = np.float32([getattr(verdict, kind) for kind in KINDS])
+    kinds = np.asarray([getattr(verdict, kind) for kind in KINDS], dtype=np.float32)
     met = np.full(LENGTH, np.nan, dtype=np.float32)
     cell = np.full(LENGTH, -100, dtype=np.int64)
     start = 0
@@ -141,7 +141,9 @@ def cell_labels(found: list[Found]) -> NDArray[np.int64]:
     return label.reshape(-1, 2)
 
 
-def loss_of(network: RewardNetwork, images: Tensor, prompts: list[str], labels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def loss_of(
+    network: RewardNetwork, images: Tensor, prompts: list[str], labels: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
     """The sum of all losses, and the logits."""
     kinds, met, cell, cells = labels
     output = network(images, *network.encode_text(network.tokenize(prompts)))
@@ -155,8 +157,12 @@ def loss_of(network: RewardNetwork, images: Tensor, prompts: list[str], labels: 
     loss = loss + 0.2 * F.cross_entropy(output["scores"][:, 1 : LENGTH + 1].flatten(0, 1), cell.flatten())
     weight = torch.ones(7)
     weight[0] = 0.15
-    loss = loss + 0.5 * F.cross_entropy(network.cell_colour(output["grid"]).flatten(0, 1), cells[..., 0].flatten(), weight)
-    loss = loss + 0.5 * F.cross_entropy(network.cell_shape(output["grid"]).flatten(0, 1), cells[..., 1].flatten(), weight[:4])
+    loss = loss + 0.5 * F.cross_entropy(
+        network.cell_colour(output["grid"]).flatten(0, 1), cells[..., 0].flatten(), weight
+    )
+    loss = loss + 0.5 * F.cross_entropy(
+        network.cell_shape(output["grid"]).flatten(0, 1), cells[..., 1].flatten(), weight[:4]
+    )
     return loss, output["logits"]
 
 
@@ -206,7 +212,9 @@ def train(rank: int, a: argparse.Namespace) -> None:
             group["lr"] = a.rate * common.schedule(spent / (a.minutes * 60), decay=0.6)
         rows = rng.integers(len(images), size=a.batch)
         asked = [variation(specs[i], rng) if not is_held_out(specs[i]) else specs[i] for i in rows]
-        kinds, met, cell = (np.stack(x) for x in zip(*(targets(found[i], s) for i, s in zip(rows, asked, strict=True)), strict=True))
+        kinds, met, cell = (
+            np.stack(x) for x in zip(*(targets(found[i], s) for i, s in zip(rows, asked, strict=True)), strict=True)
+        )
         batch = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 255
         batch = batch * (1 + 0.05 * torch.randn(a.batch, 1, 1, 1)) + 0.01 * torch.randn(batch.shape)
         labels = tuple(torch.from_numpy(x) for x in (kinds, met, cell, cells[rows]))

@@ -101,7 +101,7 @@ def places(spec: Spec) -> tuple[int, ...]:
 
 
 def labels(specs: list[Spec]) -> tuple[Tensor, Tensor]:
-    """Targets: per T5 token (colour, shape, place) [n, 12, 3], -100 outside nouns; per place (colour, shape) [n, 5, 2]."""
+    """Targets: colour, shape, place per T5 token [n, 12, 3], -100 outside nouns; and per place [n, 5, 2]."""
     tokens = torch.full((len(specs), T5_LENGTH, 3), -100)
     whole = torch.zeros(len(specs), 5, 2, dtype=torch.long)
     colours = tuple(COLOURS)

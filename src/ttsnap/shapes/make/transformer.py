@@ -1,6 +1,6 @@
 """Train the transformer of the embedded model by flow matching on VAE latents.
 
-    python -m ttsnap.shapes.make.transformer --vae runs/vae/vae_stage0 --text runs/text --out runs/transformer --minutes 65
+    python -m ttsnap.shapes.make.transformer --vae runs/vae/vae_stage1 --out runs/transformer
 
 Two gloo processes of one thread each. Half of the noise levels lie above 0.75, where the layout is decided. Text
 encoders are frozen, so prompts are encoded once. Run it again after a kill: it goes on from the last checkpoint.
@@ -9,6 +9,7 @@ encoders are frozen, so prompts are encoded once. Run it again after a kill: it 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def build(heads: int) -> FluxTransformer2DModel:
         axes_dims_rope=(8, 12, 12),
     )
     for name, parameter in model.named_parameters():
-        if "norm" in name and "linear" in name or name.startswith("proj_out"):
+        if ("norm" in name and "linear" in name) or name.startswith("proj_out"):
             torch.nn.init.zeros_(parameter)
     return model
 
@@ -131,7 +132,10 @@ class Prompts:
     """Text features of prompts, each encoded once; the empty prompt is the dropped one."""
 
     def __init__(self, folder: Path, prompts: list[str]) -> None:
-        clip, t5 = CLIPTokenizer.from_pretrained(folder / "tokenizer"), T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
+        clip, t5 = (
+            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            T5TokenizerFast.from_pretrained(folder / "tokenizer_2"),
+        )
         self.index = {prompt: i for i, prompt in enumerate(dict.fromkeys(["", *prompts]))}
         clip_ids, t5_ids = token_ids(clip, t5, list(self.index))
         with torch.no_grad():
@@ -153,7 +157,7 @@ def sample(model: FluxTransformer2DModel, text: dict[str, Tensor], noise: Tensor
     """Euler flow from noise [n, 16, 32] to packed latents."""
     sigmas = [1 - i / steps for i in range(steps + 1)]
     x = noise
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in itertools.pairwise(sigmas):
         v = model(hidden_states=x, timestep=torch.full((len(x),), sigma), return_dict=False, **text)[0]
         x = x + (following - sigma) * v
     return x
@@ -190,7 +194,9 @@ def train(rank: int, a: argparse.Namespace) -> None:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n and "norm" not in n]
     chosen = {id(p) for p in matrices}
     muon = Muon(matrices)
-    adam = torch.optim.AdamW([p for p in model.parameters() if id(p) not in chosen], lr=a.rate / 2, betas=(0.9, 0.97), weight_decay=0.0)
+    adam = torch.optim.AdamW(
+        [p for p in model.parameters() if id(p) not in chosen], lr=a.rate / 2, betas=(0.9, 0.97), weight_decay=0.0
+    )
     ema = common.Ema({"model": model}, a.ema)
     step, spent = 0, 0.0
     log = common.Log(a.out) if rank == 0 else None
@@ -247,7 +253,15 @@ def train(rank: int, a: argparse.Namespace) -> None:
         common.save({"model": ema.state["model"], "heads": a.heads}, a.out / "final.pt")
 
 
-def evaluate(model: FluxTransformer2DModel, ema: common.Ema, vae: AutoencoderKL, text: Prompts, prompts: list[str], log: common.Log, path: Path) -> None:  # fmt: skip
+def evaluate(
+    model: FluxTransformer2DModel,
+    ema: common.Ema,
+    vae: AutoencoderKL,
+    text: Prompts,
+    prompts: list[str],
+    log: common.Log,
+    path: Path,
+) -> None:
     """Accuracy by kind of the averaged weights on held-out prompts; keeps those weights."""
     mine = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(ema.state["model"])
@@ -261,7 +275,7 @@ def evaluate(model: FluxTransformer2DModel, ema: common.Ema, vae: AutoencoderKL,
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae_stage0"))
+    parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae_stage1"))
     parser.add_argument("--text", type=Path, default=Path("runs/text"))
     parser.add_argument("--out", type=Path, default=Path("runs/transformer"))
     parser.add_argument("--minutes", type=float, default=65)

@@ -48,7 +48,13 @@ def any_scene(rng: np.random.Generator) -> Scene:
     names = tuple(COLOURS)
     return Scene(
         tuple(
-            Thing(names[rng.integers(6)], SHAPES[rng.integers(3)], *rng.uniform(10, 54, 2), rng.uniform(6, 13))
+            Thing(
+                names[rng.integers(6)],
+                SHAPES[rng.integers(3)],
+                rng.uniform(10, 54),
+                rng.uniform(10, 54),
+                rng.uniform(6, 13),
+            )
             for _ in range(rng.integers(0, 4))
         )
     )
