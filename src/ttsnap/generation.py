@@ -51,13 +51,7 @@ def load_model(model: str, device: str | None = None, dtype: str | None = None) 
         from ttsnap.shapes.pipeline import load_pipeline
 
         return load_pipeline(kind, where)
-    path = Path(model)
-    if path.exists() and not (path / "model_index.json").is_file():
-        raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json")
-    if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise ValueError(
-            f"unknown model {model!r}; it can be 'shapes', a diffusers directory, or a hub id such as owner/name"
-        )
+    check_model(model)
     from diffusers import DiffusionPipeline
 
     kind = kind or (torch.float32 if where.type == "cpu" else torch.bfloat16)
@@ -67,6 +61,19 @@ def load_model(model: str, device: str | None = None, dtype: str | None = None) 
         raise ValueError(f"cannot load model {model!r}: {str(error).strip().splitlines()[0]}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(where)
+
+
+def check_model(model: str) -> None:
+    """ValueError where a model can be neither `shapes`, a diffusers directory, nor a hub id."""
+    path = Path(model)
+    if model == "shapes":
+        return
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json")
+    if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise ValueError(
+            f"unknown model {model!r}; it can be 'shapes', a diffusers directory, or a hub id such as owner/name"
+        )
 
 
 def _device(device: str | None) -> Any:
@@ -295,6 +302,8 @@ def prepare(
         raise ValueError(f"candidates must be at least 1, got {candidates}")
     if isinstance(budget, str):
         budget = Budget.parse(budget)
+    if isinstance(pipe, str):
+        check_model(pipe)
     name = pipe if isinstance(pipe, str) else getattr(pipe, "name_or_path", "") or type(pipe).__name__
     embedded = str(name) == "shapes" or Path(str(name)).parts[-3:] == ("shapes", "weights", "pipeline")
     if reward is None:

@@ -1,0 +1,134 @@
+"""One conformance test that every policy passes, live and replayed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttsnap import policies
+from ttsnap.cost import CostModel
+from ttsnap.environments.replay import ReplayEnvironment
+from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
+from ttsnap.search import run
+
+MODEL = CostModel("test", call_tflop=1.0, decode_tflop=0.25, look_tflop=0.125)
+POLICIES = [
+    BestOfN(),
+    EarlySelection(step=2),
+    SuccessiveHalving((1, 3), keep=(0.5, 0.5)),
+    SuccessiveHalving((2, 4), sizes=(5, 2)),
+    SuccessiveHalving((1, 2, 3, 4), keep=(1.0, 0.7, 0.3, 1.0)),
+]
+each_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
+
+
+def recorded(prompts=3, candidates=7, steps=5, rewards=1, seed=0):
+    return np.random.default_rng(seed).normal(size=(prompts, candidates, steps, rewards))
+
+
+@each_policy
+def test_a_block_of_prompts_equals_a_loop_over_them(policy):
+    guide = recorded(rewards=2)
+    block = run(policy, ReplayEnvironment(guide))
+    for p in range(len(guide)):
+        alone = run(policy, ReplayEnvironment(guide[p : p + 1]))
+        assert alone.chosen[0] == block.chosen[p]
+        assert alone.ledger.cost(MODEL) == pytest.approx(block.ledger.cost(MODEL, p), nan_ok=True)
+
+
+@each_policy
+def test_the_plan_is_what_is_paid(policy):
+    guide = recorded()
+    result = run(policy, ReplayEnvironment(guide))
+    planned = MODEL.of_plan(policy.plan(7, 5))
+    for p in range(len(guide)):
+        paid = result.ledger.cost(MODEL, p)
+        assert (paid.nfe, paid.decodes, paid.looks) == (planned.nfe, planned.decodes, planned.looks)
+        assert paid.tflop == pytest.approx(planned.tflop)
+
+
+@each_policy
+def test_one_candidate(policy):
+    result = run(policy, ReplayEnvironment(recorded(candidates=1)))
+    assert (result.chosen == 0).all()
+    assert (result.ledger.nfe == 5).all()
+
+
+@each_policy
+def test_ties_go_to_the_lower_index(policy):
+    result = run(policy, ReplayEnvironment(np.zeros((2, 6, 5, 1))))
+    assert (result.chosen == 0).all()
+
+
+@each_policy
+def test_nan_is_an_error_that_names_prompt_seed_and_step(policy):
+    guide = recorded()
+    guide[1, 4] = np.nan
+    environment = ReplayEnvironment(guide, prompts=["x", "a cat", "z"], seeds=np.arange(21).reshape(3, 7))
+    step = policy.plan(7, 5)[0].step
+    with pytest.raises(ValueError, match=f"nan for prompt 'a cat', seed 11 at step {step} of 5"):
+        run(policy, environment)
+
+
+@each_policy
+def test_the_policy_survives_json(policy):
+    assert policies.from_dict(policies.to_dict(policy)) == policy
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 6), st.integers(0, 99), st.data())
+def test_keep_all_equals_best_of_n_and_costs_its_looks_more(candidates, steps, seed, data):
+    rungs = tuple(sorted(data.draw(st.sets(st.integers(1, steps - 1), max_size=3))))
+    guide = recorded(2, candidates, steps, seed=seed)
+    keep_all = run(SuccessiveHalving(rungs, keep=(1.0,) * len(rungs)), ReplayEnvironment(guide))
+    best_of_n = run(BestOfN(), ReplayEnvironment(guide))
+    assert (keep_all.chosen == best_of_n.chosen).all()
+    assert (keep_all.ledger.nfe == best_of_n.ledger.nfe).all()
+    extra = len(rungs) * candidates if candidates > 1 else 0
+    assert (keep_all.ledger.looks == best_of_n.ledger.looks + extra).all()
+    difference = keep_all.ledger.cost(MODEL).tflop - best_of_n.ledger.cost(MODEL).tflop
+    assert difference == pytest.approx(2 * extra * (0.25 + 0.125))
+
+
+def test_bad_hyperparameters_are_refused():
+    for keep in (0.0, -0.1, 1.1):
+        with pytest.raises(ValueError, match="keep ratio must be above 0 and at most 1"):
+            SuccessiveHalving((3,), keep=(keep,))
+    with pytest.raises(ValueError, match="2 rungs need 2 keep ratios, got 1"):
+        SuccessiveHalving((3, 5), keep=(0.5,))
+    with pytest.raises(ValueError, match="must ascend"):
+        SuccessiveHalving((5, 3), keep=(0.5, 0.5))
+    with pytest.raises(ValueError, match="must lie below the 5 steps"):
+        SuccessiveHalving((3, 5), keep=(0.5, 0.5)).plan(4, 5)
+    with pytest.raises(ValueError, match="unknown policy 'magic'; known are best-of-n"):
+        policies.from_dict({"policy": "magic"})
+
+
+@each_policy
+def test_live_equals_replay_on_the_same_numbers(policy, live_world):
+    """Record every look live, then run the policy live and replayed: the same choice at the same cost."""
+    environment, guide = live_world
+    live = run(policy, environment())
+    replay = run(policy, ReplayEnvironment(guide))
+    assert (live.chosen == replay.chosen).all()
+    assert live.ledger.cost(MODEL) == pytest.approx(replay.ledger.cost(MODEL), nan_ok=True)
+    np.testing.assert_allclose(live.rewards, replay.rewards, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def live_world():
+    from tests.samplers import tiny
+    from ttsnap import samplers
+    from ttsnap.environments.live import LiveEnvironment
+
+    sampler = samplers.for_pipeline(tiny.flux(), num_steps=5, max_sequence_length=12, height=32, width=32, max_batch=4)
+    prompts = ["a red circle", "a blue square"]
+
+    def environment():
+        return LiveEnvironment(sampler, {"red": tiny.Redness()}, prompts, np.arange(7)[None].repeat(2, 0))
+
+    everything = SuccessiveHalving((1, 2, 3, 4), keep=(1.0,) * 4)
+    looks = run(everything, environment()).history
+    return environment, np.stack([look.rewards for look in looks], axis=2)
