@@ -127,9 +127,18 @@ class CostModel:
         return Cost(calls, looks, looks, tflop, seconds if self.call_seconds else math.nan)
 
 
-# Counted by others or published; `python -m ttsnap` users pass their own with --call-tflop and --look-tflop.
+# TFLOP = 2 x multiply-adds, counted with torch's flop counter; a look is one ViT-H reward (PickScore, HPSv2: 0.335 for
+# the image, 0.047 for the text). `flux-512` keeps the constants that TTSnap was published with: they are the
+# multiply-adds of the linear layers alone, and of the VAE decode alone. Pass your own with --call-tflop, --look-tflop.
 NAMED_COST_MODELS = {
-    "flux-512": CostModel("flux-512", call_tflop=9.9, decode_tflop=0.0, look_tflop=1.2),
+    model.name: model
+    for model in (
+        CostModel("flux-512", call_tflop=9.9, decode_tflop=0.0, look_tflop=1.2),
+        CostModel("flux-512-counted", call_tflop=21.50, decode_tflop=2.515, look_tflop=0.382),
+        CostModel("flux-1024", call_tflop=74.38, decode_tflop=10.47, look_tflop=0.382),
+        CostModel("sdxl-512", call_tflop=3.18, decode_tflop=2.515, look_tflop=0.382),
+        CostModel("sdxl-1024", call_tflop=13.52, decode_tflop=10.47, look_tflop=0.382),
+    )
 }
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from ttsnap import policies, rewards
-from ttsnap.cost import Budget, Cost, CostModel, Ledger, affordable
+from ttsnap.cost import Budget, Cost, CostModel, Ledger, Seconds, affordable
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.ranking import RankSum, choose, order
 from ttsnap.results import BestOfNComparison, Finished, SearchResult, Seen
-from ttsnap.search import Look, Result, run
+from ttsnap.search import Look, Result, check, run
 from ttsnap.types import Combine, IntArray, Policy
 
 DEFAULT_CANDIDATES = 32
 DEFAULT_RUNGS = (0.15, 0.35, 0.6)
 DEFAULT_REWARDS = {"shapes": "shapes"}
-SAFETY = 0.93  # of a budget in seconds is planned for, so that it is kept to
+MARGIN = 1.08  # searches are planned to take this much longer than calibrated, so that a budget in seconds is kept to
 
 
 def default_policy(num_steps: int) -> Policy:
@@ -177,6 +177,7 @@ class Searcher:
             )
         if compare:
             results = self._compare(environment, result, results)
+        self.sampler.forget_prompts()  # thousands of encoded prompts would fill the memory
         return results
 
     def _best(self, environment: Any, result: Result, p: int, top: int) -> list[Finished]:
@@ -222,9 +223,11 @@ class Searcher:
         shared = min(most, self.candidates)
         done[:, :shared] = result.finished[:, :shared]
         other.adopt(environment)
-        values = other.observe(Query(wanted & ~done, self.sampler.num_steps))
+        last = self.sampler.num_steps
+        values = other.observe(Query(wanted & ~done, last))
+        check(other, wanted & ~done, values, last)
         for look in result.history:
-            if look.step == self.sampler.num_steps:
+            if look.step == last:
                 known = look.alive[:, :shared, None]
                 values[:, :shared] = np.where(known, look.rewards[:, :shared], values[:, :shared])
         combined = self.combine(values, wanted)
@@ -329,11 +332,9 @@ def prepare(
     judges = rewards.load(reward, sampler.device)
     model = cost_model(sampler, judges, prompt)
     if budget is not None:
-        allowed = budget
         if budget.unit == "s":
             model = calibrate(sampler, judges, model, prompt)
-            allowed = replace(budget, amount=budget.amount * SAFETY)
-        candidates = affordable(chosen, allowed, model, sampler.num_steps)
+        candidates = affordable(chosen, budget, _slower(model), sampler.num_steps)
     assert list(judges) == names
     return Searcher(
         sampler,
@@ -344,6 +345,20 @@ def prepare(
         str(name),
         str(budget) if budget else None,
         combine or RankSum(),
+    )
+
+
+def _slower(model: CostModel) -> CostModel:
+    """A cost model whose seconds, if it has any, leave a margin."""
+
+    def slower(seconds: Seconds | None) -> Seconds | None:
+        return seconds and Seconds(seconds.fixed * MARGIN, seconds.each * MARGIN)
+
+    return replace(
+        model,
+        call_seconds=slower(model.call_seconds),
+        decode_seconds=slower(model.decode_seconds),
+        look_seconds=slower(model.look_seconds),
     )
 
 

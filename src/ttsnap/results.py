@@ -110,6 +110,7 @@ class SearchResult:
                 "cost": self.best_of_n.cost.to_dict(),
                 "seed": best.seed if best else None,
                 "reward": best.reward if best else None,
+                "reward_by_name": best.rewards if best else None,
             },
             "top": [{"seed": f.seed, "reward": f.reward, "rewards": f.rewards} for f in self.images],
             "history": [

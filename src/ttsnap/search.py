@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ttsnap.cost import Ledger
+from ttsnap.cost import Budget, Ledger
 from ttsnap.ranking import RankSum, choose
 from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy
 
 if TYPE_CHECKING:
     from ttsnap.results import SearchResult
+    from ttsnap.rewards import Rewards
 
 
 class Look(NamedTuple):
@@ -85,11 +86,9 @@ def run(
             break
         new = ledger.charge(query)
         observed = environment.observe(query._replace(mask=new))
-        asked = np.count_nonzero(new)
-        if np.count_nonzero(np.isfinite(observed)) != asked * observed.shape[-1]:
-            _complain(environment, new, observed, query.step)
+        check(environment, new, observed, query.step)
         seen.append((new, observed))
-        again = asked < np.count_nonzero(query.mask)
+        again = np.count_nonzero(new) < np.count_nonzero(query.mask)
         rewards = np.where(query.mask[..., None], _latest(seen), np.nan) if again else observed
         answer = combine(rewards, query.mask)
         if keep_history or on_look:
@@ -117,9 +116,11 @@ def _latest(seen: list[tuple[BoolArray, FloatArray]]) -> FloatArray:
     return latest
 
 
-def _complain(environment: Environment, new: BoolArray, observed: FloatArray, step: int) -> None:
-    """Raise ValueError about the first reward that is not a number."""
-    wrong = np.argwhere(new & ~np.isfinite(observed).all(axis=-1))
+def check(environment: Environment, asked: BoolArray, observed: FloatArray, step: int) -> None:
+    """Raise ValueError about the first reward that is not a finite number, or that was not asked for."""
+    if np.count_nonzero(np.isfinite(observed)) == np.count_nonzero(asked) * observed.shape[-1]:
+        return
+    wrong = np.argwhere(asked & ~np.isfinite(observed).all(axis=-1))
     if not len(wrong):
         raise ValueError(f"{type(environment).__name__} answered about candidates that were not asked about")
     prompt, candidate = wrong[0]
@@ -129,18 +130,43 @@ def _complain(environment: Environment, new: BoolArray, observed: FloatArray, st
 
 
 def search(
-    pipe: Any, prompt: str, *, seed: int = 0, top: int = 1, compare: bool = False, **options: Any
+    pipe: Any,
+    prompt: str,
+    *,
+    reward: Rewards | None = None,
+    budget: str | Budget | None = None,
+    candidates: int | None = None,
+    policy: str | Policy | None = None,
+    combine: Combine | None = None,
+    seed: int = 0,
+    top: int = 1,
+    compare: bool = False,
+    on_look: Callable[[Look, Ledger], None] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    **options: Any,
 ) -> SearchResult:
     """Find the best image for a prompt under a compute budget.
+
+    For several prompts, prepare once with `ttsnap.generation.prepare` and run them as a block: batches then stay full.
 
     Args:
         pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, or a hub id.
         prompt: what to paint.
+        reward: name, several names, a callable, or name -> callable; see `ttsnap.types.Reward` (default: the model's
+            own, which only `shapes` has).
+        budget: what the search may cost: `200NFE`, `2000TFLOP`, `30s`; or
+        candidates: how many to start (default 32).
+        policy: a policy, its name, or a policy file (default: successive halving).
+        combine: several rewards -> one number (default: rank sum).
         seed: first seed; candidates use `seed`, `seed` + 1, ...
         top: how many of the best finished images to return.
         compare: also run best-of-N at the same cost, on the first of the same seeds.
-        **options: see `ttsnap.generation.prepare`: reward, budget or candidates, policy, combine, num_steps, height,
-            width, guidance_scale, negative_prompt, true_cfg_scale, max_sequence_length, max_batch, device, dtype.
+        on_look: called after each look.
+        device: where a model that is named runs.
+        dtype: its dtype: float32, bfloat16, float16.
+        **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
+            max_sequence_length, max_batch.
 
     Returns:
         The image, its reward and seed, the cost, and the history of every candidate.
@@ -150,4 +176,16 @@ def search(
     """
     from ttsnap.generation import prepare
 
-    return prepare(pipe, prompt=prompt, **options).block([prompt], seed=seed, top=top, compare=compare)[0]
+    searcher = prepare(
+        pipe,
+        reward=reward,
+        budget=budget,
+        candidates=candidates,
+        policy=policy,
+        combine=combine,
+        prompt=prompt,
+        device=device,
+        dtype=dtype,
+        **options,
+    )
+    return searcher.block([prompt], seed=seed, top=top, compare=compare, on_look=on_look)[0]

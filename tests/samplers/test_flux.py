@@ -80,7 +80,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing():
         return call(latents, encoded, index)
 
     sampler.call = small_machine
-    with pytest.warns(UserWarning, match="at most 2 in a batch"):
+    with pytest.warns(UserWarning, match="at most 4 in a batch"), pytest.warns(UserWarning, match="at most 2 in a"):
         again = sampler.advance(sampler.start(PROMPTS * 4, list(range(8))), 3)
     torch.testing.assert_close(again.latents, whole.latents, atol=1e-5, rtol=1e-5)
     assert set(sizes) == {2}
@@ -112,6 +112,29 @@ def test_unknown_pipelines_and_schedulers_are_refused():
         samplers.for_pipeline(tiny.flux(), height=33, width=32)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_one_candidate_equals_the_stock_pipeline_bit_by_bit(dtype):
+    pipe = tiny.flux(guidance_embeds=True, dynamic_shifting=True).to(dtype=dtype)
+    sampler = samplers.for_pipeline(pipe, num_steps=4, **SMALL)
+    done = sampler.advance(sampler.advance(sampler.start([PROMPTS[0]], [3]), 2), 4)
+    assert (done.latents.dtype, done.x0.dtype) == (dtype, torch.float32)
+    call = {"num_inference_steps": 4, **SMALL, "output_type": "latent"}
+    stock = pipe(PROMPTS[0], generator=torch.Generator("cpu").manual_seed(3), **call).images
+    assert torch.equal(done.latents, stock)
+    stock = pipe(PROMPTS[0], generator=torch.Generator("cpu").manual_seed(3), **(call | {"output_type": "pt"})).images
+    assert torch.equal(sampler.decode(done.x0), stock.float())
+
+
+def test_the_negative_prompt_is_encoded_once_for_all_prompts():
+    pipe = tiny.flux()
+    sampler = samplers.for_pipeline(pipe, num_steps=2, **SMALL, negative_prompt="a cyan square", true_cfg_scale=2.0)
+    calls = []
+    encode = pipe.encode_prompt
+    pipe.encode_prompt = lambda **options: calls.append(*options["prompt"]) or encode(**options)
+    sampler.advance(sampler.start(PROMPTS, [0, 1]), 1)
+    assert sorted(calls) == sorted([*PROMPTS, "a cyan square"])
+
+
 def test_flops_are_counted_once(tmp_path, monkeypatch):
     from ttsnap.samplers import flops
 
@@ -125,5 +148,52 @@ def test_flops_are_counted_once(tmp_path, monkeypatch):
     twice = flops.cost_model(guided, {"red": tiny.Redness()})
     assert np.isclose(twice.call_tflop, 2 * model.call_tflop)
     monkeypatch.setattr(flops, "_memory", {})
-    monkeypatch.setattr(flops, "count_tflop", lambda work: pytest.fail("counted again"))
+    monkeypatch.setattr(flops, "_count", lambda sampler: pytest.fail("counted again"))
     assert flops.cost_model(plain, {"red": tiny.Redness()}) == model
+
+
+def test_flops_without_data_are_those_of_the_real_model_and_leave_it_alone():
+    from ttsnap.samplers import flops
+
+    sampler = samplers.for_pipeline(tiny.flux(guidance_embeds=True), num_steps=4, **SMALL)
+    before = sampler.advance(sampler.start(PROMPTS, [1, 2]), 1).x0
+    monkey = []
+    counted = flops._count(sampler)
+    real = flops._twin(sampler, {})
+    real.on_calls = monkey.append
+    assert flops._count_parts(real) == counted
+    assert monkey == [1]
+    torch.testing.assert_close(sampler.advance(sampler.start(PROMPTS, [1, 2]), 1).x0, before, atol=0, rtol=0)
+
+
+def test_attention_is_counted_on_every_device():
+    from ttsnap.samplers import flops
+
+    q, k = torch.zeros(2, 3, 50, 16), torch.zeros(2, 3, 70, 16)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    expected = 2 * (2 * 2 * 3 * 50 * 70 * 16) / 1e12  # two products, two operations per multiply-add
+    assert flops.count_tflop(lambda: attention(q, k, k)) == pytest.approx(expected)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    assert flops.count_tflop(lambda: layer(torch.zeros(1, 10, 16))) > 2 * 10 * 16 * (3 * 16 + 16 + 64) / 1e12
+
+
+def test_full_size_flux_is_counted_without_weights():
+    """FLUX.1-dev at 512 x 512: 21.5 TFLOP a call."""
+    from diffusers import FluxTransformer2DModel
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from ttsnap.samplers import flops
+
+    with FakeTensorMode(), torch.device("cpu"):
+        transformer = FluxTransformer2DModel(guidance_embeds=True)
+        inputs = {
+            "hidden_states": torch.zeros(1, 1024, 64),
+            "timestep": torch.zeros(1),
+            "guidance": torch.zeros(1),
+            "pooled_projections": torch.zeros(1, 768),
+            "encoder_hidden_states": torch.zeros(1, 512, 4096),
+            "txt_ids": torch.zeros(512, 3),
+            "img_ids": torch.zeros(1024, 3),
+        }
+        tflop = flops.count_tflop(lambda: transformer(**inputs))
+    assert tflop == pytest.approx(21.50, abs=0.01)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -106,9 +106,7 @@ class LiveEnvironment:
             with self.clock.measure("decodes", trajectories.latents.device):
                 images = self.sampler.decode(trajectories.x0[rows])
             with self.clock.measure("looks", trajectories.latents.device):
-                values = [
-                    reward(images, prompts[rows], sigma=sigma).float().cpu().numpy() for reward in self.rewards.values()
-                ]
+                values = [judge(name, reward, images, prompts[rows], sigma) for name, reward in self.rewards.items()]
             for (p, c), row in zip(where[rows], np.stack(values, axis=1), strict=True):
                 answer[p, c] = row
             self._keep_pictures(where[rows], query.step, images, last)
@@ -158,6 +156,24 @@ class LiveEnvironment:
         return f"prompt {self.prompts[prompt]!r}, seed {int(self.seeds[prompt, candidate])}"
 
 
+def judge(name: str, reward: Any, images: Tensor, prompts: Sequence[str], sigma: float) -> np.ndarray:
+    """Rewards [n] of images [n, 3, h, w], fp32 on the CPU.
+
+    Raises:
+        ValueError: the reward did not answer with one number per image.
+    """
+    import torch
+
+    with torch.no_grad():
+        answer = torch.as_tensor(reward(images, prompts, sigma=sigma)).float().cpu()
+    if answer.shape not in ((len(images),), (len(images), 1)):
+        raise ValueError(
+            f"reward {name!r} must return one number per image, shape [{len(images)}], got {list(answer.shape)}"
+        )
+    values: np.ndarray = answer.reshape(len(images)).numpy()
+    return values
+
+
 def _row(group: Trajectories, row: int) -> Trajectories:
     """One candidate as a view, without copying."""
     x0 = None if group.x0 is None else group.x0[row : row + 1]
@@ -188,52 +204,56 @@ def calibrate(
     model: CostModel,
     prompt: str,
     clock: Callable[[], float] = time.perf_counter,
+    patience: float = 5.0,
 ) -> CostModel:
-    """Measure this machine: seconds of a call, a decode and a look, for one candidate and for a full batch.
+    """Measure this machine: seconds of a call, a decode and a look, for one candidate and for a batch.
 
-    Two batch sizes give a fixed part per batch and a part per image. Of three repetitions the slowest counts, so that a
-    budget in seconds is kept to.
+    Two batch sizes give a fixed part per batch and a part per image. Of up to three repetitions the slowest counts,
+    so that a budget in seconds is kept to. Where a full batch would take longer than `patience`, a smaller one is
+    measured.
 
     Args:
-        sampler: drives the pipeline.
+        sampler: drives the pipeline; forgets its prompts.
         rewards: the rewards of the search.
         model: the counted cost model that receives the seconds.
         prompt: any prompt of the search.
         clock: returns seconds; tests pass their own.
+        patience: seconds after which a measurement is not repeated.
     """
-    state = sampler.start([prompt] * sampler.max_batch, list(range(sampler.max_batch)))
-    device = state.latents.device
-    sampler.advance(state.select([0]), 1)  # warm up
-    times: dict[str, list[float]] = {}
-    sizes = (1, sampler.max_batch) if sampler.max_batch > 1 else (1,)
-    for size in sizes:
-        trials = []
-        for _ in range(3):
-            batch = state.select(range(size))
-            marks = [_now(clock, device)]
-            batch = sampler.advance(batch, 1)
-            marks.append(_now(clock, device))
-            images = sampler.decode(batch.x0)  # type: ignore[arg-type]
-            marks.append(_now(clock, device))
-            for reward in rewards.values():
-                reward(images, [prompt] * size, sigma=0.0)
-            marks.append(_now(clock, device))
-            trials.append(np.diff(marks))
-        for name, value in zip(("call", "decode", "look"), np.max(trials, axis=0), strict=True):
-            times.setdefault(name, []).append(float(value))
 
-    def line(values: list[float]) -> Seconds:
-        each = (values[-1] - values[0]) / (sizes[-1] - 1) if len(values) > 1 else 0.0
-        each = max(each, 0.0) if math.isfinite(each) else 0.0
-        return Seconds(max(values[0] - each, 0.0), each)
+    def trial(size: int) -> FloatArray:
+        start = sampler.start([prompt] * size, list(range(size)))
+        device = start.latents.device
+        marks = [_now(clock, device)]
+        made = sampler.advance(start, 1)
+        marks.append(_now(clock, device))
+        assert made.x0 is not None
+        images = sampler.decode(made.x0)
+        marks.append(_now(clock, device))
+        for name, reward in rewards.items():
+            judge(name, reward, images, [prompt] * size, 0.0)
+        marks.append(_now(clock, device))
+        return np.diff(marks)
 
-    return replace(
-        model,
-        call_seconds=line(times["call"]),
-        decode_seconds=line(times["decode"]),
-        look_seconds=line(times["look"]),
-        max_batch=sampler.max_batch,
-    )
+    def slowest(size: int) -> FloatArray:
+        start = clock()
+        trial(size)  # warm up
+        trials = [trial(size)]
+        while len(trials) < 3 and clock() - start < patience:
+            trials.append(trial(size))
+        return np.asarray(np.max(trials, axis=0))
+
+    with warnings.catch_warnings():  # the search itself will say that a prompt is cut or a batch too large
+        warnings.simplefilter("ignore")
+        one = slowest(1)
+        size = min(sampler.max_batch, max(2, int(patience / max(one.sum(), 1e-9))))
+        many = slowest(size) if size > 1 else one
+        size = min(size, sampler.max_batch)  # halved by now if memory ran out
+    sampler.forget_prompts()
+    each = np.maximum((many - one) / (size - 1), 0.0) if size > 1 else np.zeros(3)
+    fixed = np.maximum(one - each, 0.0)
+    call, decode, look = (Seconds(float(f), float(e)) for f, e in zip(fixed, each, strict=True))
+    return replace(model, call_seconds=call, decode_seconds=decode, look_seconds=look, max_batch=sampler.max_batch)
 
 
 def _now(clock: Callable[[], float], device: Any) -> float:

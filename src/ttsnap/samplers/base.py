@@ -59,6 +59,45 @@ class Trajectories:
         )
 
 
+@dataclass
+class Batches:
+    """Does work in equal batches of at most `limit`, and halves that when memory runs out.
+
+    Attributes:
+        limit: most items in one batch; stays halved once memory ran out.
+        too_big: what to say when not even one item fits.
+    """
+
+    limit: int
+    too_big: str
+
+    def __call__(self, count: int, work: Callable[[slice], Any]) -> list[Any]:
+        """Results of `work`, one per batch, in order.
+
+        Raises:
+            MemoryError: not even one item fits into memory.
+        """
+        results: list[Any] = []
+        start = 0
+        while start < count:
+            batches = -(-(count - start) // self.limit)
+            size = -(-(count - start) // batches)
+            try:
+                results.append(work(slice(start, start + size)))
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise MemoryError(self.too_big) from error
+            else:
+                start += size
+                continue
+            # Outside the handler, where the error no longer holds on to the tensors of the failed batch.
+            self.limit = size // 2
+            warnings.warn(f"out of memory: going on with at most {self.limit} in a batch", stacklevel=3)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return results
+
+
 class BaseSampler(ABC):
     """Drives one stock pipeline. A family adds how to encode, draw noise, call the denoiser and step.
 
@@ -67,7 +106,8 @@ class BaseSampler(ABC):
         num_steps: denoiser calls of a finished image.
         height: image height in pixels.
         width: image width in pixels.
-        max_batch: most candidates in one denoiser call; halved when memory runs out.
+        max_batch: most candidates in one denoiser call, and images in one decode; each is halved on its own when its
+            memory runs out.
     """
 
     default_max_batch = 32
@@ -82,9 +122,22 @@ class BaseSampler(ABC):
         self.num_steps = num_steps
         self.height = height
         self.width = width
-        self.max_batch = max_batch or self.default_max_batch
+        advice = (
+            f"one image of {width} x {height} does not fit into memory; try a smaller size, bfloat16 or CPU offloading"
+        )
+        self._calls = Batches(max_batch or self.default_max_batch, advice)
+        self._decodes = Batches(max_batch or self.default_max_batch, advice)
         self._encoded: dict[str, Any] = {}
         self.on_calls: Callable[[int], None] | None = None
+
+    @property
+    def max_batch(self) -> int:
+        """Most candidates in one denoiser call."""
+        return self._calls.limit
+
+    @max_batch.setter
+    def max_batch(self, limit: int) -> None:
+        self._calls.limit = self._decodes.limit = limit
 
     # What a family provides.
 
@@ -151,37 +204,14 @@ class BaseSampler(ABC):
                     self.on_calls(len(texts))
             return latents, x0
 
-        parts = self._in_batches(len(trajectories), work)
+        parts = self._calls(len(trajectories), work)
         latents, x0 = (torch.cat([part[i] for part in parts]) for i in range(2))
         return dataclasses.replace(trajectories, step=to_step, latents=latents, x0=x0)
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] in 0..1 (fp32) of predicted clean latents."""
-        return torch.cat(self._in_batches(len(x0), lambda rows: self.decode_batch(x0[rows])))
-
-    def _in_batches(self, count: int, work: Callable[[slice], Any]) -> list[Any]:
-        """Do the work in equal batches of at most `max_batch`; halve that when memory runs out."""
-        results: list[Any] = []
-        start = 0
-        while start < count:
-            batches = -(-(count - start) // self.max_batch)
-            size = -(-(count - start) // batches)
-            try:
-                results.append(work(slice(start, start + size)))
-            except torch.OutOfMemoryError as error:
-                if self.max_batch == 1 or size == 1:
-                    raise MemoryError(
-                        f"one image of {self.width} x {self.height} does not fit into memory; "
-                        "try a smaller size, bfloat16 or CPU offloading"
-                    ) from error
-                self.max_batch = max(1, size // 2)
-                warnings.warn(f"out of memory: going on with at most {self.max_batch} in a batch", stacklevel=3)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                continue
-            start += size
-        return results
+        return torch.cat(self._decodes(len(x0), lambda rows: self.decode_batch(x0[rows])))
 
 
 def warn_if_cut(tokenizer: Any, prompt: str, limit: int, name: str) -> None:
@@ -194,4 +224,4 @@ def warn_if_cut(tokenizer: Any, prompt: str, limit: int, name: str) -> None:
         warnings.warn(f"{name} reads {limit} tokens, the prompt has {len(ids)}; not read: {unread!r}", stacklevel=2)
 
 
-__all__ = ["BaseSampler", "Trajectories", "warn_if_cut"]
+__all__ = ["BaseSampler", "Batches", "Trajectories", "warn_if_cut"]

@@ -1,16 +1,21 @@
 """Counts the floating-point operations of one call, one decode, one look and one encoded prompt.
 
-Counted once per model, size and text length with torch's flop counter, then kept in memory and on disk
-(`$XDG_CACHE_HOME/ttsnap/flops.json`). Attention and matrix products and convolutions count, two per multiply-add.
+Attention, matrix products and convolutions count, two operations per multiply-add, the same on every device. The
+model's parts are counted once per model, size and text length on copies without data (fake tensors), so that counting
+takes no memory and almost no time even for FLUX; the counts are kept in memory and on disk
+(`$XDG_CACHE_HOME/ttsnap/flops.json`). A reward can be any callable, of which nothing but its name is known: its look is
+counted on one image each time a search is prepared.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,59 +25,111 @@ from torch.utils.flop_counter import FlopCounterMode
 from ttsnap.cost import CostModel
 from ttsnap.samplers.base import BaseSampler
 
+_VERSION = 2  # of the way of counting: counts of another version are not used
+
 
 def count_tflop(work: Callable[[], Any]) -> float:
     """TFLOP (1e12 operations) of a piece of work."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), _plain_attention(), counter:
         work()
     return counter.get_total_flops() / 1e12
 
 
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as matrix products: torch's counter does not know the fused kernels of every device (CPU, MPS)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def cost_model(sampler: BaseSampler, rewards: Mapping[str, Any], prompt: str = "a") -> CostModel:
-    """The cost model of a sampler with these rewards; counted on one candidate unless it is known already."""
-    key = _key(sampler, rewards)
+    """The cost model of a sampler with these rewards.
+
+    The negative prompt of classifier-free guidance is charged to each prompt, so that a prompt costs the same alone and
+    in a block.
+
+    Args:
+        sampler: its model is counted unless its counts are known already.
+        rewards: counted on one image.
+        prompt: what the rewards are asked about.
+    """
+    key = _key(sampler)
     known = _read()
     if key not in known:
-        sampler.forget_prompts()
-        prompt_tflop = count_tflop(lambda: sampler.text(prompt))
-        trajectories = sampler.start([prompt], [0])
-        calls: list[Any] = []
-        call = count_tflop(lambda: calls.append(sampler.advance(trajectories, 1)))
-        images: list[Any] = []
-        decode = count_tflop(lambda: images.append(sampler.decode(calls[0].x0)))
-        for reward in rewards.values():  # text is encoded once per prompt and belongs to no look
-            reward(images[0], [prompt], sigma=0.0)
-        look = count_tflop(lambda: [reward(images[0], [prompt], sigma=0.0) for reward in rewards.values()])
-        sampler.forget_prompts()
-        known = _read() | {key: [call, decode, look, prompt_tflop]}
+        known = _read() | {key: _count(sampler)}
         _write(known)
-    call, decode, look, prompt_tflop = known[key]
+    call, decode, prompt_tflop = known[key]
+    images = torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device)
+    for reward in rewards.values():  # text is encoded once per prompt and belongs to no look
+        reward(images, [prompt], sigma=0.0)
+    look = count_tflop(lambda: [reward(images, [prompt], sigma=0.0) for reward in rewards.values()])
     name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
     return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch)
 
 
-def _key(sampler: BaseSampler, rewards: Mapping[str, Any]) -> str:
-    parts: Sequence[Any] = [
+def _count(sampler: BaseSampler) -> list[float]:
+    """TFLOP of one call, one decode and one encoded prompt, each for one candidate."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        twin = _twin(sampler, {name: _without_data(model, fake) for name, model in _models(sampler.pipe).items()})
+        with fake:
+            return _count_parts(twin)
+    except Exception:  # a part that fake tensors cannot run (its own kernels, control flow on values): run it for real
+        return _count_parts(_twin(sampler, {}))
+
+
+def _count_parts(sampler: BaseSampler) -> list[float]:
+    text = count_tflop(lambda: sampler.text("a"))
+    trajectories = sampler.start(["a"], [0])
+    made: list[Any] = []
+    call = count_tflop(lambda: made.append(sampler.advance(trajectories, 1)))
+    return [call, count_tflop(lambda: sampler.decode(made[0].x0)), text]
+
+
+def _twin(sampler: BaseSampler, models: Mapping[str, torch.nn.Module]) -> BaseSampler:
+    """A sampler to count with, on other models: whatever it keeps for later stays with it."""
+    twin = copy.copy(sampler)
+    twin.pipe = copy.copy(sampler.pipe)
+    for name, model in models.items():
+        setattr(twin.pipe, name, model)
+    twin._encoded = {}
+    twin.forget_prompts()
+    twin.on_calls = None
+    return twin
+
+
+def _without_data(model: torch.nn.Module, fake: Any) -> torch.nn.Module:
+    """A copy of a model whose weights have shapes and dtypes but no data."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): fake.from_tensor(tensor) for tensor in tensors})
+
+
+def _models(pipe: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
+
+
+def _key(sampler: BaseSampler) -> str:
+    parts = [
+        _VERSION,
+        torch.__version__,
         type(sampler.pipe).__name__,
-        *(repr(sorted(part.config.items(), key=str)) for part in _models(sampler.pipe)),
+        *(f"{name} {getattr(model, 'config', None)}" for name, model in _models(sampler.pipe).items()),
         sampler.width,
         sampler.height,
         getattr(sampler, "max_sequence_length", None),
         getattr(sampler, "passes", 1),
-        torch.__version__,
-        *((name, type(reward).__module__, type(reward).__qualname__) for name, reward in rewards.items()),
     ]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
-
-
-def _models(pipe: Any) -> list[Any]:
-    kept = []
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part, torch.nn.Module):
-            config = part.config
-            kept.append(type("Part", (), {"config": {name: str(config)}}))
-    return kept
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 _memory: dict[str, list[float]] = {}
@@ -85,7 +142,7 @@ def _path() -> Path:
 def _read() -> dict[str, list[float]]:
     try:
         data = json.loads(_path().read_text())
-        good = {k: v for k, v in data.items() if isinstance(v, list) and len(v) == 4}
+        good = {k: v for k, v in data.items() if isinstance(v, list) and len(v) == 3}
     except (OSError, ValueError, AttributeError):
         good = {}
     return good | _memory

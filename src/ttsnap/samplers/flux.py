@@ -64,6 +64,7 @@ class FluxSampler(BaseSampler):
         self.max_sequence_length = max_sequence_length
         self._timesteps, self._sigmas = self._schedule()
         self._image_ids: Tensor | None = None
+        self._negative: FluxText | None = None
 
     @property
     def passes(self) -> int:
@@ -102,7 +103,7 @@ class FluxSampler(BaseSampler):
             self.pipe.transformer.config.in_channels // 4,
             self.height,
             self.width,
-            self.pipe.transformer.dtype,
+            (self.pipe.text_encoder_2 or self.pipe.transformer).dtype,  # that of the T5 states, as in the pipeline
             self.device,
             torch.Generator("cpu").manual_seed(seed),
             None,
@@ -110,14 +111,19 @@ class FluxSampler(BaseSampler):
         return latents  # type: ignore[no-any-return]
 
     def encode(self, prompt: str) -> tuple[FluxText, FluxText | None]:
-        """The prompt and, with guidance, the negative prompt."""
-        warn_if_cut(self.pipe.tokenizer_2, prompt, self.max_sequence_length, "T5")
-        if self.pipe.tokenizer_2 is None:
-            warn_if_cut(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length, "CLIP")
-        negative = self._text(self.negative_prompt) if self.passes == 2 and self.negative_prompt is not None else None
-        return self._text(prompt), negative
+        """The prompt and, with guidance, the negative prompt (one for all prompts)."""
+        if self.passes == 2 and self._negative is None:
+            assert self.negative_prompt is not None
+            self._negative = self._text(self.negative_prompt)
+        return self._text(prompt), self._negative
+
+    def forget_prompts(self) -> None:
+        """Drop the cached prompt encodings."""
+        super().forget_prompts()
+        self._negative = None
 
     def _text(self, prompt: str) -> FluxText:
+        warn_if_cut(self.pipe.tokenizer_2, prompt, self.max_sequence_length, "T5")
         states, pooled, _ = self.pipe.encode_prompt(
             prompt=[prompt], prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
         )

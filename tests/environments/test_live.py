@@ -1,0 +1,134 @@
+"""Live: batches, what rewards are told, pictures, calibration. Time is that of a clock the test moves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.samplers.toy import Time, ToyReward, ToySampler
+from ttsnap.cost import Budget, CostModel, Seconds, affordable
+from ttsnap.environments.live import PREVIEW_SIDE, LiveEnvironment, calibrate, shrink
+from ttsnap.policies import BestOfN, SuccessiveHalving
+from ttsnap.search import run
+from ttsnap.types import Query
+
+MODEL = CostModel("toy", 1.0, 1.0, 1.0)
+
+
+def live(sampler, reward=None, prompts=("a", "b"), candidates=5, **options):
+    seeds = np.arange(candidates)[None].repeat(len(prompts), 0)
+    return LiveEnvironment(sampler, {"bright": reward or ToyReward()}, list(prompts), seeds, **options)
+
+
+def test_candidates_of_all_prompts_share_batches_and_prompts_are_encoded_once():
+    sampler = ToySampler(max_batch=8)
+    calls, encoded = [], []
+    sampler.on_calls = calls.append
+    sampler.encode = encoded.append
+    run(SuccessiveHalving((2,), keep=(0.4,)), live(sampler))
+    assert calls == [5, 5, 5, 5, 4, 4]  # 10 candidates in two equal batches for two calls, then 4 in one
+    assert encoded == ["a", "b"]
+
+
+def test_rewards_are_told_the_noise_level_and_zero_at_the_end():
+    reward, sampler = ToyReward(), ToySampler(num_steps=4)
+    run(SuccessiveHalving((1, 3), keep=(1.0, 1.0)), live(sampler, reward, prompts=("a",)))
+    assert reward.asked == [(5, sampler.sigmas[0]), (5, sampler.sigmas[2]), (5, 0.0)]
+
+
+def test_candidates_at_different_steps_keep_their_places():
+    sampler = ToySampler(num_steps=4)
+    environment, straight = live(sampler), live(sampler)
+    first = np.zeros((2, 5), dtype=bool)
+    first[0, 3] = first[1, 1] = True
+    environment.observe(Query(first, 2))
+    everybody = np.ones((2, 5), dtype=bool)
+    mixed = environment.observe(Query(everybody, 4))
+    np.testing.assert_allclose(mixed, straight.observe(Query(everybody, 4)), atol=1e-6)
+
+
+def test_pictures_of_every_look_and_full_images_of_the_finished():
+    environment = live(ToySampler(), previews=True, prompts=("a",))
+    run(SuccessiveHalving((2,), sizes=(2,)), environment)
+    assert {step for *_, step in environment.pictures} == {2, 4}
+    assert len(environment.pictures) == 5 + 2
+    assert len(environment.finished) == 2
+    assert all(image.shape == (4, 4, 3) and image.dtype == np.uint8 for image in environment.finished.values())
+    quiet = live(ToySampler(), prompts=("a",))
+    run(BestOfN(), quiet)
+    assert not quiet.pictures
+    assert shrink(torch.zeros(1, 3, 512, 1024)).shape == (1, 3, PREVIEW_SIDE // 2, PREVIEW_SIDE)
+
+
+def test_a_decoder_that_runs_out_of_memory_leaves_the_calls_their_batch():
+    sampler = ToySampler(max_batch=8, fits=2)
+    with pytest.warns(UserWarning, match="at most 4 in a batch"), pytest.warns(UserWarning, match="at most 2 in a"):
+        run(BestOfN(), live(sampler, prompts=("a",), candidates=8))
+    assert sampler.max_batch == 8
+    assert sampler.decoded == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("reward", "shape"),
+    [
+        (lambda images, prompts, *, sigma: images.mean(), r"\[\]"),
+        (lambda images, prompts, *, sigma: images.mean((2, 3)), r"\[5, 3\]"),
+    ],
+)
+def test_a_reward_must_return_one_number_per_image(reward, shape):
+    with pytest.raises(ValueError, match=rf"'bright' must return one number per image, shape \[5\], got {shape}"):
+        run(BestOfN(), live(ToySampler(), reward, prompts=("a",)))
+
+
+def test_lists_and_columns_are_numbers_too():
+    plain = run(BestOfN(), live(ToySampler()))
+    for kind in (lambda values: values.tolist(), lambda values: values[:, None], lambda values: values.numpy()):
+        same = run(BestOfN(), live(ToySampler(), lambda i, p, *, sigma, kind=kind: kind(i.mean((1, 2, 3)))))
+        np.testing.assert_allclose(same.rewards, plain.rewards)
+
+
+def test_nan_names_prompt_seed_and_step():
+    def broken(images, prompts, *, sigma):
+        values = images.mean((1, 2, 3))
+        values[3] = float("nan")
+        return values
+
+    with pytest.raises(ValueError, match="nan for prompt 'a', seed 3 at step 2 of 4"):
+        run(SuccessiveHalving((2,), keep=(0.5,)), live(ToySampler(max_batch=16), broken))
+
+
+def test_calibration_finds_the_fixed_part_and_the_part_per_image():
+    clock = Time()
+    sampler, reward = ToySampler(clock=clock), ToyReward(clock)
+    model = calibrate(sampler, {"bright": reward}, MODEL, "a", clock, patience=1e9)
+    assert (model.call_seconds, model.decode_seconds) == (Seconds(0.5, 0.25), Seconds(0.25, 0.125))
+    assert model.look_seconds == Seconds(0.0625, 0.03125)
+    assert model.max_batch == 8
+    assert not sampler._encoded
+
+
+def test_calibration_of_a_slow_machine_is_short():
+    """Per image 40 s; a full batch of 8 would take 300 s each time."""
+    clock = Time()
+    sampler = ToySampler(clock=clock, call=(4.0, 32.0), decode=(0.0, 4.0))
+    model = calibrate(sampler, {"bright": ToyReward(clock, (0.0, 0.0))}, MODEL, "a", clock, patience=5.0)
+    assert clock.now == 2 * 40 + 2 * 76
+    assert model.call_seconds == Seconds(4.0, 32.0)
+
+
+@pytest.mark.parametrize("policy", [BestOfN(), SuccessiveHalving((1, 3), keep=(0.5, 0.5))], ids=str)
+@pytest.mark.parametrize("seconds", [9, 33.3, 200])
+def test_a_budget_in_seconds_is_kept_to_and_used(policy, seconds):
+    """By the test's clock the search takes what was planned: at most the budget, and one more candidate is too many."""
+    clock = Time()
+    sampler, reward = ToySampler(clock=clock), {"bright": ToyReward(clock)}
+    model = calibrate(sampler, reward, MODEL, "a", clock)
+    n = affordable(policy, Budget(seconds, "s"), model, sampler.num_steps)
+
+    def takes(candidates):
+        start = clock()
+        run(policy, LiveEnvironment(sampler, reward, ["a"], np.arange(candidates)[None]))
+        return clock() - start
+
+    assert takes(n) <= seconds < takes(n + 1)
