@@ -1,0 +1,99 @@
+"""Who may start how many candidates for a budget, and what that is charged: every call, or as once published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ttsnap.cost import Budget, CostModel, affordable
+from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
+from ttsnap.types import Policy
+
+
+class Accounting(Protocol):
+    """A convention for charging a policy."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        ...
+
+    @property
+    def model(self) -> CostModel:
+        """Cost of one call, decode and look."""
+        ...
+
+    def candidates(self, policy: Policy, budget: Budget, num_steps: int) -> int:
+        """Candidates per prompt that the budget pays for; 0 if not even one."""
+        ...
+
+    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: float) -> float:
+        """TFLOP per prompt that a search is charged; `nfe` and `looks` per prompt are what its ledger counted."""
+        ...
+
+
+@dataclass(frozen=True)
+class EveryCall:
+    """Every call, every decode and every look counts; sizes are whole. The default."""
+
+    model: CostModel
+    name: str = "calls"
+
+    def candidates(self, policy: Policy, budget: Budget, num_steps: int) -> int:
+        """The largest number whose plan fits the budget."""
+        least = self.model.of_plan(policy.plan(1, num_steps)).amount(budget.unit)
+        return 0 if least > budget.amount * (1 + 1e-12) else affordable(policy, budget, self.model, num_steps)
+
+    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: float) -> float:
+        """What the ledger counted, by the cost model."""
+        return self.model.tflop(nfe, looks, looks)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The TTSnap authors' convention, for reproducing their figures.
+
+    It charges s calls where s + 1 were made (their step ids count from 0), for the finished image too, while best-of-N
+    pays all; and it multiplies keep ratios instead of counting whole candidates.
+    """
+
+    model: CostModel
+    name: str = "published"
+
+    def candidates(self, policy: Policy, budget: Budget, num_steps: int) -> int:
+        """The budget divided by the cost of one candidate, rounded down."""
+        if budget.unit != "TFLOP":
+            raise ValueError(f"the published accounting knows budgets in TFLOP only, got {budget}")
+        return int(budget.amount / self._one_candidate(policy, num_steps))
+
+    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: float) -> float:
+        """Candidates times the cost of one."""
+        return candidates * self._one_candidate(policy, num_steps)
+
+    def _one_candidate(self, policy: Policy, num_steps: int) -> float:
+        call, look = self.model.call_tflop, self.model.look_tflop + self.model.decode_tflop
+        if isinstance(policy, BestOfN):
+            return num_steps * call + look
+        if not isinstance(policy, SuccessiveHalving) or policy.keep is None:
+            kind = "early selection" if isinstance(policy, EarlySelection) else type(policy).__name__
+            raise ValueError(f"the published accounting knows best-of-n and halving with keep ratios, not {kind}")
+        cost, share, before = 0.0, 1.0, 0
+        for step, keep in zip(policy.rungs, policy.keep, strict=True):
+            cost += share * ((step - 1 - before) * call + look)
+            share *= keep
+            before = step - 1
+        return cost + share * ((num_steps - 1 - before) * call + look)
+
+
+ACCOUNTINGS: dict[str, type[EveryCall] | type[Published]] = {"calls": EveryCall, "published": Published}
+
+
+def accounting_of(name: str, model: CostModel) -> Accounting:
+    """The accounting of that name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in ACCOUNTINGS:
+        raise ValueError(f"unknown accounting {name!r}; known are {', '.join(ACCOUNTINGS)}")
+    return ACCOUNTINGS[name](model)
