@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttsnap.cost import Budget, CostModel, Seconds, affordable
+from ttsnap.cost import Budget, CostModel, Seconds, affordable, parse_budgets
 from ttsnap.policies import BestOfN, SuccessiveHalving
 
 MODEL = CostModel("test", call_tflop=9.9, decode_tflop=0.5, look_tflop=0.7, prompt_tflop=1.0)
@@ -29,6 +29,20 @@ def test_budgets_are_read(text, amount, unit):
 def test_bad_budgets_are_refused(text):
     with pytest.raises(ValueError, match="budget"):
         Budget.parse(text)
+
+
+def test_budgets_are_one_several_or_a_range():
+    assert parse_budgets("2000TFLOP") == [Budget(2000, "TFLOP")]
+    assert parse_budgets("60NFE, 20NFE") == [Budget(20, "NFE"), Budget(60, "NFE")]
+    assert parse_budgets("400:4000:200TFLOP") == [Budget(amount, "TFLOP") for amount in range(400, 4001, 200)]
+    assert parse_budgets("0.1:0.3:0.1s") == [Budget(pytest.approx(amount), "s") for amount in (0.1, 0.2, 0.3)]
+    assert parse_budgets("500GFLOP:2TFLOP:500GFLOP") == [Budget(amount, "TFLOP") for amount in (0.5, 1.0, 1.5, 2.0)]
+
+
+@pytest.mark.parametrize("text", ["", "1:2", "1:2:3:4NFE", "1:2:0NFE", "9:2:1NFE", "1:2:3", "2NFE,3s", "1NFE:9s:1s"])
+def test_bad_ranges_of_budgets_are_refused(text):
+    with pytest.raises(ValueError, match="budget"):
+        parse_budgets(text)
 
 
 @given(st.floats(250, 1e5), st.sampled_from([BestOfN(), SuccessiveHalving(), SuccessiveHalving((4,), sizes=(2,))]))

@@ -44,6 +44,40 @@ class Budget:
         return format_amount(self.amount, self.unit)
 
 
+def parse_budgets(text: str) -> list[Budget]:
+    """Read one budget (`2000TFLOP`), several (`500TFLOP,2000TFLOP`) or a range (`400:4000:200TFLOP`, ends included).
+
+    Returns:
+        The budgets, ascending, in one unit.
+
+    Raises:
+        ValueError: not a budget, mixed units, a step that leads nowhere, or more than 1000 budgets.
+    """
+    parts = text.split(":")
+    if len(parts) == 1:
+        budgets = [Budget.parse(part) for part in text.split(",")]
+        if len({budget.unit for budget in budgets}) > 1:
+            raise ValueError(f"budgets {text!r} must share one unit")
+        return sorted(set(budgets), key=lambda budget: budget.amount)
+    unit = parts[-1].lstrip(" 0123456789.")
+    try:
+        if len(parts) != 3:
+            raise ValueError
+        first, last, step = (Budget.parse(part if part.strip(" 0123456789.") else part + unit) for part in parts)
+    except ValueError:
+        raise ValueError(
+            f"a range of budgets is first:last:step and a unit, like 400:4000:200TFLOP, got {text!r}"
+        ) from None
+    if not first.unit == last.unit == step.unit:
+        raise ValueError(f"budgets {text!r} must share one unit")
+    if last.amount < first.amount:
+        raise ValueError(f"a range of budgets must ascend, got {text!r}")
+    count = math.floor((last.amount - first.amount) / step.amount * (1 + 1e-12)) + 1
+    if count > 1000:
+        raise ValueError(f"{text!r} are {count} budgets; at most 1000 are taken")
+    return [Budget(first.amount + index * step.amount, first.unit) for index in range(count)]
+
+
 def format_amount(amount: float, unit: str) -> str:
     """Write an amount of NFE, TFLOP or seconds for people: `128 NFE`, `2.1 GFLOP`, `3.4 s`."""
     if unit == "TFLOP":
