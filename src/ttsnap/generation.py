@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from ttsnap.ranking import RankSum, choose, order
 from ttsnap.results import BestOfNComparison, Finished, SearchResult, Seen
 from ttsnap.search import Look, Result, check, run
 from ttsnap.types import Combine, IntArray, Policy
+
+if TYPE_CHECKING:
+    from ttsnap.samplers.base import BaseSampler
 
 DEFAULT_CANDIDATES = 32
 DEFAULT_RUNGS = (0.15, 0.35, 0.6)
@@ -74,6 +77,42 @@ def check_model(model: str) -> None:
         raise ValueError(
             f"unknown model {model!r}; it can be 'shapes', a diffusers directory, or a hub id such as owner/name"
         )
+
+
+def model_name(pipe: Any) -> str:
+    """How records call a model: `shapes`, a directory or hub id, else the class of the pipeline.
+
+    Raises:
+        ValueError: a string that names no model.
+    """
+    if isinstance(pipe, str):
+        check_model(pipe)
+    name = str(pipe if isinstance(pipe, str) else getattr(pipe, "name_or_path", "") or type(pipe).__name__)
+    return "shapes" if Path(name).parts[-3:] == ("shapes", "weights", "pipeline") else name
+
+
+def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None, **options: Any) -> BaseSampler:
+    """The sampler of a model, which is loaded where it is named.
+
+    Args:
+        pipe: a stock pipeline, `shapes`, a diffusers directory, or a hub id.
+        device: where a model that is named runs.
+        dtype: its dtype.
+        **options: of the sampler; None means its default.
+
+    Raises:
+        ValueError: no such model, device, dtype or option value.
+    """
+    name = model_name(pipe)
+    if isinstance(pipe, str):
+        pipe = load_model(pipe, device, dtype)
+    if name == "shapes":
+        from ttsnap.shapes.pipeline import OPTIONS
+
+        options = OPTIONS | {key: value for key, value in options.items() if value is not None}
+    from ttsnap import samplers
+
+    return samplers.for_pipeline(pipe, **options)
 
 
 def _device(device: str | None) -> Any:
@@ -305,28 +344,17 @@ def prepare(
         raise ValueError(f"candidates must be at least 1, got {candidates}")
     if isinstance(budget, str):
         budget = Budget.parse(budget)
-    if isinstance(pipe, str):
-        check_model(pipe)
-    name = pipe if isinstance(pipe, str) else getattr(pipe, "name_or_path", "") or type(pipe).__name__
-    embedded = str(name) == "shapes" or Path(str(name)).parts[-3:] == ("shapes", "weights", "pipeline")
+    name = model_name(pipe)
     if reward is None:
-        if not embedded:
+        if name not in DEFAULT_REWARDS:
             raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
-        reward = DEFAULT_REWARDS["shapes"]
+        reward = DEFAULT_REWARDS[name]
     names = rewards.names_of(reward)
     chosen = _policy(policy) if policy is not None else None
-    if isinstance(pipe, str):
-        pipe = load_model(pipe, device, dtype)
-    if embedded:
-        from ttsnap.shapes.pipeline import OPTIONS
-
-        name = "shapes"
-        options = OPTIONS | {key: value for key, value in options.items() if value is not None}
-    from ttsnap import samplers
+    sampler = load_sampler(pipe, device, dtype, **options)
     from ttsnap.environments.live import calibrate
     from ttsnap.samplers.flops import cost_model
 
-    sampler = samplers.for_pipeline(pipe, **options)
     chosen = chosen or default_policy(sampler.num_steps)
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
     judges = rewards.load(reward, sampler.device)
@@ -342,7 +370,7 @@ def prepare(
         chosen,
         candidates or DEFAULT_CANDIDATES,
         model,
-        str(name),
+        name,
         str(budget) if budget else None,
         combine or RankSum(),
     )

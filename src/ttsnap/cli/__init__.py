@@ -13,6 +13,7 @@ import typer
 
 import ttsnap
 from ttsnap.cli.generate import generate
+from ttsnap.cli.record import record
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="A better picture for the same compute: start many candidates, look early, drop the poor, finish the best.",
 )
 app.command()(generate)
+app.command()(record)
 
 
 def _version(show: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ttsnap.cli.options import read_numbers, read_prompts, read_size
+
 _SEARCH, _MODEL, _OUTPUT = "Search", "Model", "Output"
 
 
@@ -15,7 +17,7 @@ def generate(
         list[str] | None, typer.Argument(help="What to paint; several prompts give several images.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="File with prompts: .txt (one per line) or .json (a list of strings).")
+        str | None, typer.Option(help="File with prompts: .txt (one per line) or .json (a list of strings).")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Output directory (default: out/ and the prompt).", rich_help_panel=_OUTPUT)
@@ -75,7 +77,7 @@ def generate(
 
     execute(
         Request(
-            prompts=_prompts(prompt or [], prompts),
+            prompts=read_prompts(prompt or [], prompts),
             out=out,
             model=model,
             reward=reward,
@@ -90,50 +92,13 @@ def generate(
                 "num_steps": steps,
                 "guidance_scale": guidance,
                 "max_batch": max_batch,
-                **_size(size),
+                **read_size(size),
             },
             device=device,
             dtype=dtype,
         ),
         as_json=json,
     )
-
-
-def _prompts(given: list[str], file: Path | None) -> list[str]:
-    """Prompts of the command line or of a file."""
-    if file is None:
-        prompts = given
-    elif given:
-        raise ValueError("give prompts on the command line or in a file, not both")
-    else:
-        prompts = _read_prompts(file)
-    if not prompts:
-        raise ValueError('give a prompt, such as: ttsnap generate "a red circle left of a blue square"')
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt.strip():
-            raise ValueError(f"prompt {number} is empty; a prompt needs at least one word")
-    return [" ".join(prompt.split()) for prompt in prompts]
-
-
-def _read_prompts(file: Path) -> list[str]:
-    """A text file with one prompt per line, or a JSON list of strings."""
-    import json
-
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot read prompts from {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read prompts from {file}: it is not UTF-8 text") from error
-    if file.suffix != ".json":
-        return [line for line in text.splitlines() if line.strip()]
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(data, list) or not all(isinstance(item, str) for item in data):
-        raise ValueError(f'{file} must hold a JSON list of strings, such as ["a red circle", "a blue square"]')
-    return data
 
 
 def _policy(name: str | None, rungs: str | None, keep: str | None) -> object:
@@ -146,23 +111,6 @@ def _policy(name: str | None, rungs: str | None, keep: str | None) -> object:
         raise ValueError("--keep needs --rungs, such as --rungs 3,7,12 --keep .4,.4,.5")
     from ttsnap.policies import SuccessiveHalving
 
-    steps = tuple(int(value) if value == int(value) else value for value in _numbers(rungs, "--rungs", "3,7,12"))
-    ratios = _numbers(keep, "--keep", ".4,.4,.5") if keep is not None else None
+    steps = tuple(int(value) if value == int(value) else value for value in read_numbers(rungs, "--rungs", "3,7,12"))
+    ratios = read_numbers(keep, "--keep", ".4,.4,.5") if keep is not None else None
     return SuccessiveHalving(steps, ratios)  # type: ignore[arg-type]  # it checks that rungs are whole
-
-
-def _numbers(text: str, name: str, example: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{name} takes numbers separated by commas, such as {example}, got {text!r}") from None
-
-
-def _size(text: str | None) -> dict[str, int]:
-    """Height and width of `512` or `768x512`."""
-    if text is None:
-        return {}
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"--size takes pixels such as 512 or 768x512 (width x height), got {text!r}")
-    return {"width": int(parts[0]), "height": int(parts[-1])}

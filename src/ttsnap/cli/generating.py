@@ -120,7 +120,7 @@ def _search(
     show.status("loading the model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _quiet_libraries()
+        quiet_libraries()
         from ttsnap import generation
 
         searcher = generation.prepare(
@@ -165,7 +165,7 @@ def _block_size(searcher: Searcher) -> int:
     return max(1, min(16, batch // max(1, survivors)))
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Loading bars and notes of diffusers and transformers do not belong into this display."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

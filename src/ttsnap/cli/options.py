@@ -1,0 +1,95 @@
+"""Options that several verbs share, from text to values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def read_prompts(given: list[str], source: str | None, *, verb: str = "generate") -> list[str]:
+    """Prompts of the command line, or of a file or built-in list."""
+    if source is None:
+        prompts = given
+    elif given:
+        raise ValueError("give prompts on the command line or in a file, not both")
+    elif source.startswith("shapes:"):
+        prompts = _shapes_prompts(source)
+    else:
+        prompts = _read_file(Path(source))
+    if not prompts:
+        raise ValueError(f'give a prompt, such as: ttsnap {verb} "a red circle left of a blue square"')
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise ValueError(f"prompt {number} is empty; a prompt needs at least one word")
+    return [" ".join(prompt.split()) for prompt in prompts]
+
+
+def _shapes_prompts(source: str) -> list[str]:
+    """The lists of the embedded world: `shapes:train` and `shapes:held-out`."""
+    from ttsnap.shapes.scenes import held_out_prompts, train_prompts
+
+    lists = {"shapes:train": train_prompts, "shapes:held-out": held_out_prompts}
+    if source not in lists:
+        raise ValueError(f"unknown prompts {source!r}; known are {', '.join(lists)}, or a file")
+    return lists[source]()
+
+
+def _read_file(file: Path) -> list[str]:
+    """A text file with one prompt per line, or a JSON list of strings."""
+    import json
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read prompts from {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read prompts from {file}: it is not UTF-8 text") from error
+    if file.suffix != ".json":
+        return [line for line in text.splitlines() if line.strip()]
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(data, list) or not all(isinstance(item, str) for item in data):
+        raise ValueError(f'{file} must hold a JSON list of strings, such as ["a red circle", "a blue square"]')
+    return data
+
+
+def read_numbers(text: str, name: str, example: str) -> tuple[float, ...]:
+    """Numbers separated by commas; the option's name and an example serve the error message."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} takes numbers separated by commas, such as {example}, got {text!r}") from None
+
+
+def read_size(text: str | None) -> dict[str, int]:
+    """Height and width of `512` or `768x512`."""
+    if text is None:
+        return {}
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"--size takes pixels such as 512 or 768x512 (width x height), got {text!r}")
+    return {"width": int(parts[0]), "height": int(parts[-1])}
+
+
+def read_range(text: str | None, count: int) -> range:
+    """Part of `count` prompts: `0:400`, `:400` or `400:` (all if not given)."""
+    if text is None:
+        return range(count)
+    first, colon, end = text.partition(":")
+    if not colon or not all(part.isdigit() or not part for part in (first, end)):
+        raise ValueError(f"--prompt-range takes first and end, such as 0:400, got {text!r}")
+    chosen = range(int(first or 0), min(int(end or count), count))
+    if not chosen:
+        raise ValueError(f"--prompt-range {text} holds no prompt; there are {count}")
+    return chosen
+
+
+def read_calls(text: str | None) -> list[int] | None:
+    """Denoiser calls such as `1,5,20`."""
+    if text is None:
+        return None
+    numbers = read_numbers(text, "--calls", "1,5,20")
+    if any(number != int(number) for number in numbers):
+        raise ValueError(f"--calls takes whole numbers, such as 1,5,20, got {text!r}")
+    return [int(number) for number in numbers]

@@ -1,0 +1,81 @@
+"""`ttsnap record`: from prompts to the rewards or the images of every candidate after every call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ttsnap.cli.options import read_calls, read_prompts, read_range, read_size
+
+_MODEL, _WHAT = "Model", "What is recorded"
+
+
+def record(
+    out: Annotated[Path, typer.Option(help="Directory to write; the same command goes on with it.")],
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts.")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="File with prompts (.txt, one per line, or .json), or shapes:train, shapes:held-out."),
+    ] = None,
+    prompt_range: Annotated[
+        str | None, typer.Option(help="Part of the prompts, such as 0:400.", rich_help_panel=_WHAT)
+    ] = None,
+    per_prompt: Annotated[int, typer.Option(help="Candidates per prompt.", rich_help_panel=_WHAT)] = 8,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Write these rewards straight into a recording, and no images.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    calls: Annotated[
+        str | None,
+        typer.Option(help="Calls to look after, such as 1,5,20 (default: all).", rich_help_panel=_WHAT),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Candidate c of prompt p has this seed + p x candidates per prompt + c.")
+    ] = 0,
+    model: Annotated[
+        str, typer.Option(help="`shapes` (embedded), a hub id, or a diffusers directory.", rich_help_panel=_MODEL)
+    ] = "shapes",
+    steps: Annotated[
+        int | None, typer.Option(help="Denoiser calls of a finished image.", rich_help_panel=_MODEL)
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Image size in pixels: 512 or 768x512 (width x height).", rich_help_panel=_MODEL)
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the model.", rich_help_panel=_MODEL)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(help="Most candidates in one batch (halved when memory runs out).", rich_help_panel=_MODEL),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+) -> None:
+    """Sample candidates and record what every x0 estimate is worth.
+
+    Try: ttsnap record --prompts shapes:held-out --prompt-range 0:10 --reward shapes --out shapes.zarr
+    """
+    from ttsnap.cli.recording import Request, execute
+
+    texts = read_prompts(prompt or [], prompts, verb="record --out DIR")
+    execute(
+        Request(
+            prompts=texts,
+            part=read_range(prompt_range, len(texts)),
+            per_prompt=per_prompt,
+            rewards=reward,
+            calls=read_calls(calls),
+            seed=seed,
+            out=out,
+            model=model,
+            options={"num_steps": steps, "guidance_scale": guidance, **read_size(size)},
+            max_batch=max_batch,
+            device=device,
+            dtype=dtype,
+        ),
+        as_json=json,
+    )
