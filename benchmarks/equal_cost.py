@@ -15,8 +15,8 @@ from rich.table import Table
 
 from ttsnap.cost import Budget, affordable
 from ttsnap.environments.live import LiveEnvironment
-from ttsnap.generation import default_policy, prepare
-from ttsnap.policies import BestOfN
+from ttsnap.generation import prepare
+from ttsnap.policies import BestOfN, default_policy
 from ttsnap.search import run
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.scenes import held_out_prompts

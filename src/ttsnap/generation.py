@@ -13,7 +13,7 @@ import numpy as np
 
 from ttsnap import policies, rewards
 from ttsnap.cost import Budget, Cost, CostModel, Ledger, Seconds, affordable
-from ttsnap.policies import BestOfN, SuccessiveHalving
+from ttsnap.policies import BestOfN, default_policy
 from ttsnap.ranking import RankSum, choose, order
 from ttsnap.results import BestOfNComparison, Finished, SearchResult, Seen
 from ttsnap.search import Look, Result, check, run
@@ -23,16 +23,8 @@ if TYPE_CHECKING:
     from ttsnap.samplers.base import BaseSampler
 
 DEFAULT_CANDIDATES = 32
-DEFAULT_RUNGS = (0.15, 0.35, 0.6)
 DEFAULT_REWARDS = {"shapes": "shapes"}
 MARGIN = 1.08  # searches are planned to take this much longer than calibrated, so that a budget in seconds is kept to
-
-
-def default_policy(num_steps: int) -> Policy:
-    """Successive halving with the paper's three rungs, moved to the number of steps."""
-    rungs = sorted({max(1, round(share * num_steps)) for share in DEFAULT_RUNGS})
-    rungs = [rung for rung in rungs if rung < num_steps]
-    return SuccessiveHalving(tuple(rungs), tuple((0.4, 0.4, 0.5)[: len(rungs)]))
 
 
 def load_model(model: str, device: str | None = None, dtype: str | None = None) -> Any:

@@ -13,7 +13,9 @@ import typer
 
 import ttsnap
 from ttsnap.cli.generate import generate
+from ttsnap.cli.import_values import import_values
 from ttsnap.cli.record import record
+from ttsnap.cli.simulate import simulate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(record)
+app.command("import-values")(import_values)
+app.command()(simulate)
 
 
 def _version(show: bool) -> None:

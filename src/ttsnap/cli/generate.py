@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ttsnap.cli.options import read_numbers, read_prompts, read_size
+from ttsnap.cli.options import read_policy, read_prompts, read_size
 
 _SEARCH, _MODEL, _OUTPUT = "Search", "Model", "Output"
 
@@ -81,7 +81,7 @@ def generate(
             out=out,
             model=model,
             reward=reward,
-            policy=_policy(policy, rungs, keep),
+            policy=read_policy(policy, rungs, keep),
             candidates=candidates,
             budget=budget,
             seed=seed,
@@ -99,18 +99,3 @@ def generate(
         ),
         as_json=json,
     )
-
-
-def _policy(name: str | None, rungs: str | None, keep: str | None) -> object:
-    """The policy that the options describe: a name or file, or halving with these rungs and ratios."""
-    if rungs is None and keep is None:
-        return name
-    if name not in (None, "halving"):
-        raise ValueError(f"--rungs and --keep belong to the policy halving, not to {name}")
-    if rungs is None:
-        raise ValueError("--keep needs --rungs, such as --rungs 3,7,12 --keep .4,.4,.5")
-    from ttsnap.policies import SuccessiveHalving
-
-    steps = tuple(int(value) if value == int(value) else value for value in read_numbers(rungs, "--rungs", "3,7,12"))
-    ratios = read_numbers(keep, "--keep", ".4,.4,.5") if keep is not None else None
-    return SuccessiveHalving(steps, ratios)  # type: ignore[arg-type]  # it checks that rungs are whole

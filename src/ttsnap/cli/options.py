@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ttsnap.types import Policy
 
 
 def read_prompts(given: list[str], source: str | None, *, verb: str = "generate") -> list[str]:
@@ -93,3 +97,18 @@ def read_calls(text: str | None) -> list[int] | None:
     if any(number != int(number) for number in numbers):
         raise ValueError(f"--calls takes whole numbers, such as 1,5,20, got {text!r}")
     return [int(number) for number in numbers]
+
+
+def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | Policy | None:
+    """The policy that the options describe: a name or file, or halving with these rungs and ratios."""
+    if rungs is None and keep is None:
+        return name
+    if name not in (None, "halving"):
+        raise ValueError(f"--rungs and --keep belong to the policy halving, not to {name}")
+    if rungs is None:
+        raise ValueError("--keep needs --rungs, such as --rungs 3,7,12 --keep .4,.4,.5")
+    from ttsnap.policies import SuccessiveHalving
+
+    steps = tuple(int(value) if value == int(value) else value for value in read_numbers(rungs, "--rungs", "3,7,12"))
+    ratios = read_numbers(keep, "--keep", ".4,.4,.5") if keep is not None else None
+    return SuccessiveHalving(steps, ratios)  # type: ignore[arg-type]  # it checks that rungs are whole

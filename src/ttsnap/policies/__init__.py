@@ -18,7 +18,25 @@ POLICIES: dict[str, type] = {
     "early-selection": EarlySelection,
 }
 
-__all__ = ["POLICIES", "BestOfN", "EarlySelection", "SuccessiveHalving", "from_dict", "load", "to_dict"]
+PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
+
+__all__ = [
+    "POLICIES",
+    "BestOfN",
+    "EarlySelection",
+    "SuccessiveHalving",
+    "default_policy",
+    "from_dict",
+    "load",
+    "to_dict",
+]
+
+
+def default_policy(num_steps: int) -> Policy:
+    """Successive halving with the paper's three rungs, moved to the number of steps."""
+    rungs = sorted({max(1, round(share * num_steps)) for share in PUBLISHED_RUNGS})
+    rungs = [rung for rung in rungs if rung < num_steps]
+    return SuccessiveHalving(tuple(rungs), tuple((0.4, 0.4, 0.5)[: len(rungs)]))
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:

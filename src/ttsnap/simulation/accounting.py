@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ttsnap.cost import Budget, CostModel, affordable
+from ttsnap.cost import NAMED_COST_MODELS, Budget, CostModel, affordable
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
+from ttsnap.recordings import Recording
 from ttsnap.types import Policy
 
 
@@ -97,3 +98,49 @@ def accounting_of(name: str, model: CostModel) -> Accounting:
     if name not in ACCOUNTINGS:
         raise ValueError(f"unknown accounting {name!r}; known are {', '.join(ACCOUNTINGS)}")
     return ACCOUNTINGS[name](model)
+
+
+def cost_model_of(
+    recording: Recording,
+    name: str | None = None,
+    *,
+    call_tflop: float | None = None,
+    look_tflop: float | None = None,
+) -> CostModel:
+    """The cost model to charge replayed searches with.
+
+    Args:
+        recording: its own cost model, counted when it was made, is the default; `flux-512` for published FLUX values.
+        name: of a named cost model.
+        call_tflop: TFLOP of one call, in place of a name.
+        look_tflop: TFLOP of one look, decode included, in place of a name.
+
+    Raises:
+        ValueError: unknown name, one of two numbers missing or not positive, or nothing said and nothing recorded.
+    """
+    if call_tflop is not None or look_tflop is not None:
+        if name is not None:
+            raise ValueError("give a named cost model or TFLOP of a call and a look, not both")
+        if call_tflop is None or look_tflop is None:
+            raise ValueError("the TFLOP of a call and of a look are needed together")
+        if not (call_tflop > 0 and look_tflop >= 0):
+            raise ValueError(
+                f"a call must cost more than 0 TFLOP and a look at least 0, got {call_tflop:g}, {look_tflop:g}"
+            )
+        return CostModel(f"{call_tflop:g} TFLOP a call, {look_tflop:g} a look", call_tflop, 0.0, look_tflop)
+    if name is None:
+        recorded = recording.provenance.get("cost_model")
+        if isinstance(recorded, dict):
+            return CostModel(**{key: recorded[key] for key in ("name", *_TFLOP)})
+        name = {"flux": "flux-512"}.get(str(recording.provenance.get("model")))
+    if name is None:
+        raise ValueError(
+            f"the recording does not say what a call costs; name a cost model ({', '.join(NAMED_COST_MODELS)}) "
+            "or give the TFLOP of a call and a look"
+        )
+    if name not in NAMED_COST_MODELS:
+        raise ValueError(f"unknown cost model {name!r}; known are {', '.join(NAMED_COST_MODELS)}")
+    return NAMED_COST_MODELS[name]
+
+
+_TFLOP = ("call_tflop", "decode_tflop", "look_tflop", "prompt_tflop")

@@ -73,7 +73,8 @@ class Simulation:
         return resample(self.dataset.sizes["prompt"], SAMPLES, rng)
 
     @functools.cached_property
-    def _summary(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What `table` and `summary` hold, as JSON objects; None where there is no number."""
         rows: list[dict[str, Any]] = []
         policies: list[dict[str, Any]] = []
         for r, reward in enumerate(self.dataset.reward.values):
@@ -176,20 +177,20 @@ class Simulation:
         """One row per reward, policy and budget."""
         import pandas as pd
 
-        return pd.DataFrame(self._summary[0])
+        return pd.DataFrame(self.rows[0])
 
     @property
     def summary(self) -> pd.DataFrame:
         """One row per reward and policy: relative increase and compute multiplier, with intervals."""
         import pandas as pd
 
-        return pd.DataFrame(self._summary[1])
+        return pd.DataFrame(self.rows[1])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as one JSON object."""
         from ttsnap import __version__
 
-        rows, policies = self._summary
+        rows, policies = self.rows
         keys = (
             "recording",
             "accounting",

@@ -95,7 +95,10 @@ def interval(samples: FloatArray, level: float = 0.95) -> FloatArray:
 
 
 def rank_correlation(guide: FloatArray, target: FloatArray) -> FloatArray:
-    """Spearman correlation [steps] of a guide [prompts, pool, steps] with a target [prompts, pool]; prompts' mean."""
+    """Spearman correlation [prompts, steps] of a guide [prompts, pool, steps] with a target [prompts, pool].
+
+    0 where all candidates of a prompt are worth the same.
+    """
     from scipy.stats import rankdata
 
     def standardised(values: FloatArray) -> FloatArray:
@@ -104,6 +107,5 @@ def rank_correlation(guide: FloatArray, target: FloatArray) -> FloatArray:
         return np.asarray(np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0))
 
     goal = standardised(target)
-    return np.array(
-        [(standardised(guide[:, :, step]) * goal).sum(axis=1).mean() for step in range(guide.shape[2])], dtype=float
-    )
+    by_step = [(standardised(guide[:, :, step]) * goal).sum(axis=1) for step in range(guide.shape[2])]
+    return np.stack(by_step, axis=1)

@@ -1,0 +1,257 @@
+"""Pictures of a simulation, as a paper would print them: axes with units, colour-blind safe, PNG and SVG."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from ttsnap.recordings import Recording
+from ttsnap.results import atomically
+from ttsnap.simulation.results import Simulation
+from ttsnap.simulation.statistics import interval, rank_correlation, resample
+from ttsnap.types import FloatArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Okabe and Ito (2008): told apart with any colour vision, and by their markers in black and white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = "osD^vP*"
+_UNITS = {"TFLOP": ((1.0, "TFLOP"), (1e-3, "GFLOP"), (1e-6, "MFLOP")), "NFE": ((1.0, "denoiser calls"),)}
+_STYLE: Any = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ttsnap",
+}
+
+
+def _styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw in our style without touching anybody else's."""
+
+    @functools.wraps(draw)
+    def styled(*args: P.args, **options: P.kwargs) -> R:
+        import matplotlib as mpl
+
+        with mpl.rc_context(_STYLE):
+            return draw(*args, **options)
+
+    return styled
+
+
+def plot(simulation: Simulation, recording: Recording | None = None) -> dict[str, Figure]:
+    """All pictures by name.
+
+    Args:
+        simulation: what to show.
+        recording: also show how well each guide ranks (adds `correlation`).
+
+    Returns:
+        `reward`: reward against budget; `multiplier`: compute multiplier against budget; `increase`: relative
+        increase of each policy; `correlation`: rank correlation of each guide with the final reward at every step.
+    """
+    figures = {"reward": reward(simulation), "multiplier": multiplier(simulation)}
+    if simulation.common.sum() > 1:
+        figures["increase"] = increase(simulation)
+    if recording is not None:
+        figures["correlation"] = correlation(recording)
+    return figures
+
+
+def save(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
+    """Write each picture as `{name}.png` and `{name}.svg`; returns the paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
+    for path in paths:
+        atomically(path, functools.partial(_write, figures[path.stem], path.suffix[1:]))
+    return paths
+
+
+@_styled
+def _write(figure: Figure, suffix: str, path: Path) -> None:
+    metadata = {"Date": None} if suffix == "svg" else {}
+    figure.savefig(path, format=suffix, dpi=200, bbox_inches="tight", metadata=metadata)
+
+
+@_styled
+def reward(simulation: Simulation) -> Figure:
+    """Mean reward of the chosen image against the budget, one panel per reward.
+
+    Bands are the 95 % intervals of the difference from best-of-N on the same prompts: most of the spread of the reward
+    itself is that between prompts, which all policies share.
+    """
+    rows, (unit, scale) = simulation.table, _unit(simulation)
+    figure, panels = _panels(simulation)
+    for panel, (name, rows_of_reward) in zip(panels, rows.groupby("reward_name", sort=False), strict=True):
+        first = rows_of_reward[rows_of_reward.policy == simulation.names[0]].dropna(subset=["best_of_n_reward"])
+        panel.plot(first.budget * scale, first.best_of_n_reward, color="black", marker="x", ms=4, lw=1.2)
+        panel.plot([], [], color="black", marker="x", ms=4, lw=1.2, label="best-of-N (exact)")
+        for policy, colour, marker in _policies(simulation):
+            line = rows_of_reward[rows_of_reward.policy == policy].dropna(subset=["reward", "best_of_n_reward"])
+            band = [
+                (base + low, base + high)
+                for base, (low, high) in zip(line.best_of_n_reward, line.gain_ci95, strict=True)
+            ]
+            _line(panel, line.budget * scale, line.reward, band, policy, colour, marker)
+        _label(panel, f"budget per prompt ({unit})", f"{name} of the chosen image")
+        panel.legend(loc="lower right")
+    _say_prompts(figure, simulation, "bands: 95 % of the difference from best-of-N")
+    return figure
+
+
+@_styled
+def multiplier(simulation: Simulation) -> Figure:
+    """Compute multiplier against the budget, one panel per reward, with 95 % intervals."""
+    rows, (unit, scale) = simulation.table, _unit(simulation)
+    figure, panels = _panels(simulation)
+    for panel, (name, rows_of_reward) in zip(panels, rows.groupby("reward_name", sort=False), strict=True):
+        panel.axhline(1.0, color="black", lw=1.2)
+        panel.plot([], [], color="black", lw=1.2, label="best-of-N")
+        for policy, colour, marker in _policies(simulation):
+            line = rows_of_reward[rows_of_reward.policy == policy].dropna(subset=["compute_multiplier"])
+            _line(
+                panel,
+                line.budget * scale,
+                line.compute_multiplier,
+                line.compute_multiplier_ci95,
+                policy,
+                colour,
+                marker,
+            )
+        _label(panel, f"budget per prompt ({unit})", f"compute multiplier ({name})")
+        panel.yaxis.set_major_formatter("\N{MULTIPLICATION SIGN}{x:g}")
+        panel.legend(loc="best")
+    _say_prompts(figure, simulation)
+    return figure
+
+
+@_styled
+def increase(simulation: Simulation) -> Figure:
+    """Relative increase over best-of-N of each policy and reward, with 95 % intervals."""
+    _, policies = simulation.rows
+    rows = [row for row in policies if row["relative_increase_percent"] is not None]
+    figure, (panel,) = _figure(1, height=0.9 + 0.32 * len(rows))
+    colours = {name: (colour, marker) for name, colour, marker in _policies(simulation)}
+    labels = []
+    for place, row in enumerate(rows):
+        colour, marker = colours[row["policy"]]
+        low, high = row["relative_increase_ci95"]
+        value = row["relative_increase_percent"]
+        panel.plot([low, high], [place, place], color=colour, lw=2)
+        panel.plot(value, place, color=colour, marker=marker, ms=6)
+        panel.annotate(f"{value:+.1f} %", (value, place), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        labels.append(f"{row['policy']}, {row['reward_name']}" if len(simulation.dataset.reward) > 1 else row["policy"])
+    panel.axvline(0.0, color="black", lw=1.2)
+    panel.set_yticks(range(len(labels)), labels)
+    panel.set_ylim(len(labels) - 0.5, -0.6)
+    _label(panel, "relative increase over best-of-N (%)", "")
+    _say_prompts(figure, simulation)
+    return figure
+
+
+@_styled
+def correlation(recording: Recording) -> Figure:
+    """Spearman correlation of each guide with the final reward after every call, with 95 % intervals over prompts."""
+    from matplotlib.ticker import MaxNLocator
+
+    table = correlations(recording)
+    figure, panels = _figure(len(recording.rewards))
+    for panel, name in zip(panels, recording.rewards, strict=True):
+        for (kind, label), colour, marker in zip(
+            (("aware", "noise-aware guide"), ("clean", "clean guide")), COLOURS, MARKERS, strict=False
+        ):
+            if (kind, name) not in table:
+                continue
+            by_prompt = table[kind, name]
+            weights = resample(len(by_prompt), 1000, np.random.default_rng(0))
+            steps = np.arange(1, by_prompt.shape[1] + 1)
+            low_high = [*zip(*interval(weights @ by_prompt), strict=True)]
+            _line(panel, steps, by_prompt.mean(axis=0), low_high, label, colour, marker)
+        _label(panel, "denoiser calls made", f"rank correlation with final {name}")
+        panel.set_ylim(min(0.0, panel.get_ylim()[0]), 1.03)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.legend(loc="lower right")
+    figure.text(
+        1,
+        -0.01,
+        f"Spearman, mean over {len(recording.recorded())} prompts, 95 % intervals",
+        ha="right",
+        va="top",
+        fontsize=7,
+    )
+    return figure
+
+
+def correlations(recording: Recording) -> dict[tuple[str, str], FloatArray]:
+    """Spearman correlation [prompts, steps] of each guide with the final reward, by (guide, reward name)."""
+    table = {}
+    final = recording.guide("clean")[:, :, -1]
+    for kind in ("aware", "clean") if recording.has_aware else ("clean",):
+        guide = recording.guide(kind)
+        for index, name in enumerate(recording.rewards):
+            table[kind, name] = rank_correlation(guide[..., index], final[..., index])
+    return table
+
+
+def _figure(columns: int, height: float = 3.0) -> tuple[Figure, list[Axes]]:
+    """A figure without pyplot: nothing global, nothing to close."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * columns, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _panels(simulation: Simulation) -> tuple[Figure, list[Axes]]:
+    return _figure(simulation.dataset.sizes["reward"])
+
+
+def _policies(simulation: Simulation) -> Iterator[tuple[str, str, str]]:
+    for index, name in enumerate(simulation.names):
+        yield name, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+
+
+def _line(panel: Axes, x: Any, y: Any, intervals: Any, label: str, colour: str, marker: str) -> None:
+    """A line with its interval as a band."""
+    low, high = ([float("nan") if value is None else value for value in side] for side in zip(*intervals, strict=True))
+    panel.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    panel.plot(x, y, color=colour, marker=marker, ms=4, lw=1.5, label=label)
+
+
+def _label(panel: Axes, x: str, y: str) -> None:
+    panel.set_xlabel(x)
+    panel.set_ylabel(y)
+
+
+def _unit(simulation: Simulation) -> tuple[str, float]:
+    """Unit of the budget axis, and the factor from the budgets to it."""
+    unit, most = simulation.dataset.attrs["unit"], float(simulation.dataset.budget.values[-1])
+    scales = _UNITS.get(unit, ((1.0, unit),))
+    factor, name = next((pair for pair in scales if most >= 2 * pair[0]), scales[-1])
+    return name, 1 / factor
+
+
+def _say_prompts(figure: Figure, simulation: Simulation, bands: str = "95 % intervals over prompts") -> None:
+    attrs = simulation.dataset.attrs
+    text = (
+        f"{simulation.dataset.sizes['prompt']} prompts, {attrs['trials']} paired trials; {bands}\n"
+        f"accounting: {attrs['accounting']}, {attrs['cost_model']}"
+    )
+    figure.text(1, -0.01, text, ha="right", va="top", fontsize=7)
