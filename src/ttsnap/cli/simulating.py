@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -147,65 +148,48 @@ def default_or_named(name: str, num_steps: int) -> Policy:
 
 
 def show(simulation: Simulation, written: Iterable[Path]) -> None:
-    """Tables for people."""
+    """Tables for people, one pair per reward."""
     console = Console()
     attrs = simulation.dataset.attrs
     rows, summary = simulation.rows
-    several = simulation.dataset.sizes["reward"] > 1
-    table = _table("At equal cost: reward of the chosen image, and its gain over best-of-N")
-    names = [
-        "budget",
-        *(["reward name"] if several else []),
-        "policy",
-        "candidates",
-        "reward",
-        "gain (95 %)",
-        "compute",
-    ]
-    for name in names:
-        table.add_column(name, justify="left" if name in ("policy", "reward name") else "right")
-    last = None
-    for row in sorted(rows, key=lambda row: (row["budget"], row["reward_name"])):
-        budget = format_amount(row["budget"], row["budget_unit"])
-        head = [budget if (row["budget"], row["reward_name"]) != last else ""]
-        if several:
-            head.append(row["reward_name"])
-        if head[0]:
-            count = row["best_of_n_candidates"]
-            known = row["best_of_n_reward"] is not None
+    for name in map(str, simulation.dataset.reward.values):
+        table = _table(
+            f"{name} of the chosen image at equal cost, and its gain over best-of-N",
+            ("budget", "policy", "started", "reward", "gain (95 %)", "compute"),
+        )
+        mine = sorted((row for row in rows if row["reward_name"] == name), key=lambda row: row["budget"])
+        for budget, group in itertools.groupby(mine, key=lambda row: row["budget"]):
+            of_budget = list(group)
+            first = of_budget[0]
+            known = first["best_of_n_reward"] is not None
             table.add_row(
-                *head, "best-of-N", str(count), _number(row["best_of_n_reward"]), "", _times(1.0 if known else None)
+                format_amount(budget, first["budget_unit"]),
+                "best-of-N",
+                str(first["best_of_n_candidates"]),
+                _number(first["best_of_n_reward"]),
+                "",
+                _times(1.0 if known else None),
             )
-            head[0] = ""
-        last = (row["budget"], row["reward_name"])
-        low, high = row["gain_ci95"]
-        gain = "" if row["gain"] is None else f"{row['gain']:+.4f} \N{PLUS-MINUS SIGN} {(high - low) / 2:.4f}"
-        table.add_row(
-            *head,
-            row["policy"],
-            str(row["candidates"]),
-            _number(row["reward"]),
-            gain,
-            _times(row["compute_multiplier"]),
+            for row in of_budget:
+                low, high = row["gain_ci95"]
+                gain = "" if row["gain"] is None else f"{row['gain']:+.4f} \N{PLUS-MINUS SIGN} {(high - low) / 2:.4f}"
+                multiplier = _times(row["compute_multiplier"])
+                table.add_row("", row["policy"], str(row["candidates"]), _number(row["reward"]), gain, multiplier)
+        console.print(table)
+        table = _table(
+            f"{name} over all budgets", ("", "policy", "relative increase (95 %)", "compute multiplier (95 %)")
         )
-    console.print(table)
-    table = _table("Over all budgets")
-    for name in (
-        "policy",
-        *(["reward name"] if several else []),
-        "relative increase (95 %)",
-        "compute multiplier (95 %)",
-    ):
-        table.add_column(name)
-    for row in summary:
-        increase, multiplier = row["relative_increase_percent"], row["compute_multiplier"]
-        table.add_row(
-            row["policy"],
-            *([row["reward_name"]] if several else []),
-            "" if increase is None else f"{increase:+.1f} % ({_span(row['relative_increase_ci95'], '+.1f')})",
-            "" if multiplier is None else f"{_times(multiplier)} ({_span(row['compute_multiplier_ci95'], '.2f')})",
-        )
-    console.print(table)
+        for row in summary:
+            if row["reward_name"] == name:
+                increase, multiple = row["relative_increase_percent"], row["compute_multiplier"]
+                spans = _span(row["relative_increase_ci95"], "+.1f"), _span(row["compute_multiplier_ci95"], ".2f")
+                table.add_row(
+                    "",
+                    row["policy"],
+                    "" if increase is None else f"{increase:+.1f} % ({spans[0]})",
+                    "" if multiple is None else f"{_times(multiple)} ({spans[1]})",
+                )
+        console.print(table)
     console.print(
         f"{simulation.dataset.sizes['prompt']} prompts, {attrs['pool']} candidates each, "
         f"{attrs['trials']} paired trials; "
@@ -220,8 +204,11 @@ def show(simulation: Simulation, written: Iterable[Path]) -> None:
         console.print("written: " + ", ".join(paths), highlight=False)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    return table
 
 
 def _number(value: float | None) -> str:

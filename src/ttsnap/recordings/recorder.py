@@ -6,12 +6,16 @@ resumed run are those of an uninterrupted one to the last bit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.recordings.recording import Recording
 from ttsnap.types import IntArray
 
@@ -127,6 +131,162 @@ def record_rewards(
                 recording.write_prompt(p, clean, seeds=seeds[p])
         sampler.forget_prompts()
     return recording
+
+
+def record_images(
+    sampler: BaseSampler,
+    tree: ImageTree,
+    prompts: Sequence[int] | None = None,
+    *,
+    workers: int | None = None,
+    on_images: Callable[[int], None] | None = None,
+    on_found: Callable[[int], None] | None = None,
+) -> int:
+    """Store the x0 estimates of every candidate as images, written in the background while the model runs.
+
+    Only what is not there yet is made: images that are missing, truncated or of the wrong size.
+
+    Args:
+        sampler: drives the model.
+        tree: where the images go, and prompts, seeds and calls; see `plan_tree`.
+        prompts: indices of the prompts to record (default: all).
+        workers: threads that compress and write (default: one per core, at most 8).
+        on_images: called with the number of images just made.
+        on_found: called with the number of images just found in place.
+
+    Returns:
+        Images made.
+
+    Raises:
+        ValueError: the tree that is there was made with other settings.
+        OSError: an image cannot be written, such as on a full disk; whatever is stored is whole, so that the same
+            call goes on from there.
+    """
+    from ttsnap.environments.live import to_uint8
+
+    tree.save()
+    prompts = range(len(tree.prompts)) if prompts is None else prompts
+    per_prompt, made = tree.num_candidates, 0
+    with ImageWriter(tree.write, workers) as writer:
+        for rows, parts in groups(len(prompts), per_prompt, sampler.max_batch):
+            everybody = [(prompts[row], c) for row in rows for c in range(per_prompt)]
+            for part in parts:
+                who = everybody[part]
+                todo = {
+                    (row, call)
+                    for row, (p, c) in enumerate(who)
+                    for call in tree.calls
+                    if not tree.begun(p) or tree.fault(p, c, call)
+                }
+                if on_found:
+                    on_found(len(who) * len(tree.calls) - len(todo))
+                if not todo:
+                    continue
+                texts, seeds = [tree.prompts[p] for p, _ in who], [int(tree.seeds[pair]) for pair in who]
+                for call, images in walk(sampler, texts, seeds, sorted({call for _, call in todo})):
+                    chosen = [row for row in range(len(who)) if (row, call) in todo]
+                    pictures = to_uint8(images)
+                    writer.put([(tree.path(*who[row], call), pictures[row]) for row in chosen])
+                    made += len(chosen)
+                    if on_images:
+                        on_images(len(chosen))
+            sampler.forget_prompts()
+    return made
+
+
+class ImageWriter:
+    """Writes images on background threads; compression runs while others hold the interpreter.
+
+    A context: it ends when all is written, or raises what the first failure raised.
+
+    Args:
+        write: stores one image [h, w, 3] under a path.
+        workers: number of threads (default: one per core, at most 8).
+        backlog: most batches under way; `put` then waits, so that a slow disk cannot fill the memory.
+    """
+
+    def __init__(self, write: Callable[[Path, np.ndarray], None], workers: int | None = None, backlog: int = 4) -> None:
+        self.workers = workers or min(8, os.cpu_count() or 1)
+        self._write = write
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="image-writer")
+        self._free = BoundedSemaphore(backlog * self.workers)
+        self._failure: BaseException | None = None
+
+    def put(self, images: Sequence[tuple[Path, np.ndarray]]) -> None:
+        """Hand over images to write.
+
+        Raises:
+            OSError: an earlier image could not be written.
+        """
+        size = -(-len(images) // self.workers)
+        for start in range(0, len(images), size or 1):
+            self._free.acquire()
+            if self._failure:
+                self._free.release()
+                raise self._failure
+            self._pool.submit(self._work, images[start : start + size])
+
+    def _work(self, images: Sequence[tuple[Path, np.ndarray]]) -> None:
+        try:
+            for path, image in images:
+                if self._failure is None:
+                    self._write(path, image)
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._free.release()
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._pool.shutdown(wait=True)
+        if self._failure and kind is None:
+            raise self._failure
+
+
+def plan_tree(
+    sampler: BaseSampler,
+    root: str | Path,
+    prompts: Sequence[str],
+    seeds: IntArray,
+    *,
+    calls: Sequence[int] | None = None,
+    store_size: int | None = None,
+    image_format: str = "png",
+    settings: Mapping[str, Any] | None = None,
+) -> ImageTree:
+    """The tree that `record_images` fills.
+
+    Args:
+        sampler: tells steps, noise levels and image size.
+        root: its directory.
+        prompts: all prompts [P].
+        seeds: seeds [P, candidates].
+        calls: after which calls to store an image (default: all); the last always counts.
+        store_size: pixels of the shorter side of the stored images (default: as they are decoded).
+        image_format: `png`, or `webp` (lossless).
+        settings: what decides the images; a tree made with others is refused.
+    """
+    from ttsnap.provenance import versions
+
+    size = (sampler.width, sampler.height)
+    if store_size is not None:
+        if not 1 <= store_size <= min(size):
+            raise ValueError(f"images of {size[0]} x {size[1]} can be stored at 1 to {min(size)}, got {store_size}")
+        size = (round(size[0] * store_size / min(size)), round(size[1] * store_size / min(size)))
+    return ImageTree(
+        Path(root),
+        tuple(prompts),
+        seeds,
+        sampler.num_steps,
+        chosen_calls(calls, sampler.num_steps),
+        tuple(sampler.sigmas),
+        size,
+        image_format,
+        dict(settings or {}),
+        versions(),
+    )
 
 
 def check_same(settings: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
