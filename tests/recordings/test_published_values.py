@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from tests.published import VALUES, needs_values
 
 from ttsnap.recordings import Recording
-from ttsnap.recordings.published_values import import_values, read_prompts, read_values
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+from ttsnap.recordings.published_values import import_values, read_values
 
 
 def test_values_arrive_in_their_places(values: Path, tmp_path: Path) -> None:
@@ -146,26 +144,11 @@ def test_folders_that_do_not_fit_are_refused(values: Path, tmp_path: Path, damag
         import_values(values, tmp_path / "rec")
 
 
-def test_prompts_are_read_from_json_and_text(tmp_path: Path) -> None:
-    (tmp_path / "p.json").write_text('["a cat", "a \\u00e9"]')
-    (tmp_path / "p.txt").write_text("a cat\n\n a dog \n")
-    assert read_prompts(tmp_path / "p.json") == ["a cat", "a é"]
-    assert read_prompts(tmp_path / "p.txt") == ["a cat", "a dog"]
-    for name, text in (("a.json", "{"), ("b.json", '{"a": 1}'), ("c.txt", " \n")):
-        (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=name):
-            read_prompts(tmp_path / name)
-
-
-@pytest.mark.skipif(
-    not (SHARED / "ttsnap_values").is_dir(), reason="published values (../shared/ttsnap_values) are absent"
-)
-def test_one_published_model_and_reward_in_eight_seconds_and_opened_in_a_third(tmp_path: Path) -> None:
-    start = time.process_time()
-    import_values(SHARED / "ttsnap_values", tmp_path / "rec", rewards=["hps"])
-    assert time.process_time() - start < 8
-    start = time.process_time()
+@needs_values
+def test_one_published_model_and_reward(tmp_path: Path) -> None:
+    import_values(VALUES, tmp_path / "rec", rewards=["hps"])
     recording = Recording.open(tmp_path / "rec")
-    assert time.process_time() - start < 0.3
     assert recording.shape == (200, 200, 20, 1)
     assert recording.clean[0, 0, 0, 0] == np.float32(0.19526289403438568)
+    assert np.isnan(recording.aware[:, :, 15:]).all()
+    assert np.isfinite(recording.aware[:, :, :15]).all()

@@ -306,28 +306,3 @@ def _number(text: str, where: str, shown: str) -> float:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 30 else text[:30] + "…")
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a file: a JSON list of strings, or text with one prompt per line.
-
-    Raises:
-        ValueError: the file cannot be read or holds no prompts.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot read prompts from {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read prompts from {path}: it is not UTF-8 text") from error
-    if path.suffix == ".json":
-        try:
-            prompts = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"prompt file {path} is not valid JSON: {error}") from error
-    else:
-        prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"prompt file {path} must hold a list of strings")
-    return prompts
