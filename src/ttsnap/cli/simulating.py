@@ -199,9 +199,9 @@ def show(simulation: Simulation, written: Iterable[Path]) -> None:
         highlight=False,
     )
     for note in simulation.notes():
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     if paths := [str(path) for path in written]:
-        console.print("written: " + ", ".join(paths), highlight=False)
+        console.print("written: " + ", ".join(paths), highlight=False, soft_wrap=True)
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:

@@ -10,11 +10,13 @@ from typing import Any
 from ttsnap.policies.best_of_n import BestOfN
 from ttsnap.policies.early_selection import EarlySelection
 from ttsnap.policies.successive_halving import SuccessiveHalving
+from ttsnap.policies.tapered_halving import TaperedHalving
 from ttsnap.types import Policy
 
 POLICIES: dict[str, type] = {
     "best-of-n": BestOfN,
     "halving": SuccessiveHalving,
+    "tapered-halving": TaperedHalving,
     "early-selection": EarlySelection,
 }
 
@@ -25,6 +27,7 @@ __all__ = [
     "BestOfN",
     "EarlySelection",
     "SuccessiveHalving",
+    "TaperedHalving",
     "default_policy",
     "from_dict",
     "load",
