@@ -1,4 +1,4 @@
-"""`ttsnap record`: from prompts to the rewards or the images of every candidate after every call."""
+"""`ttsnap record`: from prompts to the images or the rewards of every candidate after every call."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def record(
         str | None,
         typer.Option(help="Calls to look after, such as 1,5,20 (default: all).", rich_help_panel=_WHAT),
     ] = None,
+    store_size: Annotated[
+        int | None,
+        typer.Option(help="Shorter side of stored images, pixels (default: as they are).", rich_help_panel=_WHAT),
+    ] = None,
+    image_format: Annotated[
+        str, typer.Option("--format", help="png, or webp (lossless).", rich_help_panel=_WHAT)
+    ] = "png",
     seed: Annotated[
         int, typer.Option(help="Candidate c of prompt p has this seed + p x candidates per prompt + c.")
     ] = 0,
@@ -55,9 +62,11 @@ def record(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
-    """Sample candidates and record what every x0 estimate is worth.
+    """Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.
 
-    Try: ttsnap record --prompts shapes:held-out --prompt-range 0:10 --reward shapes --out shapes.zarr
+    Images lie in OUT/p0000/id000/s00.png: prompt 0, candidate 0, after 1 denoiser call.
+
+    Try: ttsnap record --prompts shapes:held-out --prompt-range 0:10 --out tree
     """
     from ttsnap.cli.recording import Request, execute
 
@@ -69,6 +78,8 @@ def record(
             per_prompt=per_prompt,
             rewards=reward,
             calls=read_calls(calls),
+            store_size=store_size,
+            image_format=image_format,
             seed=seed,
             out=out,
             model=model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import warnings
@@ -27,6 +28,8 @@ class Request:
     per_prompt: int
     rewards: str | None
     calls: list[int] | None
+    store_size: int | None
+    image_format: str
     seed: int
     out: Path
     model: str
@@ -45,33 +48,41 @@ class Request:
 
 def execute(request: Request, *, as_json: bool) -> None:
     """Record what is not there yet, and report."""
-    from ttsnap.recordings.recorder import seeds_of
+    from ttsnap.recordings.image_tree import FORMATS
 
+    if request.per_prompt < 1:
+        raise ValueError(f"--per-prompt must be at least 1, got {request.per_prompt}")
+    if request.image_format not in FORMATS:
+        raise ValueError(f"--format is {' or '.join(FORMATS)}, got {request.image_format!r}")
     if request.rewards is not None:
         rewards.names_of(request.rewards)
-    seeds = seeds_of(request.part, request.per_prompt, request.seed)
-    with ImageProgress(quiet=as_json) as progress:
+    with ImageProgress("recording", quiet=as_json) as progress:
         try:
-            report = _record(request, seeds, progress)
+            report = _record(request, progress)
         except KeyboardInterrupt:
             print(f"stopped: the same command goes on from there ({request.out})", file=sys.stderr)
             raise typer.Exit(130) from None
-    report |= {"images": progress.images, "seconds": progress.seconds}
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(
+                    error.errno, "the disk is full; all that is stored is whole, and the same command goes on from it"
+                ) from error
+            raise
+    report |= progress.report()
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     elif not progress.images:
         typer.echo(f"{request.out} is complete already; nothing was run again.")
     else:
         typer.echo(
-            f"{request.out}: {len(request.part)} prompts x {request.per_prompt} candidates; "
-            f"{progress.images} images in {progress.seconds:.1f} s, {progress.rate:.3g} per second"
+            f"{request.out}: {len(request.part)} prompts x {request.per_prompt} candidates; {progress.summary()}"
         )
 
 
-def _record(request: Request, seeds: Any, progress: ImageProgress) -> dict[str, Any]:
+def _record(request: Request, progress: ImageProgress) -> dict[str, Any]:
     from ttsnap.cli.generating import quiet_libraries
     from ttsnap.generation import load_sampler
-    from ttsnap.recordings.recorder import record_rewards
+    from ttsnap.recordings.recorder import plan_tree, record_images, record_rewards, seeds_of
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -80,17 +91,39 @@ def _record(request: Request, seeds: Any, progress: ImageProgress) -> dict[str, 
             request.model, request.device, request.dtype, max_batch=request.max_batch, **request.options
         )
     settings = request.settings(sampler)
-    report = {"out": str(request.out), "prompts": len(request.part), "candidates": request.per_prompt}
-    assert request.rewards is not None
+    report = {
+        "out": str(request.out),
+        "prompts": len(request.part),
+        "candidates": request.per_prompt,
+        "steps": sampler.num_steps,
+        "settings": settings,
+    }
+    if request.rewards is None:
+        everybody = range(len(request.prompts))
+        tree = plan_tree(
+            sampler,
+            request.out,
+            request.prompts,
+            seeds_of(everybody, request.per_prompt, request.seed),
+            calls=request.calls,
+            store_size=request.store_size,
+            image_format=request.image_format,
+            settings=settings,
+        )
+        progress.start(len(request.part) * request.per_prompt * len(tree.calls))
+        record_images(sampler, tree, request.part, on_images=progress.advance, on_found=progress.skip)
+        return report | {"calls": list(tree.calls), "image_size": list(tree.size)}
+    if request.store_size is not None or request.image_format != "png":
+        raise ValueError("with --reward no images are stored: leave out --store-size and --format")
     recording = record_rewards(
         sampler,
         rewards.load(request.rewards, sampler.device),
         [request.prompts[p] for p in request.part],
-        seeds,
+        seeds_of(request.part, request.per_prompt, request.seed),
         request.out,
         calls=request.calls,
         settings=settings | {"first prompt": request.part.start},
         on_start=progress.start,
         on_images=progress.advance,
     )
-    return report | {"rewards": list(recording.rewards), "steps": sampler.num_steps, "settings": settings}
+    return report | {"rewards": list(recording.rewards)}
