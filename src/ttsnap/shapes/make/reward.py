@@ -27,7 +27,7 @@ from ttsnap.shapes.checker import Found, detect, judge
 from ttsnap.shapes.make import common
 from ttsnap.shapes.make.transformer import encode
 from ttsnap.shapes.make.vae import any_scene
-from ttsnap.shapes.reward import GRID, KINDS, LENGTH, RewardNetwork, load_reward, soft_minimum
+from ttsnap.shapes.reward import GRID, KINDS, LENGTH, RewardNetwork, soft_minimum
 from ttsnap.shapes.scenes import COLOURS, RELATIONS, SHAPES, Spec, is_held_out, render_batch, sample_scene, sample_spec
 
 _COLOURS = tuple(COLOURS)
@@ -195,8 +195,7 @@ def train(rank: int, a: argparse.Namespace) -> None:
     found = [detect(image) for image in images]
     cells = np.stack([cell_labels(f) for f in found])
     log(images=len(images))
-    network = load_reward(a.start).network if a.start else RewardNetwork()
-    network.requires_grad_(True).train()
+    network = RewardNetwork()
     optimiser = torch.optim.AdamW(network.parameters(), lr=a.rate, betas=(0.9, 0.98), weight_decay=0.02)
     ema = common.Ema({"network": network}, 0.998)
     step, spent = 0, 0.0
@@ -262,7 +261,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24_576)
     parser.add_argument("--extra", type=Path, nargs="*", default=[])
     parser.add_argument("--repeat", type=int, default=1, help="weight of the extra images")
-    parser.add_argument("--start", type=Path, help="folder of weights to start from (default: from scratch)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     a = parser.parse_args()
