@@ -145,6 +145,11 @@ class CostModel:
             + prompts * self.prompt_tflop
         )
 
+    def tflops(self) -> dict[str, str | float]:
+        """Its name and counts as a JSON object, from which it can be made again; the seconds are this machine's."""
+        names = ("name", "call_tflop", "decode_tflop", "look_tflop", "prompt_tflop")
+        return {name: getattr(self, name) for name in names}
+
     def of_plan(self, plan: Sequence[Rung], prompts: int = 1) -> Cost:
         """Cost of a fixed schedule, for `prompts` prompts run as one block."""
         calls = looks = before = 0

@@ -93,6 +93,7 @@ def record_rewards(
     """
     from ttsnap.environments.live import judge
     from ttsnap.provenance import versions
+    from ttsnap.samplers.flops import cost_model
 
     steps, per_prompt = sampler.num_steps, seeds.shape[1]
     calls = chosen_calls(calls, steps)
@@ -104,7 +105,12 @@ def record_rewards(
         num_steps=steps,
         rewards=list(rewards),
         sigmas=sampler.sigmas,
-        provenance={"made by": "ttsnap record", "settings": settings, "versions": versions()},
+        provenance={
+            "made by": "ttsnap record",
+            "settings": settings,
+            "versions": versions(),
+            "cost_model": cost_model(sampler, rewards, prompts[0]).tflops(),
+        },
         resume=True,
     )
     check_same(settings, recording.provenance.get("settings", {}), recording.path)

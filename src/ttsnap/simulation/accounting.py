@@ -131,7 +131,7 @@ def cost_model_of(
     if name is None:
         recorded = recording.provenance.get("cost_model")
         if isinstance(recorded, dict):
-            return CostModel(**{key: recorded[key] for key in ("name", *_TFLOP)})
+            return CostModel(**recorded)
         name = {"flux": "flux-512"}.get(str(recording.provenance.get("model")))
     if name is None:
         raise ValueError(
@@ -141,6 +141,3 @@ def cost_model_of(
     if name not in NAMED_COST_MODELS:
         raise ValueError(f"unknown cost model {name!r}; known are {', '.join(NAMED_COST_MODELS)}")
     return NAMED_COST_MODELS[name]
-
-
-_TFLOP = ("call_tflop", "decode_tflop", "look_tflop", "prompt_tflop")
