@@ -35,7 +35,7 @@ def load_model(model: str, device: str | None = None, dtype: str | None = None) 
     """
     import torch
 
-    where = _device(device)
+    where = find_device(device)
     kind = None
     if dtype is not None:
         kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,7 +107,8 @@ def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None,
     return samplers.for_pipeline(pipe, **options)
 
 
-def _device(device: str | None) -> Any:
+def find_device(device: str | None) -> Any:
+    """The torch device of that name, or the best there is; ValueError names those that are there."""
     import torch
 
     if device is None:

@@ -14,6 +14,7 @@ import typer
 import ttsnap
 from ttsnap.cli.generate import generate
 from ttsnap.cli.import_values import import_values
+from ttsnap.cli.label import label
 from ttsnap.cli.record import record
 from ttsnap.cli.simulate import simulate
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(record)
+app.command()(label)
 app.command("import-values")(import_values)
 app.command()(simulate)
 

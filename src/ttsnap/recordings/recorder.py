@@ -129,7 +129,7 @@ def record_rewards(
                 sigma = 0.0 if call == steps else sampler.sigmas[call - 1]
                 for column, (name, reward) in enumerate(rewards.items()):
                     values[part, call - 1, column] = judge(name, reward, images, texts[part], sigma)
-                _check_finite(values[part, call - 1], list(rewards), texts[part], numbers[part], call)
+                check_finite(values[part, call - 1], list(rewards), texts[part], numbers[part], call)
                 if on_images:
                     on_images(len(images))
         for p, clean in zip(rows, values.reshape(len(rows), per_prompt, steps, -1), strict=True):
@@ -304,7 +304,8 @@ def check_same(settings: Mapping[str, Any], found: Mapping[str, Any], path: Path
         )
 
 
-def _check_finite(values: np.ndarray, names: list[str], prompts: list[str], seeds: IntArray, call: int) -> None:
+def check_finite(values: np.ndarray, names: list[str], prompts: list[str], seeds: IntArray, call: int) -> None:
+    """Raise ValueError about the first of the rewards [n, rewards] after a call that is not a finite number."""
     if not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(
