@@ -10,16 +10,15 @@ from typing import Any
 from ttsnap.policies.best_of_n import BestOfN
 from ttsnap.policies.early_selection import EarlySelection
 from ttsnap.policies.successive_halving import SuccessiveHalving
-from ttsnap.policies.tapered_halving import TaperedHalving
 from ttsnap.types import Policy
 
 POLICIES: dict[str, type] = {
     "best-of-n": BestOfN,
     "halving": SuccessiveHalving,
-    "tapered-halving": TaperedHalving,
     "early-selection": EarlySelection,
 }
 
+NOTES = ("provenance", "held_out")  # what a policy file may say about its policy: where it comes from, how good it is
 PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
 
 __all__ = [
@@ -27,10 +26,11 @@ __all__ = [
     "BestOfN",
     "EarlySelection",
     "SuccessiveHalving",
-    "TaperedHalving",
     "default_policy",
     "from_dict",
     "load",
+    "load_with_notes",
+    "save",
     "to_dict",
 ]
 
@@ -50,7 +50,7 @@ def to_dict(policy: Policy) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> Policy:
-    """The policy of a JSON object as `to_dict` writes it; the keys `provenance` and `report` are ignored.
+    """The policy of a JSON object as `to_dict` writes it; what is under NOTES does not matter.
 
     Raises:
         ValueError: unknown policy or hyperparameter; the message names the known ones.
@@ -60,7 +60,7 @@ def from_dict(data: dict[str, Any]) -> Policy:
         raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")
     kind = POLICIES[name]
     known = {f.name for f in dataclasses.fields(kind)}
-    given = {key: value for key, value in data.items() if key not in ("policy", "provenance", "report")}
+    given = {key: value for key, value in data.items() if key != "policy" and key not in NOTES}
     if wrong := set(given) - known:
         raise ValueError(
             f"policy {name} has no {', '.join(sorted(wrong))}; it has {', '.join(sorted(known)) or 'none'}"
@@ -75,6 +75,15 @@ def load(path: str | Path) -> Policy:
     Raises:
         ValueError: the file is missing, is not JSON, or holds no known policy.
     """
+    return load_with_notes(path)[0]
+
+
+def load_with_notes(path: str | Path) -> tuple[Policy, dict[str, Any]]:
+    """Read a policy file, and what it says about the policy: `provenance` and `held_out`, where given.
+
+    Raises:
+        ValueError: as `load`.
+    """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -82,6 +91,26 @@ def load(path: str | Path) -> Policy:
     except ValueError as error:
         raise ValueError(f"policy file {path} is not valid JSON: {error}") from error
     try:
-        return from_dict(data)
+        return from_dict(data), {key: data[key] for key in NOTES if key in data}
     except (TypeError, ValueError) as error:
         raise ValueError(f"policy file {path}: {error}") from error
+
+
+def save(policy: Policy, path: str | Path, **notes: Any) -> None:
+    """Write a policy file, atomically.
+
+    Args:
+        policy: what to write.
+        path: the file; its folder is made if needed.
+        **notes: `provenance` and `held_out`, JSON objects.
+
+    Raises:
+        ValueError: other notes.
+    """
+    from ttsnap.results import write_json
+
+    if wrong := set(notes) - set(NOTES):
+        raise ValueError(f"a policy file has notes on {' and '.join(NOTES)}, not {', '.join(sorted(wrong))}")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(to_dict(policy) | notes, path)
