@@ -26,7 +26,7 @@ def generate(
         str, typer.Option(help="`shapes` (embedded), a hub id, or a diffusers directory.", rich_help_panel=_MODEL)
     ] = "shapes",
     reward: Annotated[
-        str | None, typer.Option(help="Reward, or several separated by commas (rank sum).", rich_help_panel=_SEARCH)
+        str | None, typer.Option(help="Reward, module:function, or several by commas (rank sum).", rich_help_panel=_SEARCH)
     ] = None,
     policy: Annotated[
         str | None,

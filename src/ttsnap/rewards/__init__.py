@@ -1,7 +1,13 @@
-"""Rewards by name. Each loads when it is asked for."""
+"""Rewards by name. Each loads when it is asked for.
+
+`module:function` names a callable of one's own (see `ttsnap.types.Reward`), from the folder one works in or from an
+installed package.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,8 +31,9 @@ def names_of(rewards: Rewards) -> list[str]:
     names = [name.strip() for name in names]
     if not isinstance(rewards, Mapping):
         for name in names:
-            if name not in REWARDS:
-                raise ValueError(f"unknown reward {name!r}; known are {', '.join(REWARDS)}")
+            if name not in REWARDS and ":" not in name:
+                known = ", ".join(REWARDS)
+                raise ValueError(f"unknown reward {name!r}; known are {known}, or a callable as module:function")
     if not names or len(set(names)) != len(names):
         raise ValueError(f"rewards must be named once each, got {', '.join(names) or 'none'}")
     return names
@@ -39,4 +46,25 @@ def load(rewards: Rewards, device: Any = "cpu") -> dict[str, Callable[..., Any]]
         return {names[0]: rewards}
     if isinstance(rewards, Mapping):
         return dict(rewards)
-    return {name: REWARDS[name](device) for name in names}
+    return {name: REWARDS[name](device) if name in REWARDS else own(name) for name in names}
+
+
+def own(name: str) -> Callable[..., Any]:
+    """The callable that `module:function` names.
+
+    Raises:
+        ValueError: there is no such module, or no such callable in it.
+    """
+    module_name, _, function = name.partition(":")
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.insert(0, "")  # an installed command does not look into the folder one works in
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.split(".")[0] and error.name != module_name:
+            raise
+        raise ValueError(f"reward {name!r}: there is no module {module_name!r} here or installed") from None
+    judge = getattr(module, function, None)
+    if not callable(judge):
+        raise ValueError(f"reward {name!r}: module {module_name!r} has no callable {function!r}")
+    return judge  # type: ignore[no-any-return]
