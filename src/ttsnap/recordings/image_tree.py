@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -55,6 +55,7 @@ class ImageTree:
         format: `png`, or `webp` (lossless).
         settings: what made the images: model, guidance, size, ...
         versions: of the packages that made them.
+        cost_model: TFLOP of the model that made them, as of `CostModel.tflops`; empty where unknown.
     """
 
     root: Path
@@ -67,6 +68,7 @@ class ImageTree:
     format: str = "png"
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    cost_model: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_candidates(self) -> int:
@@ -86,7 +88,8 @@ class ImageTree:
         mine = self._manifest()
         if (self.root / MANIFEST).exists():
             found = _read_manifest(self.root)
-            different = [key for key in mine if key not in ("settings", "versions") and mine[key] != found.get(key)]
+            free = ("settings", "versions", "cost_model")
+            different = [key for key in mine if key not in free and mine[key] != found.get(key)]
             settings, before = mine["settings"], found["settings"]
             different += [key for key in {**settings, **before} if settings.get(key) != before.get(key)]
             if different:
@@ -134,6 +137,7 @@ class ImageTree:
                 str(data["image_format"]),
                 dict(data["settings"]),
                 dict(data["versions"]),
+                dict(data.get("cost_model", {})),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{root / MANIFEST} is not valid: {type(error).__name__} {error}") from error
@@ -191,6 +195,7 @@ class ImageTree:
             "image_format": self.format,
             "settings": dict(self.settings),
             "versions": dict(self.versions),
+            "cost_model": dict(self.cost_model),
         }
         return dict(json.loads(json.dumps(data)))
 
@@ -282,26 +287,34 @@ def _fault(path: Path, size: tuple[int, int]) -> str | None:
     from PIL import Image
 
     try:
-        with path.open("rb") as file, Image.open(file) as image:
-            found = image.size
-            whole = _is_whole(file, path.suffix)
+        with path.open("rb") as file:
+            if cut := _cut(file, path.suffix):
+                return cut
+            with Image.open(file) as image:
+                found = image.size
     except FileNotFoundError:
         return "is missing"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return "is empty" if path.is_file() and not path.stat().st_size else f"is damaged: {error}"
-    if not whole:
-        return "is truncated"
+        return f"is damaged: {error}"
     return None if found == size else f"is {found[0]} x {found[1]} instead of {size[0]} x {size[1]}"
 
 
-def _is_whole(file: Any, suffix: str) -> bool:
-    """Whether an image file ends as its format demands."""
-    end = file.seek(0, 2)
+def _cut(file: BinaryIO, suffix: str) -> str | None:
+    """Whether a file begins and ends as its format demands."""
+    start = file.read(12)
+    end = file.seek(0, io.SEEK_END)
     if suffix == ".png":
         file.seek(max(0, end - 8))
-        return bool(file.read(8)[:4] == b"IEND")
-    file.seek(4)
-    return bool(end >= 8 + int.from_bytes(file.read(4), "little"))
+        known, whole = start[:8] == b"\x89PNG\r\n\x1a\n", file.read(4) == b"IEND"
+    else:
+        known = start[:4] == b"RIFF" and start[8:] == b"WEBP"
+        whole = end >= 8 + int.from_bytes(start[4:8], "little")
+    file.seek(0)
+    if not end:
+        return "is empty"
+    if len(start) == 12 and not known:
+        return f"is not a {suffix[1:]} image"
+    return None if known and whole else "is truncated"
 
 
 def _matches(folder: Path, pattern: re.Pattern[str]) -> list[re.Match[str]]:

@@ -94,6 +94,7 @@ def label_tree(
             "settings": settings,
             "versions": versions(),
             "images by": dict(tree.versions),
+            **_costs(tree, rewards, device),
         },
         resume=True,
     )
@@ -144,6 +145,18 @@ def label_tree(
                 recording.write_prompt(p, clean, seeds=tree.seeds[p])
             labels.left_out += sorted(left_out)
     return labels
+
+
+def _costs(tree: ImageTree, rewards: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """The cost model of those who made the images, with the looks of these rewards; nothing where it is unknown."""
+    import torch
+
+    from ttsnap.samplers.flops import count_looks
+
+    if not tree.cost_model:
+        return {}
+    look = count_looks(rewards, torch.zeros(1, 3, *tree.size[::-1], device=device), tree.prompts[0])
+    return {"cost_model": {**tree.cost_model, "look_tflop": look}}
 
 
 def _load(tree: ImageTree, prompts: list[int], call: int) -> tuple[np.ndarray, list[tuple[int, BadImageError]]]:

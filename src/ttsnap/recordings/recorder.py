@@ -275,6 +275,7 @@ def plan_tree(
         settings: what decides the images; a tree made with others is refused.
     """
     from ttsnap.provenance import versions
+    from ttsnap.samplers.flops import cost_model
 
     size = (sampler.width, sampler.height)
     if store_size is not None:
@@ -292,6 +293,7 @@ def plan_tree(
         image_format,
         dict(settings or {}),
         versions(),
+        cost_model(sampler, {}).tflops(),
     )
 
 

@@ -67,12 +67,16 @@ def cost_model(sampler: BaseSampler, rewards: Mapping[str, Any], prompt: str = "
         known = _read() | {key: _count(sampler)}
         _write(known)
     call, decode, prompt_tflop = known[key]
-    images = torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device)
-    for reward in rewards.values():  # text is encoded once per prompt and belongs to no look
-        reward(images, [prompt], sigma=0.0)
-    look = count_tflop(lambda: [reward(images, [prompt], sigma=0.0) for reward in rewards.values()])
+    look = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
     name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
     return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch)
+
+
+def count_looks(rewards: Mapping[str, Any], images: torch.Tensor, prompt: str) -> float:
+    """TFLOP of one look by all rewards at `images` [1, 3, h, w]."""
+    for reward in rewards.values():  # text is encoded once per prompt and belongs to no look
+        reward(images, [prompt], sigma=0.0)
+    return count_tflop(lambda: [reward(images, [prompt], sigma=0.0) for reward in rewards.values()])
 
 
 def _count(sampler: BaseSampler) -> list[float]:

@@ -1,0 +1,149 @@
+"""The command itself, on the embedded model."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ttsnap.recordings import Recording
+from ttsnap.recordings.image_tree import ImageTree
+
+SOURCE = ["--prompts", "shapes:held-out", "--prompt-range", "2:6", "--per-prompt", 4, "--seed", 100]
+
+
+def images(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.png"))}
+
+
+def test_a_tree_comes_back_from_its_seeds(ttsnap, tmp_path):
+    code, out, _ = ttsnap("record", *SOURCE, "--calls", "1,5,20", "--out", tmp_path / "tree", "--json")
+    report = json.loads(out)
+    assert (code, report["prompts"], report["candidates"], report["images"]) == (0, 4, 4, 48)
+    assert report["calls"] == [1, 5, 20]
+    tree = ImageTree.open(tmp_path / "tree")
+    assert {path.name for path in tree.root.iterdir()} == {"manifest.json", "p0002", "p0003", "p0004", "p0005"}
+    assert tree.seeds[2].tolist() == [108, 109, 110, 111]
+    assert tree.settings["model"] == "shapes"
+
+    again = ttsnap("record", *SOURCE, "--calls", "1,5,20", "--out", tmp_path / "again")
+    assert "48 images in" in again[1]
+    assert images(tmp_path / "again") == images(tree.root)
+
+    from ttsnap.shapes.pipeline import load_pipeline
+
+    made = load_pipeline()(
+        tree.prompts[3],
+        generator=torch.Generator("cpu").manual_seed(int(tree.seeds[3, 2])),
+        num_inference_steps=20,
+        height=64,
+        width=64,
+        max_sequence_length=12,
+    ).images[0]
+    difference = np.abs(np.asarray(made).astype(int) - tree.read(3, 2, 20))
+    assert difference.max() <= 1
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(ttsnap, tmp_path):
+    options = ["record", "--prompts", "shapes:train", "--prompt-range", "0:8", "--per-prompt", 4]
+    options += ["--max-batch", 4, "--calls", "5,10,15,20"]
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from ttsnap.cli import main; main()", *map(str, options), "--out", str(broken)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 120
+    while not (broken / "p0002").exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    found = images(broken)
+    assert 0 < len(found) < 8 * 4 * 4
+    whole = next(iter(found))
+    (broken / whole).write_bytes(found[whole][:1000])
+    code, out, _ = ttsnap(*options, "--out", broken, "--json")
+    assert code == 0
+    assert json.loads(out)["images_found"] == len(found) - 1
+    ttsnap(*options, "--out", tmp_path / "whole")
+    assert images(broken) == images(tmp_path / "whole")
+    assert not list(broken.rglob(".*"))
+    assert "nothing was run again" in ttsnap(*options, "--out", broken)[1]
+
+
+def test_rewards_without_images(ttsnap, tmp_path):
+    code, out, _ = ttsnap("record", *SOURCE, "--reward", "shapes", "--out", tmp_path / "r", "--json")
+    assert code == 0
+    assert json.loads(out)["rewards"] == ["shapes"]
+    recording = Recording.open(tmp_path / "r")
+    assert recording.shape == (4, 4, 20, 1)
+    assert recording.seeds[0].tolist() == [108, 109, 110, 111]
+    assert "nothing was run again" in ttsnap("record", *SOURCE, "--reward", "shapes", "--out", tmp_path / "r")[1]
+    code, _, err = ttsnap("record", *SOURCE, "--guidance", 2, "--reward", "shapes", "--out", tmp_path / "r")
+    assert code == 2
+    assert "other settings (guidance_scale differ)" in err
+
+
+def test_stored_small_in_the_other_format(ttsnap, tmp_path):
+    out = tmp_path / "tree"
+    ttsnap("record", "a red circle", "--per-prompt", 1, "--store-size", 32, "--format", "webp", "--out", out)
+    with Image.open(out / "p0000" / "id000" / "s19.webp") as image:
+        assert image.size == (32, 32)
+
+
+def test_a_full_disk_is_one_sentence(ttsnap, tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def full(self, data):
+        if "id002" in self.parts:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    options = ["record", "a red circle", "--per-prompt", 4, "--max-batch", 2, "--out", tmp_path / "tree"]
+    code, _, err = ttsnap(*options)
+    assert code == 2
+    lines = [line for line in err.strip().splitlines() if line.startswith("error")]
+    assert lines == ["error: the disk is full; all that is stored is whole, and the same command goes on from it"]
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert "40 were there already" in ttsnap(*options)[1]
+
+
+BAD = {
+    "no prompt": ([], "give a prompt"),
+    "unknown list": (["--prompts", "shapes:test"], "known are shapes:train, shapes:held-out"),
+    "range": (["x", "--prompt-range", "3"], "--prompt-range takes first and end"),
+    "empty range": (["x", "--prompt-range", "1:2"], "holds no prompt; there are 1"),
+    "per prompt": (["x", "--per-prompt", "0"], "--per-prompt must be at least 1"),
+    "calls": (["x", "--calls", "a"], "--calls takes numbers"),
+    "half calls": (["x", "--calls", "1.5"], "--calls takes whole numbers"),
+    "calls beyond": (["x", "--calls", "1,21"], "calls must be in 1..20, got 21"),
+    "format": (["x", "--format", "gif"], "--format is png or webp, got 'gif'"),
+    "store size": (["x", "--store-size", "65"], "can be stored at 1 to 64, got 65"),
+    "store size of rewards": (["x", "--reward", "shapes", "--store-size", "32"], "no images are stored"),
+    "unknown reward": (["x", "--reward", "magic"], "unknown reward 'magic'"),
+    "unknown model": (["x", "--model", "nope"], "unknown model 'nope'"),
+    "a file": (["x", "--out", "file"], "is a file; give a directory"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case, ttsnap, tmp_path, monkeypatch):
+    arguments, message = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    code, _, err = ttsnap("record", *(["--out", "new"] if "--out" not in arguments else []), *arguments)
+    assert code == 2
+    lines = [line for line in err.strip().splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert message in lines[0]
