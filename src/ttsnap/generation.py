@@ -13,7 +13,7 @@ import numpy as np
 
 from ttsnap import policies, rewards
 from ttsnap.cost import Budget, Cost, CostModel, Ledger, Seconds, affordable
-from ttsnap.policies import BestOfN, default_policy
+from ttsnap.policies import BestOfN, default_policy, tuned_policy
 from ttsnap.ranking import RankSum, choose, order
 from ttsnap.results import BestOfNComparison, Finished, SearchResult, Seen
 from ttsnap.search import Look, Result, check, run
@@ -320,7 +320,8 @@ def prepare(
         reward: name, several names, a callable, or name -> callable (default: the model's own).
         budget: what a prompt may cost: `200NFE`, `2000TFLOP`, `30s`; or
         candidates: how many to start (default 32).
-        policy: a policy, its name, or a policy file (default: successive halving).
+        policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
+            successive halving).
         combine: several rewards -> one number (default: rank sum).
         prompt: a prompt to count and calibrate with.
         device: where a model that is named runs.
@@ -348,6 +349,8 @@ def prepare(
     from ttsnap.environments.live import calibrate
     from ttsnap.samplers.flops import cost_model
 
+    if policy is None:
+        chosen = tuned_policy(name, names, sampler.num_steps)
     chosen = chosen or default_policy(sampler.num_steps)
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
     judges = rewards.load(reward, sampler.device)

@@ -157,7 +157,8 @@ def search(
             own, which only `shapes` has).
         budget: what the search may cost: `200NFE`, `2000TFLOP`, `30s`; or
         candidates: how many to start (default 32).
-        policy: a policy, its name, or a policy file (default: successive halving).
+        policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
+            successive halving).
         combine: several rewards -> one number (default: rank sum).
         seed: first seed; candidates use `seed`, `seed` + 1, ...
         top: how many of the best finished images to return.

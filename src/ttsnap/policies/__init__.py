@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_with_notes",
     "save",
     "to_dict",
+    "tuned_policy",
 ]
 
 
@@ -40,6 +42,16 @@ def default_policy(num_steps: int) -> Policy:
     rungs = sorted({max(1, round(share * num_steps)) for share in PUBLISHED_RUNGS})
     rungs = [rung for rung in rungs if rung < num_steps]
     return SuccessiveHalving(tuple(rungs), tuple((0.4, 0.4, 0.5)[: len(rungs)]))
+
+
+def tuned_policy(model: str, rewards: Sequence[str], num_steps: int) -> Policy | None:
+    """The schedule that ships for a model with these rewards and steps (made by `ttsnap tune`); None if none does."""
+    path = Path(__file__).parent / "tuned" / f"{model}.json"
+    if not model.isidentifier() or not path.is_file():
+        return None
+    policy, notes = load_with_notes(path)
+    made_for = notes["provenance"]
+    return policy if (made_for["rewards"], made_for["num_steps"]) == (list(rewards), num_steps) else None
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:

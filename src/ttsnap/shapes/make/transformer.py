@@ -3,7 +3,8 @@
     python -m ttsnap.shapes.make.transformer --vae runs/vae/vae_stage1 --out runs/transformer
 
 Two gloo processes of one thread each. Half of the noise levels lie above 0.75, where the layout is decided. Text
-encoders are frozen, so prompts are encoded once. Run it again after a kill: it goes on from the last checkpoint.
+encoders are frozen, so prompts are encoded once. In the last third captions are loose: see `miscaption`. Run it again
+after a kill: it goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from ttsnap.shapes.make import common
 from ttsnap.shapes.make.text import WIDTH, token_ids
-from ttsnap.shapes.scenes import held_out_prompts, parse, render_batch, sample_scene, sample_spec
+from ttsnap.shapes.scenes import (
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    Spec,
+    held_out_prompts,
+    is_held_out,
+    parse,
+    render_batch,
+    sample_scene,
+    sample_spec,
+)
 
 SIDE = 4  # packed latents: 4 x 4 tokens of 2 x 2 x 8 channels
 
@@ -87,20 +99,47 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 @torch.no_grad()
-def dataset(rank: int, count: int, vae: AutoencoderKL, path: Path) -> tuple[Tensor, list[str]]:
-    """Packed latents [count, 16, 32] of random scenes with their prompts, kept on disk for the next start."""
+def dataset(rank: int, count: int, vae: AutoencoderKL, path: Path) -> tuple[Tensor, list[str], list[str]]:
+    """Packed latents [count, 16, 32] of random scenes, true and loose captions; kept on disk for the next start."""
     state = common.load(path)
     if state is None:
         rng = np.random.default_rng([11, rank])
-        latents, prompts = [], []
+        latents, true, loose = [], [], []
         for _ in range(count // 256):
             specs = [sample_spec(rng) for _ in range(256)]
             images = common.to_tensor(render_batch([sample_scene(spec, rng) for spec in specs]))
             latents.append(pack(encode(vae, images)).half())
-            prompts += [spec.prompt for spec in specs]
-        state = {"latents": torch.cat(latents), "prompts": prompts}
+            true += [spec.prompt for spec in specs]
+            loose += [miscaption(spec, rng).prompt for spec in specs]
+        state = {"latents": torch.cat(latents), "true": true, "loose": loose}
         common.save(state, path)
-    return state["latents"], state["prompts"]
+    return state["latents"], state["true"], state["loose"]
+
+
+def miscaption(spec: Spec, rng: np.random.Generator) -> Spec:
+    """A loose caption of an image that shows `spec`: about a third of them say one thing that is not so.
+
+    A model of true captions follows its prompts and leaves a search nothing to do. One that goes on with loose captions
+    paints as clearly, but often not what it was asked for, as large models do.
+    """
+    while True:
+        other = _miscaption(spec, rng)
+        if not is_held_out(other) and len(set(other.things)) == len(other.things):
+            return other
+
+
+def _miscaption(spec: Spec, rng: np.random.Generator) -> Spec:
+    things, which, chance = list(spec.things), int(rng.integers(len(spec.things))), rng.random()
+    colour, shape = things[which]
+    if chance < 0.12:
+        things[which] = (colour, SHAPES[rng.integers(len(SHAPES))])
+    elif chance < 0.22:
+        things[which] = (tuple(COLOURS)[rng.integers(len(COLOURS))], shape)
+    elif len(things) == 2 and chance < 0.36:
+        return Spec(spec.things, RELATIONS[rng.integers(len(RELATIONS))])
+    elif len(things) == 1 and chance < 0.60:  # it tells of a second thing
+        return Spec((*things, sample_spec(rng, single=1).things[0]), RELATIONS[rng.integers(len(RELATIONS))])
+    return Spec(tuple(things), spec.relation)
 
 
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
@@ -185,10 +224,10 @@ def train(rank: int, a: argparse.Namespace) -> None:
     """The loop of one process."""
     torch.manual_seed(rank)
     vae = AutoencoderKL.from_pretrained(a.vae)
-    latents, prompts = dataset(rank, a.images // a.processes, vae, a.out / f"latents{rank}.pt")
+    latents, true, loose = dataset(rank, a.images // a.processes, vae, a.out / f"latents{rank}.pt")
     held_out = held_out_prompts()
-    text = Prompts(a.text, sorted({*prompts, *held_out}))
-    index = torch.tensor([text.index[p] for p in prompts])
+    text = Prompts(a.text, sorted({*true, *loose, *held_out}))
+    indices = [torch.tensor([text.index[p] for p in prompts]) for prompts in (true, loose)]
     torch.manual_seed(0)
     model = build(a.heads)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n and "norm" not in n]
@@ -210,7 +249,9 @@ def train(rank: int, a: argparse.Namespace) -> None:
     last, saved, evaluated = time.time(), time.time(), time.time()
     losses = []
     while spent < a.minutes * 60:
-        factor = common.schedule(spent / (a.minutes * 60), decay=0.4)
+        progress = spent / (a.minutes * 60)
+        factor = common.schedule(progress, decay=0.4)
+        index = indices[progress >= a.loose]
         for group in adam.param_groups:
             group["lr"] = a.rate / 2 * factor
         rows = torch.randint(len(latents), (a.batch,), generator=generator)
@@ -283,7 +324,8 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=5)
     parser.add_argument("--batch", type=int, default=128, help="per process")
     parser.add_argument("--rate", type=float, default=3e-3, help="of Muon; AdamW takes half")
-    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--ema", type=float, default=0.99)
+    parser.add_argument("--loose", type=float, default=0.7, help="share of the time after which captions are loose")
     parser.add_argument("--evaluate", type=float, default=5, help="minutes between evaluations")
     parser.add_argument("--processes", type=int, default=2)
     a = parser.parse_args()
