@@ -17,6 +17,7 @@ from ttsnap.cli.import_values import import_values
 from ttsnap.cli.label import label
 from ttsnap.cli.record import record
 from ttsnap.cli.simulate import simulate
+from ttsnap.cli.tune import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +32,7 @@ app.command()(record)
 app.command()(label)
 app.command("import-values")(import_values)
 app.command()(simulate)
+app.command()(tune)
 
 
 def _version(show: bool) -> None:

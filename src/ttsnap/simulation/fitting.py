@@ -24,7 +24,8 @@ MAX_RUNGS = 4
 STARTUP = 60  # schedules at random before good ones are varied
 ELITE = 40  # good schedules to vary
 DRAWN = 2**19  # candidates drawn to judge one schedule in the search
-FINALS = ((24, 4), (6, 24))  # how many schedules are judged again, on how many times as many candidates
+MOST_REPEATS = 64  # permutations of a prompt's pool: more would not say more about other prompts
+FINALS = ((20, 4), (5, 16))  # how many schedules are judged again, on how many times as many candidates
 BLOCK = 2**17  # candidates in one call of the driver
 
 
@@ -60,26 +61,25 @@ class Judge:
         prompts, pool, self.num_steps, rewards = guide.shape
         share = drawn / (len(budgets) * prompts)  # candidates per prompt and budget
         self.width = max(1, min(pool, int(share)))
-        everybody = np.broadcast_to(np.arange(pool), (prompts, max(1, round(share / pool)), pool))
+        repeats = min(max(1, round(share / pool)), MOST_REPEATS)
+        everybody = np.broadcast_to(np.arange(pool), (prompts, repeats, pool))
         first = np.arange(prompts)[:, None, None] * pool
         self.draws = [
             np.random.default_rng([seed, index]).permuted(everybody, axis=2) + first for index in range(len(budgets))
         ]
+        self._known: dict[tuple[Policy, int], FloatArray | None] = {}
+        self.mix = np.eye(rewards) if weights is None else np.asarray(weights, dtype=float)[:, None]
         final = np.asarray(guide[:, :, -1], dtype=np.float64)
-        self.spread = final.std(axis=1).mean(axis=0)
+        self.spread = (final @ self.mix).std(axis=1).mean(axis=0)
         if rewards == 1 or weights is not None:
             sizes = np.array([accounting.candidates(BestOfN(), budget, self.num_steps) for budget in budgets])
-            chosen_by = final[..., 0] if rewards == 1 else final @ np.asarray(weights, dtype=float)
-            self.baseline = best_of_n(final, sizes, chosen_by).mean(axis=1)
+            self.baseline = best_of_n(final, sizes, (final @ self.mix)[..., 0]).mean(axis=1)
         else:
             sampled = [self._reward(BestOfN(), index) for index in range(len(budgets))]
             self.baseline = np.array(sampled, dtype=np.float64)
 
     def gain(self, policy: Policy, which: Iterable[int] | None = None) -> float | None:
-        """What a policy gains over best-of-N, the mean over rewards; None if more than the recorded would start.
-
-        Over several budgets it is the relative increase in percent; at one budget the gain in standard deviations of
-        the finished images of a prompt.
+        """What a policy gains over best-of-N (see `merit`); None if more candidates than recorded would start.
 
         Args:
             policy: to be judged.
@@ -88,14 +88,13 @@ class Judge:
         chosen = list(range(len(self.budgets)) if which is None else which)
         rewards = np.empty((len(chosen), self.guide.shape[3]))
         for row in reversed(range(len(chosen))):  # the largest first: it shows whether the pool is large enough
-            reward = self._reward(policy, chosen[row])
-            if reward is None:
+            key = policy, chosen[row]
+            if key not in self._known:
+                self._known[key] = self._reward(*key)
+            if (reward := self._known[key]) is None:
                 return None
             rewards[row] = reward
-        baseline = self.baseline[chosen]
-        if len(chosen) == 1:
-            return float(((rewards - baseline)[0] / self.spread).mean())
-        return float(relative_increase(self.amounts[chosen], rewards.T, baseline.T).mean())
+        return float(merit(self.amounts[chosen], rewards @ self.mix, self.baseline[chosen] @ self.mix, self.spread))
 
     def _reward(self, policy: Policy, budget: int) -> FloatArray | None:
         """Mean reward [rewards] at one budget (an index); None if more than the recorded would start."""
@@ -111,6 +110,18 @@ class Judge:
         return total / len(draws)
 
 
+def merit(amounts: FloatArray, rewards: FloatArray, baseline: FloatArray, spread: FloatArray) -> FloatArray:
+    """What rewards [..., budgets, rewards] gain over best-of-N's, the mean over rewards [...].
+
+    Over several budgets it is the relative increase in percent; at one budget the gain in units of `spread` [rewards],
+    the standard deviation of the finished images of a prompt.
+    """
+    if len(amounts) == 1:
+        return np.asarray(((rewards - baseline)[..., 0, :] / spread).mean(axis=-1))
+    increase = relative_increase(amounts, np.swapaxes(rewards, -1, -2), np.swapaxes(baseline, -1, -2))
+    return np.asarray(increase.mean(axis=-1))
+
+
 def explore(
     judge: Judge, *, trials: int, seed: int, proceed: Callable[[float], bool] = lambda best: True
 ) -> tuple[dict[SuccessiveHalving, float], int]:
@@ -120,7 +131,7 @@ def explore(
         judge: on the fitting prompts.
         trials: schedules to try.
         seed: of the proposals.
-        proceed: told the best gain so far before each schedule; answers whether to go on.
+        proceed: told the best gain so far after each schedule; answers whether to go on.
 
     Returns:
         The gains of the schedules that were judged at all budgets, and how many would have started more candidates
@@ -142,7 +153,7 @@ def explore(
     rough: dict[SuccessiveHalving, float | None] = {}
     elite: list[tuple[float, dict[str, Any]]] = []
     for number in range(trials):
-        if not proceed(elite[0][0] if elite else -np.inf):
+        if number and not proceed(elite[0][0] if elite else -np.inf):
             break
         if number >= STARTUP and number % 8 and elite:
             rank = rng.geometric(0.05 * 8 ** (number / trials)) - 1  # choosier towards the end

@@ -20,16 +20,18 @@ from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.recordings import Recording
 from ttsnap.simulation import fitting
 from ttsnap.simulation.accounting import Accounting
-from ttsnap.simulation.results import Simulation
+from ttsnap.simulation.results import SAMPLES, Simulation
 from ttsnap.simulation.simulate import Contender, simulate
+from ttsnap.simulation.statistics import interval, resample
 from ttsnap.types import IntArray, Policy
 
 if TYPE_CHECKING:
     import xarray as xr
 
-TRIALS = 4000
+TRIALS = 3200
 PER_STUDY = 800  # schedules after which a fresh start finds more than going on
 MOST_PROMPTS = 400  # that the search looks at; the finalists are judged on all
+MOST_STUDIES = 8  # for one set of prompts
 TUNED = "tuned"
 
 
@@ -151,10 +153,10 @@ def tune(
     splits = _splits(recording, folds, fit, test, seed)
     used, notes = _usable(recording, budgets, accounting)
     _check(recording, used, guide, weights, trials, seconds)
-    studies = max(len(splits), round(trials / PER_STUDY))
-    studies = studies // len(splits) * len(splits)
+    studies = len(splits) * min(max(1, trials // (PER_STUDY * len(splits))), MOST_STUDIES)
     per_study = max(1, trials // studies)
-    done, highest, stop, lock = 0, -np.inf, threading.Event(), threading.Lock()
+    done, highest, lock = 0, -np.inf, threading.Lock()
+    stop, limited = threading.Event(), threading.Event()
     limit = None if seconds is None else 0.8 * seconds * min(studies, threads or os.cpu_count() or 1) / studies
 
     def judge(prompts: IntArray, effort: float, draws: int) -> fitting.Judge:
@@ -176,7 +178,10 @@ def tune(
                 done, highest = done + 1, max(highest, best)
                 if on_progress:
                     on_progress(done, studies * per_study, highest)
-            return not stop.is_set() and (limit is None or time.monotonic() - began < limit)
+            late = limit is not None and time.monotonic() - began > limit
+            if late:
+                limited.set()
+            return not (late or stop.is_set())
 
         prompts = _some(splits[number % len(splits)][0], MOST_PROMPTS)
         first = judge(prompts, 1, 0)
@@ -211,7 +216,7 @@ def tune(
         notes.append(
             f"{too_large} schedules would have started more candidates than the {recording.shape[1]} recorded; left out"
         )
-    better = _is_better(held_out) and not isinstance(final.policy, BestOfN)
+    better = _is_better(held_out, weights) and not isinstance(final.policy, BestOfN)
     return Tuning(
         policy=final.policy if better else BestOfN(),
         better=better,
@@ -239,7 +244,7 @@ def tune(
             "policy_fitted_on_prompts": len(final.fit),
             "seed": seed,
             "schedules_tried": sum(fold.tried for fold in fitted),
-            "stopped_early": done < studies * per_study,
+            "stopped_early": limited.is_set(),
             "seconds": round(time.monotonic() - started, 1),
             "notes": notes,
             "versions": _versions(),
@@ -376,14 +381,16 @@ def _report(
     return Simulation(whole, ({"name": TUNED, "guide": guide},))
 
 
-def _is_better(held_out: Simulation) -> bool:
-    """Whether the held-out interval lies above best-of-N, for every reward."""
-    rows, merits = held_out.rows
-    if len(held_out.dataset.budget) > 1:
-        pairs = [merit["relative_increase_ci95"] for merit in merits]
-    else:
-        pairs = [row["gain_ci95"] for row in rows]
-    return all(pair[0] is not None and pair[0] > 0 for pair in pairs)
+def _is_better(held_out: Simulation, weights: Sequence[float] | None) -> bool:
+    """Whether the 95 % interval of what the schedules gain on held-out prompts lies above zero."""
+    dataset = held_out.dataset
+    mix = np.eye(dataset.sizes["reward"]) if weights is None else np.asarray(weights, dtype=float)[:, None]
+    sample = resample(dataset.sizes["prompt"], SAMPLES, np.random.default_rng([dataset.attrs["seed"], 3]))
+    rewards, baseline = (
+        np.einsum("sp,bpr->sbr", sample, values) @ mix for values in (dataset.value.values[0], dataset.best_of_n.values)
+    )
+    gains = fitting.merit(dataset.budget.values, rewards, baseline, np.ones(mix.shape[1]))
+    return bool(interval(gains)[0] > 0)
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,146 @@
+"""`ttsnap tune`: the best schedule for a budget or a range of budgets, from recorded rewards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ttsnap.simulation.tuning import Tuning
+
+_COST, _SEARCH, _OUTPUT = "Cost", "Search", "Output"
+
+
+def tune(
+    recording: Annotated[Path, typer.Argument(help="A recording (see import-values and record).")],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            "--budgets",
+            help="2000TFLOP, or a range 400:4000:200TFLOP for one schedule that serves all; also NFE; "
+            "several by repeating (default: best-of-2 to best-of-20).",
+            rich_help_panel=_COST,
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the policy file here.", rich_help_panel=_OUTPUT)] = None,
+    cost_model: Annotated[
+        str | None,
+        typer.Option(
+            help="flux-512, flux-512-counted, flux-1024, sdxl-512, sdxl-1024 (default: as recorded).",
+            rich_help_panel=_COST,
+        ),
+    ] = None,
+    call_tflop: Annotated[float | None, typer.Option(help="Or: TFLOP of one call ...", rich_help_panel=_COST)] = None,
+    look_tflop: Annotated[
+        float | None, typer.Option(help="... and of one look, decode included.", rich_help_panel=_COST)
+    ] = None,
+    accounting: Annotated[
+        str,
+        typer.Option(help="calls: everything counts; published: as the TTSnap authors charge.", rich_help_panel=_COST),
+    ] = "calls",
+    guide: Annotated[
+        str,
+        typer.Option(
+            help="What schedules see: aware (noise-aware rewards, clean where there are none) or clean.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = "aware",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Weights of several rewards, such as 1,.5 (default: rank sum).", rich_help_panel=_SEARCH),
+    ] = None,
+    folds: Annotated[
+        int, typer.Option(help="Parts of the prompts; each is reported by a schedule fitted on the others.")
+    ] = 4,
+    trials: Annotated[int, typer.Option(help="Schedules to try, for all folds together.")] = 3200,
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop the search early after so long; results then depend on the machine.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of folds, draws and proposals.")] = 0,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Find the best schedule for a budget or a range of budgets, and say what it is worth on held-out prompts.
+
+    Try: ttsnap tune flux.zarr --budgets 400:4000:200TFLOP --out tuned.json, then: ttsnap generate --policy tuned.json
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ttsnap.cli.options import read_numbers
+    from ttsnap.cli.simulating import default_budgets
+    from ttsnap.cost import parse_budgets
+    from ttsnap.recordings import Recording
+    from ttsnap.simulation import accounting_of, cost_model_of
+    from ttsnap.simulation.tuning import tune as fit
+
+    budgets = sorted({b for text in budget or [] for b in parse_budgets(text)}, key=lambda b: b.amount)
+    if out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
+    opened = Recording.open(recording)
+    model = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
+    with Progress(console=Console(stderr=True), transient=True, disable=json) as bar:
+        task = bar.add_task("tuning", total=None)
+        tuning = fit(
+            opened,
+            budgets or default_budgets(model, opened.shape[2]),
+            accounting_of(accounting, model),
+            guide=guide,
+            weights=read_numbers(weights, "--weights", "1,.5") if weights else None,
+            folds=folds,
+            trials=trials,
+            seconds=seconds,
+            seed=seed,
+            on_progress=lambda done, total, best: bar.update(
+                task, completed=done, total=total, description=f"tuning, best gain when fitted {best:.3g}"
+            ),
+        )
+    if out is not None:
+        tuning.save(out)
+    if json:
+        import json as encoder
+
+        typer.echo(encoder.dumps(tuning.to_dict() | {"file": None if out is None else str(out)}, allow_nan=False))
+    else:
+        _show(tuning, out)
+
+
+def _show(tuning: Tuning, out: Path | None) -> None:
+    """The table of held-out figures, and the policy."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ttsnap.cost import format_amount
+    from ttsnap.policies import to_dict
+
+    console = Console()
+    table = Table(title=f"On {tuning.figures['prompts']} held-out prompts, at equal cost", title_justify="left")
+    several = len(tuning.provenance["rewards"]) > 1
+    for name in ("budget", *(["reward"] if several else []), "candidates", "best-of-N", "tuned", "gain (95 %)"):
+        table.add_column(name, justify="right")
+    for row in tuning.figures["budgets"]:
+        if row["reward"] is None or row["best_of_n_reward"] is None:
+            continue
+        low, high = row["gain_ci95"]
+        table.add_row(
+            format_amount(row["budget"], row["budget_unit"]),
+            *([row["reward_name"]] if several else []),
+            str(row["candidates"]),
+            f"{row['best_of_n_reward']:.4f} (N = {row['best_of_n_candidates']})",
+            f"{row['reward']:.4f}",
+            f"{row['gain']:+.4f} ({low:+.4f} to {high:+.4f})",
+        )
+    console.print(table)
+    console.print(tuning.sentence, highlight=False)
+    fields = to_dict(tuning.policy)
+    name = fields.pop("policy")
+    parts = [f"{key} {', '.join(f'{v:g}' for v in value)}" for key, value in fields.items()]
+    console.print(f"policy: {' '.join([name, *parts])}", highlight=False)
+    for note in tuning.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"written: {out}", highlight=False, soft_wrap=True)
