@@ -5,5 +5,16 @@ from __future__ import annotations
 from ttsnap.simulation.accounting import EveryCall, Published, accounting_of, cost_model_of
 from ttsnap.simulation.results import Simulation
 from ttsnap.simulation.simulate import Contender, simulate
+from ttsnap.simulation.tuning import Tuning, tune
 
-__all__ = ["Contender", "EveryCall", "Published", "Simulation", "accounting_of", "cost_model_of", "simulate"]
+__all__ = [
+    "Contender",
+    "EveryCall",
+    "Published",
+    "Simulation",
+    "Tuning",
+    "accounting_of",
+    "cost_model_of",
+    "simulate",
+    "tune",
+]
