@@ -6,6 +6,8 @@ import errno
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from ttsnap.cli.progress import ImageProgress
 
 if TYPE_CHECKING:
     from ttsnap.samplers.base import BaseSampler
+
+SHOWN = 5  # notes of a kind
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def execute(request: Request, *, as_json: bool) -> None:
         rewards.names_of(request.rewards)
     with ImageProgress("recording", quiet=as_json) as progress:
         try:
-            report = _record(request, progress)
+            with notes_on_stderr():
+                report = _record(request, progress)
         except KeyboardInterrupt:
             print(f"stopped: the same command goes on from there ({request.out})", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -77,6 +82,21 @@ def execute(request: Request, *, as_json: bool) -> None:
         typer.echo(
             f"{request.out}: {len(request.part)} prompts x {request.per_prompt} candidates; {progress.summary()}"
         )
+
+
+@contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """Warnings inside, each once and in the end, a line each; of many only the first few."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+            for note in notes[:SHOWN]:
+                print(f"warning: {note}", file=sys.stderr)
+            if len(notes) > SHOWN:
+                print(f"warning: {len(notes) - SHOWN} more like these", file=sys.stderr)
 
 
 def _record(request: Request, progress: ImageProgress) -> dict[str, Any]:
