@@ -193,9 +193,18 @@ def test_recordings_that_cannot_be_tuned_on_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 2 steps and 2 candidates, recorded are 1 and 40"):
         quick(recording(tmp_path / "short", rewards(steps=1)))
     gaps = rewards()
-    gaps[2, :, 3] = np.nan
-    with pytest.raises(ValueError, match="has no reward0 at step 4"):
+    gaps[:, :, :-1] = np.nan
+    with pytest.raises(ValueError, match="no step but the last at which every candidate was judged"):
         quick(recording(tmp_path / "gaps", gaps))
+
+
+def test_looks_are_only_where_everybody_was_judged(tmp_path):
+    gaps = rewards(20, 40, noise=0.3)
+    gaps[:, :, [0, 1, 3, 5, 6]] = np.nan
+    gaps[7, 3, 4] = np.nan
+    tuned = quick(recording(tmp_path / "gaps", gaps), ONE, trials=60)
+    assert tuned.policy.rungs == (3,)
+    assert tuned.notes[0].startswith("schedules look at steps 3 only")
 
 
 @needs_values

@@ -41,6 +41,7 @@ class Judge:
         budgets: Sequence[Budget],
         accounting: Accounting,
         *,
+        steps: tuple[int, ...] = (),
         weights: Sequence[float] | None = None,
         drawn: int = DRAWN,
         seed: int = 0,
@@ -51,6 +52,7 @@ class Judge:
             guide: recorded rewards [prompts, pool, steps, rewards]; the last step is the target.
             budgets: per prompt; best-of-N can use all of them.
             accounting: how many candidates a budget pays for.
+            steps: at which a schedule may look (default: all but the last).
             weights: of several rewards (default: rank sum).
             drawn: about how many candidates to draw for one judgement.
             seed: of the draws.
@@ -59,6 +61,7 @@ class Judge:
         self.combine: Combine = WeightedSum(weights) if weights is not None else RankSum()
         self.amounts = np.array([budget.amount for budget in budgets])
         prompts, pool, self.num_steps, rewards = guide.shape
+        self.steps = steps or tuple(range(1, self.num_steps))
         share = drawn / (len(budgets) * prompts)  # candidates per prompt and budget
         self.width = max(1, min(pool, int(share)))
         repeats = min(max(1, round(share / pool)), MOST_REPEATS)
@@ -145,7 +148,7 @@ def explore(
     pruner = optuna.pruners.PercentilePruner(20, n_startup_trials=STARTUP)
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
     for rungs, keep in (((0.25, 0.5), (0.4, 0.5)), ((0.15, 0.35, 0.6), (0.4, 0.4, 0.5))):
-        study.enqueue_trial(_parameters(rungs, keep, judge.num_steps))
+        study.enqueue_trial(_parameters(rungs, keep, judge))
     # A few budgets first: a schedule that is poor there is not judged at the others.
     coarse = sorted({*range(0, len(judge.budgets), 4), len(judge.budgets) - 1}) if len(judge.budgets) >= 8 else None
     rng = np.random.default_rng(seed)
@@ -157,9 +160,9 @@ def explore(
             break
         if number >= STARTUP and number % 8 and elite:
             rank = rng.geometric(0.05 * 8 ** (number / trials)) - 1  # choosier towards the end
-            study.enqueue_trial(_vary(elite[min(rank, len(elite) - 1)][1], judge.num_steps, rng))
+            study.enqueue_trial(_vary(elite[min(rank, len(elite) - 1)][1], len(judge.steps), rng))
         trial = study.ask()
-        policy = _suggest(trial, judge.num_steps)
+        policy = _suggest(trial, judge.steps)
         if policy not in rough:
             rough[policy] = judge.gain(policy, coarse)
         gain = rough[policy]
@@ -217,11 +220,11 @@ def resized(judge: Judge, policies: Iterable[SuccessiveHalving]) -> dict[Success
     return gains
 
 
-def _suggest(trial: optuna.Trial, num_steps: int) -> SuccessiveHalving:
+def _suggest(trial: optuna.Trial, steps: tuple[int, ...]) -> SuccessiveHalving:
     """Up to MAX_RUNGS looks; a keep ratio close to one is no look, several looks at one step are one."""
     keep: dict[int, float] = {}
     for rung in range(MAX_RUNGS):
-        step = trial.suggest_int(f"step {rung}", 1, num_steps - 1)
+        step = steps[trial.suggest_int(f"step {rung}", 0, len(steps) - 1)]
         ratio = trial.suggest_float(f"keep {rung}", 0.1, 1.0, step=0.01)
         if ratio < 0.955:
             keep[step] = keep.get(step, 1.0) * ratio
@@ -229,21 +232,21 @@ def _suggest(trial: optuna.Trial, num_steps: int) -> SuccessiveHalving:
     return SuccessiveHalving(rungs, tuple(max(0.01, round(keep[step], 2)) for step in rungs))
 
 
-def _parameters(rungs: Sequence[float], keep: Sequence[float], num_steps: int) -> dict[str, Any]:
+def _parameters(rungs: Sequence[float], keep: Sequence[float], judge: Judge) -> dict[str, Any]:
     """What `_suggest` must draw for looks at these shares of the steps."""
     parameters: dict[str, Any] = {f"keep {rung}": 1.0 for rung in range(MAX_RUNGS)}
     for rung, (share, ratio) in enumerate(zip(rungs, keep, strict=True)):
-        parameters[f"step {rung}"] = min(max(1, round(share * num_steps)), num_steps - 1)
+        parameters[f"step {rung}"] = int(np.argmin(np.abs(np.array(judge.steps) - share * judge.num_steps)))
         parameters[f"keep {rung}"] = ratio
     return parameters
 
 
-def _vary(parameters: dict[str, Any], num_steps: int, rng: np.random.Generator) -> dict[str, Any]:
+def _vary(parameters: dict[str, Any], num_places: int, rng: np.random.Generator) -> dict[str, Any]:
     """Change one to three of a good schedule's parameters a little."""
     varied = dict(parameters)
     for name in rng.choice(sorted(varied), rng.integers(1, 4), replace=False):
         if name.startswith("step"):
-            varied[name] = int(np.clip(varied[name] + rng.choice((-2, -1, 1, 2)), 1, num_steps - 1))
+            varied[name] = int(np.clip(varied[name] + rng.choice((-2, -1, 1, 2)), 0, num_places - 1))
         else:
             change = rng.choice((0.01, 0.02, 0.05, 0.1)) * rng.choice((-1, 1))
             varied[name] = float(np.clip(round(varied[name] + change, 2), 0.1, 1.0))

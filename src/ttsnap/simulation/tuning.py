@@ -94,7 +94,8 @@ class Tuning:
                 value, pair, unit = merit["relative_increase_percent"], merit["relative_increase_ci95"], " %"
             else:
                 value, pair, unit = row["gain"], row["gain_ci95"], ""
-            parts.append(f"{row['reward_name']} {value:+.4g}{unit} ({pair[0]:+.4g} to {pair[1]:+.4g})")
+            figures = ["unknown" if figure is None else f"{figure:+.4g}" for figure in (value, *pair)]
+            parts.append(f"{row['reward_name']} {figures[0]}{unit} ({figures[1]} to {figures[2]})")
         kind = "relative increase" if len(self.held_out.dataset.budget) > 1 else "gain"
         what = f"{kind} over best-of-N on held-out prompts, 95 % interval: {', '.join(parts)}"
         return what if self.better else f"no schedule is better than best-of-N beyond its interval; {what}"
@@ -152,7 +153,8 @@ def tune(
     started = time.monotonic()
     splits = _splits(recording, folds, fit, test, seed)
     used, notes = _usable(recording, budgets, accounting)
-    _check(recording, used, guide, weights, trials, seconds)
+    _check(recording, weights, trials, seconds)
+    steps = _steps(recording, guide, notes)
     studies = len(splits) * min(max(1, trials // (PER_STUDY * len(splits))), MOST_STUDIES)
     per_study = max(1, trials // studies)
     done, highest, lock = 0, -np.inf, threading.Lock()
@@ -164,6 +166,7 @@ def tune(
             recording.guide(guide, prompts),
             used,
             accounting,
+            steps=steps,
             weights=weights,
             drawn=round(effort * fitting.DRAWN),
             seed=seed + draws,
@@ -315,14 +318,7 @@ def _usable(recording: Recording, budgets: Sequence[Budget], accounting: Account
     return used, notes
 
 
-def _check(
-    recording: Recording,
-    budgets: Sequence[Budget],
-    guide: str,
-    weights: Sequence[float] | None,
-    trials: int,
-    seconds: float | None,
-) -> None:
+def _check(recording: Recording, weights: Sequence[float] | None, trials: int, seconds: float | None) -> None:
     _, pool, num_steps, num_rewards = recording.shape
     if num_steps < 2 or pool < 2:
         raise ValueError(f"tuning needs at least 2 steps and 2 candidates, recorded are {num_steps} and {pool}")
@@ -332,15 +328,19 @@ def _check(
         raise ValueError(f"the seconds to tune must be above 0, got {seconds:g}")
     if weights is not None and len(weights) != num_rewards:
         raise ValueError(f"{num_rewards} rewards ({', '.join(recording.rewards)}) need as many weights")
-    if guide not in ("aware", "clean"):
-        raise ValueError(f"a guide is `aware` or `clean`, got {guide!r}")
+
+
+def _steps(recording: Recording, guide: str, notes: list[str]) -> tuple[int, ...]:
+    """The steps at which every recorded candidate was judged, but for the last; the others are noted."""
     seen = recording.guide(guide)
-    if not np.isfinite(seen).all():
-        step, reward = np.argwhere(~np.isfinite(seen))[0, 2:]
-        raise ValueError(
-            f"recording {recording.path} has no {recording.rewards[reward]} at step {step + 1}; "
-            "tuning needs rewards of every step"
-        )
+    last = recording.shape[2]
+    steps = tuple(step for step in range(1, last) if np.isfinite(seen[:, :, step - 1]).all())
+    if not steps:
+        raise ValueError(f"recording {recording.path} has no step but the last at which every candidate was judged")
+    if len(steps) < last - 1:
+        judged = ", ".join(map(str, steps))
+        notes.append(f"schedules look at steps {judged} only: at the others not every candidate was judged")
+    return steps
 
 
 def _some(prompts: IntArray, most: int) -> IntArray:
