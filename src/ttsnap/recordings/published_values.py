@@ -7,7 +7,6 @@ SS + 1 denoiser calls; the last one is the finished image.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
