@@ -122,7 +122,7 @@ def label_tree(
     threads = workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads, thread_name_prefix="image-reader") as pool:
         work = ((tree, block, call) for block in blocks for call in calls)
-        loaded = _ahead(pool, _load, work, 2 * threads)
+        loaded = ahead(pool, _load, work, 2 * threads)
         for block in blocks:
             prompts = [tree.prompts[p] for p in block for _ in range(per_prompt)]
             values = np.full((len(block), per_prompt, steps, len(rewards)), np.nan, dtype=np.float32)
@@ -172,7 +172,7 @@ def _load(tree: ImageTree, prompts: list[int], call: int) -> tuple[np.ndarray, l
     return images.reshape(-1, *images.shape[2:]), bad
 
 
-def _ahead(
+def ahead(
     pool: ThreadPoolExecutor, work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], depth: int
 ) -> Generator[Any, None, None]:
     """Results in order; up to `depth` pieces of work are under way ahead of them."""

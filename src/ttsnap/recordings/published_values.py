@@ -155,7 +155,7 @@ def import_values(
             scales={name: PRINT_SCALES[name] for name in names if name in PRINT_SCALES},
             provenance={
                 "made by": f"ttsnap {__version__} import-values",
-                "source": str(Path(folder).resolve()),
+                "source": Path(folder).name,
                 "model": first.model,
                 "noise-aware steps": {files.reward: [step + 1 for step in sorted(files.naft)] for files in chosen},
             },
