@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types
+.PHONY: demo test test-slow bench lint types
 
 # One prompt, the embedded model, a pruning board and a record, in ./demo
 demo: $(VENV)/.installed
@@ -14,6 +14,12 @@ test: lint types
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# The README's tables of the embedded model, about ten minutes on two idle cores
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/equal_cost.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/replay.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """One sample, best-of-N and successive halving at equal TFLOP on held-out prompts, same candidate draws.
 
-    python benchmarks/equal_cost.py --prompts 200 --budgets 6,12,24
+    python benchmarks/equal_cost.py --prompts 200 --budgets 5,7.5,10
 
 Every denoiser call, decode, look and encoded prompt is charged. Intervals: 95 %, bootstrap over prompts.
 """
@@ -62,7 +62,7 @@ def interval(values, rng):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--budgets", default="6,12,24", help="GFLOP per prompt")
+    parser.add_argument("--budgets", default="5,7.5,10", help="GFLOP per prompt")
     a = parser.parse_args()
     prompts = held_out_prompts()[: a.prompts]
     seeds = SEEDS * (1 + np.arange(len(prompts))[:, None]) + np.arange(SEEDS)
