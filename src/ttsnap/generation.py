@@ -22,7 +22,8 @@ from ttsnap.types import Combine, IntArray, Policy
 if TYPE_CHECKING:
     from ttsnap.samplers.base import BaseSampler
 
-DEFAULT_CANDIDATES = 32
+DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
+CANDIDATES = {"shapes": 8}  # more find a perfect picture in any way
 DEFAULT_REWARDS = {"shapes": "shapes"}
 MARGIN = 1.08  # searches are planned to take this much longer than calibrated, so that a budget in seconds is kept to
 
@@ -319,7 +320,7 @@ def prepare(
         pipe: a stock pipeline, `shapes`, a diffusers directory, or a hub id.
         reward: name, several names, a callable, or name -> callable (default: the model's own).
         budget: what a prompt may cost: `200NFE`, `2000TFLOP`, `30s`; or
-        candidates: how many to start (default 32).
+        candidates: how many to start (default 32; 8 for `shapes`).
         policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
             successive halving).
         combine: several rewards -> one number (default: rank sum).
@@ -364,7 +365,7 @@ def prepare(
         sampler,
         judges,
         chosen,
-        candidates or DEFAULT_CANDIDATES,
+        candidates or CANDIDATES.get(name, DEFAULT_CANDIDATES),
         model,
         name,
         str(budget) if budget else None,

@@ -156,7 +156,7 @@ def search(
         reward: name, several names, a callable, or name -> callable; see `ttsnap.types.Reward` (default: the model's
             own, which only `shapes` has).
         budget: what the search may cost: `200NFE`, `2000TFLOP`, `30s`; or
-        candidates: how many to start (default 32).
+        candidates: how many to start (default 32; 8 for `shapes`).
         policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
             successive halving).
         combine: several rewards -> one number (default: rank sum).

@@ -33,7 +33,7 @@ def generate(
         typer.Option(help="best-of-n, halving, early-selection, or a policy FILE.json.", rich_help_panel=_SEARCH),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Candidates started per prompt.", rich_help_panel=_SEARCH)
+        int | None, typer.Option(help="Candidates started per prompt (default: 32; 8 for shapes).", rich_help_panel=_SEARCH)
     ] = None,
     budget: Annotated[
         str | None,
