@@ -26,14 +26,19 @@ def generate(
         str, typer.Option(help="`shapes` (embedded), a hub id, or a diffusers directory.", rich_help_panel=_MODEL)
     ] = "shapes",
     reward: Annotated[
-        str | None, typer.Option(help="Reward, module:function, or several by commas (rank sum).", rich_help_panel=_SEARCH)
+        str | None,
+        typer.Option(help="Reward, module:function, or several by commas (rank sum).", rich_help_panel=_SEARCH),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="best-of-n, halving, early-selection, or a policy FILE.json.", rich_help_panel=_SEARCH),
+        typer.Option(
+            help="best-of-n, halving, early-selection, or a policy FILE.json (default: tuned, else halving).",
+            rich_help_panel=_SEARCH,
+        ),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Candidates started per prompt (default: 32; 8 for shapes).", rich_help_panel=_SEARCH)
+        int | None,
+        typer.Option(help="Candidates started per prompt (default: 32; 8 for shapes).", rich_help_panel=_SEARCH),
     ] = None,
     budget: Annotated[
         str | None,

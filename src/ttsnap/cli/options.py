@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from ttsnap.types import Policy
+
+RecordingPath = Annotated[Path, typer.Argument(help="A recording (see import-values and record).")]
+Accounting = Annotated[
+    str, typer.Option(help="calls: everything counts; published: as the TTSnap authors charge.", rich_help_panel="Cost")
+]
+CostModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="flux-512, flux-512-counted, flux-1024, sdxl-512, sdxl-1024 (default: as recorded).",
+        rich_help_panel="Cost",
+    ),
+]
+CallTflop = Annotated[float | None, typer.Option(help="Or: TFLOP of one call ...", rich_help_panel="Cost")]
+LookTflop = Annotated[float | None, typer.Option(help="... and of one look, decode included.", rich_help_panel="Cost")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Weights of several rewards, such as 1,.5 (default: rank sum).", rich_help_panel="Policies"),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel="Output")
+]
 
 
 def read_prompts(given: list[str], source: str | None, *, verb: str = "generate") -> list[str]:

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from ttsnap.cli.options import Accounting, AsJson, CallTflop, CostModelName, LookTflop, RecordingPath, Weights
+
 _POLICIES, _COST, _OUTPUT = "Policies", "Cost", "Output"
 
 
 def simulate(
-    recording: Annotated[Path, typer.Argument(help="A recording (see import-values and record).")],
+    recording: RecordingPath,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,41 +36,27 @@ def simulate(
             rich_help_panel=_POLICIES,
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Weights of several rewards, such as 1,.5 (default: rank sum).", rich_help_panel=_POLICIES),
-    ] = None,
+    weights: Weights = None,
     budgets: Annotated[
         str | None,
         typer.Option(
+            "--budgets",
+            "--budget",
             help="400:4000:200TFLOP, or 500TFLOP,2000TFLOP; also NFE (default: best-of-2 to best-of-20).",
             rich_help_panel=_COST,
         ),
     ] = None,
-    accounting: Annotated[
-        str,
-        typer.Option(help="calls: everything counts; published: as the TTSnap authors charge.", rich_help_panel=_COST),
-    ] = "calls",
-    cost_model: Annotated[
-        str | None,
-        typer.Option(
-            help="flux-512, flux-512-counted, flux-1024, sdxl-512, sdxl-1024 (default: as recorded).",
-            rich_help_panel=_COST,
-        ),
-    ] = None,
-    call_tflop: Annotated[float | None, typer.Option(help="Or: TFLOP of one call ...", rich_help_panel=_COST)] = None,
-    look_tflop: Annotated[
-        float | None, typer.Option(help="... and of one look, decode included.", rich_help_panel=_COST)
-    ] = None,
+    accounting: Accounting = "calls",
+    cost_model: CostModelName = None,
+    call_tflop: CallTflop = None,
+    look_tflop: LookTflop = None,
     trials: Annotated[int, typer.Option(help="Draws of candidates per prompt, the same for all policies.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     plots: Annotated[
         Path | None, typer.Option(help="Write the pictures (PNG and SVG) into this folder.", rich_help_panel=_OUTPUT)
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the whole table here.", rich_help_panel=_OUTPUT)] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel=_OUTPUT)
-    ] = False,
+    json: AsJson = False,
 ) -> None:
     """Replay policies on recorded rewards and compare them with best-of-N at equal cost.
 

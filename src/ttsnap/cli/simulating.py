@@ -148,9 +148,26 @@ def default_or_named(name: str, num_steps: int) -> Policy:
 
 
 def show(simulation: Simulation, written: Iterable[Path]) -> None:
-    """Tables for people, one pair per reward."""
+    """Tables for people, and what they rest on."""
     console = Console()
     attrs = simulation.dataset.attrs
+    tables(simulation, console)
+    console.print(
+        f"{simulation.dataset.sizes['prompt']} prompts, {attrs['pool']} candidates each, "
+        f"{attrs['trials']} paired trials; "
+        f"accounting {attrs['accounting']}, {attrs['cost_model']}: "
+        f"{format_amount(attrs['call_tflop'], 'TFLOP')} a call, {format_amount(attrs['look_tflop'], 'TFLOP')} a look",
+        style="dim",
+        highlight=False,
+    )
+    for note in simulation.notes():
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    if paths := [str(path) for path in written]:
+        console.print("written: " + ", ".join(paths), highlight=False, soft_wrap=True)
+
+
+def tables(simulation: Simulation, console: Console) -> None:
+    """For each reward the gain at every budget, and over all budgets."""
     rows, summary = simulation.rows
     for name in map(str, simulation.dataset.reward.values):
         table = _table(
@@ -176,6 +193,8 @@ def show(simulation: Simulation, written: Iterable[Path]) -> None:
                 multiplier = _times(row["compute_multiplier"])
                 table.add_row("", row["policy"], str(row["candidates"]), _number(row["reward"]), gain, multiplier)
         console.print(table)
+        if len(simulation.dataset.budget) == 1:
+            continue
         table = _table(
             f"{name} over all budgets", ("", "policy", "relative increase (95 %)", "compute multiplier (95 %)")
         )
@@ -190,18 +209,6 @@ def show(simulation: Simulation, written: Iterable[Path]) -> None:
                     "" if multiple is None else f"{_times(multiple)} ({spans[1]})",
                 )
         console.print(table)
-    console.print(
-        f"{simulation.dataset.sizes['prompt']} prompts, {attrs['pool']} candidates each, "
-        f"{attrs['trials']} paired trials; "
-        f"accounting {attrs['accounting']}, {attrs['cost_model']}: "
-        f"{format_amount(attrs['call_tflop'], 'TFLOP')} a call, {format_amount(attrs['look_tflop'], 'TFLOP')} a look",
-        style="dim",
-        highlight=False,
-    )
-    for note in simulation.notes():
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    if paths := [str(path) for path in written]:
-        console.print("written: " + ", ".join(paths), highlight=False, soft_wrap=True)
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ttsnap.cli.options import Accounting, AsJson, CallTflop, CostModelName, LookTflop, RecordingPath, Weights
+
 if TYPE_CHECKING:
     from ttsnap.simulation.tuning import Tuning
 
@@ -14,7 +16,7 @@ _COST, _SEARCH, _OUTPUT = "Cost", "Search", "Output"
 
 
 def tune(
-    recording: Annotated[Path, typer.Argument(help="A recording (see import-values and record).")],
+    recording: RecordingPath,
     budget: Annotated[
         list[str] | None,
         typer.Option(
@@ -26,21 +28,10 @@ def tune(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the policy file here.", rich_help_panel=_OUTPUT)] = None,
-    cost_model: Annotated[
-        str | None,
-        typer.Option(
-            help="flux-512, flux-512-counted, flux-1024, sdxl-512, sdxl-1024 (default: as recorded).",
-            rich_help_panel=_COST,
-        ),
-    ] = None,
-    call_tflop: Annotated[float | None, typer.Option(help="Or: TFLOP of one call ...", rich_help_panel=_COST)] = None,
-    look_tflop: Annotated[
-        float | None, typer.Option(help="... and of one look, decode included.", rich_help_panel=_COST)
-    ] = None,
-    accounting: Annotated[
-        str,
-        typer.Option(help="calls: everything counts; published: as the TTSnap authors charge.", rich_help_panel=_COST),
-    ] = "calls",
+    cost_model: CostModelName = None,
+    call_tflop: CallTflop = None,
+    look_tflop: LookTflop = None,
+    accounting: Accounting = "calls",
     guide: Annotated[
         str,
         typer.Option(
@@ -48,10 +39,7 @@ def tune(
             rich_help_panel=_SEARCH,
         ),
     ] = "aware",
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Weights of several rewards, such as 1,.5 (default: rank sum).", rich_help_panel=_SEARCH),
-    ] = None,
+    weights: Weights = None,
     folds: Annotated[
         int, typer.Option(help="Parts of the prompts; each is reported by a schedule fitted on the others.")
     ] = 4,
@@ -60,9 +48,7 @@ def tune(
         float | None, typer.Option(help="Stop the search early after so long; results then depend on the machine.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of folds, draws and proposals.")] = 0,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel=_OUTPUT)
-    ] = False,
+    json: AsJson = False,
 ) -> None:
     """Find the best schedule for a budget or a range of budgets, and say what it is worth on held-out prompts.
 
@@ -112,29 +98,14 @@ def tune(
 def _show(tuning: Tuning, out: Path | None) -> None:
     """The table of held-out figures, and the policy."""
     from rich.console import Console
-    from rich.table import Table
 
-    from ttsnap.cost import format_amount
+    from ttsnap.cli.simulating import tables
     from ttsnap.policies import to_dict
 
     console = Console()
-    table = Table(title=f"On {tuning.figures['prompts']} held-out prompts, at equal cost", title_justify="left")
-    several = len(tuning.provenance["rewards"]) > 1
-    for name in ("budget", *(["reward"] if several else []), "candidates", "best-of-N", "tuned", "gain (95 %)"):
-        table.add_column(name, justify="right")
-    for row in tuning.figures["budgets"]:
-        if row["reward"] is None or row["best_of_n_reward"] is None:
-            continue
-        low, high = row["gain_ci95"]
-        table.add_row(
-            format_amount(row["budget"], row["budget_unit"]),
-            *([row["reward_name"]] if several else []),
-            str(row["candidates"]),
-            f"{row['best_of_n_reward']:.4f} (N = {row['best_of_n_candidates']})",
-            f"{row['reward']:.4f}",
-            f"{row['gain']:+.4f} ({low:+.4f} to {high:+.4f})",
-        )
-    console.print(table)
+    prompts = tuning.held_out.dataset.sizes["prompt"]
+    console.print(f"On {prompts} held-out prompts, each by a schedule fitted without it:", highlight=False)
+    tables(tuning.held_out, console)
     console.print(tuning.sentence, highlight=False)
     fields = to_dict(tuning.policy)
     name = fields.pop("policy")
