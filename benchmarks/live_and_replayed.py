@@ -45,7 +45,8 @@ def main() -> None:
     ).dataset
     rng = np.random.default_rng(0)
     table = Table(
-        title=f"{policy}\n{len(prompts)} prompts; mean reward gain over best-of-N, ± 95 % over prompts; {a.draws} live draws"
+        title=f"{policy}\n"
+        f"{len(prompts)} prompts; mean reward gain over best-of-N, ± 95 % over prompts; {a.draws} live draws"
     )
     for name in ("budget", "N", "started", "replayed", "live", "live - replayed"):
         table.add_column(name, justify="right")

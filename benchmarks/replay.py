@@ -26,7 +26,7 @@ from ttsnap.cost import NAMED_COST_MODELS, parse_budgets
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.recordings import Recording
 from ttsnap.simulation import Contender, EveryCall, simulate
-from ttsnap.simulation.simulate import draw
+from ttsnap.simulation.simulator import draw
 
 HALVING = SuccessiveHalving((3, 7, 12), (0.4, 0.4, 0.5))
 FIELD = [Contender("best-of-N", BestOfN()), Contender("halving", HALVING)]

@@ -8,7 +8,7 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from tests.simulation.synthetic import recording, rewards
-from tests.simulation.test_simulate import FIELD, simulation
+from tests.simulation.test_simulator import FIELD, simulation
 from ttsnap.cost import parse_budgets
 from ttsnap.simulation import plots
 

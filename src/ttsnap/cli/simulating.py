@@ -23,7 +23,7 @@ from ttsnap.types import Policy
 if TYPE_CHECKING:
     from ttsnap.recordings import Recording
     from ttsnap.simulation.results import Simulation
-    from ttsnap.simulation.simulate import Contender
+    from ttsnap.simulation.simulator import Contender
 
 GUIDES = {"aware": ("aware",), "clean": ("clean",), "both": ("aware", "clean")}
 METHODS = {"aware": "TTSnap", "clean": "TTSp"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttsnap.simulation.accounting import EveryCall, Published, accounting_of, cost_model_of
 from ttsnap.simulation.results import Simulation
-from ttsnap.simulation.simulate import Contender, simulate
+from ttsnap.simulation.simulator import Contender, simulate
 from ttsnap.simulation.tuning import Tuning, tune
 
 __all__ = [

@@ -21,7 +21,7 @@ from ttsnap.recordings import Recording
 from ttsnap.simulation import fitting
 from ttsnap.simulation.accounting import Accounting
 from ttsnap.simulation.results import SAMPLES, Simulation
-from ttsnap.simulation.simulate import Contender, simulate
+from ttsnap.simulation.simulator import Contender, simulate
 from ttsnap.simulation.statistics import interval, resample
 from ttsnap.types import IntArray, Policy
 

@@ -13,7 +13,7 @@ from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.ranking import WeightedSum
 from ttsnap.search import run
 from ttsnap.simulation import Contender, EveryCall, cost_model_of, simulate
-from ttsnap.simulation.simulate import draw
+from ttsnap.simulation.simulator import draw
 
 HALVING = SuccessiveHalving((2, 4), keep=(0.4, 0.5))
 FIELD = [Contender("best", BestOfN()), Contender("halving", HALVING), Contender("early", EarlySelection(3))]
