@@ -20,6 +20,7 @@ from ttsnap.search import Look, Result, check, run
 from ttsnap.types import Combine, IntArray, Policy
 
 if TYPE_CHECKING:
+    from ttsnap.diversity.negtome import Negtome
     from ttsnap.samplers.base import BaseSampler
 
 DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
@@ -179,12 +180,16 @@ class Searcher:
             raise ValueError(f"top must be at least 1, got {top}")
         seeds = np.broadcast_to(seed + np.arange(self.candidates), (len(prompts), self.candidates))
         environment = LiveEnvironment(self.sampler, self.judges, prompts, seeds, previews=previews)
+        diversity = self.sampler.diversity
+        before = diversity.extra_calls if diversity else 0
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             start = time.perf_counter()
             result = run(self.policy, environment, self.combine, np.random.default_rng(seed), on_look=on_look)
             seconds = time.perf_counter() - start
         notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+        if diversity and diversity.extra_calls > before:
+            notes.append(f"{diversity.extra_calls - before} denoiser calls of references are not in the cost (negtome)")
         for note in notes:
             warnings.warn(note, stacklevel=2)
         shares = seconds * result.ledger.nfe / result.ledger.nfe.sum()
@@ -203,9 +208,10 @@ class Searcher:
                     history=_history(environment, result, p),
                     best_of_n=self._equal_cost(cost),
                     num_steps=self.sampler.num_steps,
-                    reproduce=self._reproduce(prompt, int(seeds[p, result.chosen[p]])),
+                    reproduce=self._reproduce(prompt, int(seeds[p, result.chosen[p]]), seed),
                     budget=self.budget,
                     notes=notes,
+                    diversity=diversity.parameters.to_dict() if diversity else None,
                 )
             )
         if compare:
@@ -274,8 +280,10 @@ class Searcher:
             compared.append(replace(r, best_of_n=replace(r.best_of_n, best=best, cost=cost)))
         return compared
 
-    def _reproduce(self, prompt: str, seed: int) -> str:
+    def _reproduce(self, prompt: str, seed: int, first: int) -> str:
         s = self.sampler
+        if s.diversity and seed != first:
+            return f"not by the pipeline alone: seed {seed} was pushed away from seed {first}, see `diversity`"
         options = [f"height={s.height}", f"width={s.width}", f"num_inference_steps={s.num_steps}"]
         for name in ("guidance_scale", "max_sequence_length"):
             if hasattr(s, name):
@@ -312,6 +320,7 @@ def prepare(
     prompt: str = "a",
     device: str | None = None,
     dtype: str | None = None,
+    diversity: Negtome | None = None,
     **options: Any,
 ) -> Searcher:
     """Load and count everything a search needs.
@@ -327,6 +336,7 @@ def prepare(
         prompt: a prompt to count and calibrate with.
         device: where a model that is named runs.
         dtype: its dtype.
+        diversity: push the candidates of a prompt apart (FLUX only).
         **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
             max_sequence_length, max_batch.
 
@@ -347,6 +357,10 @@ def prepare(
     names = rewards.names_of(reward)
     chosen = _policy(policy) if policy is not None else None
     sampler = load_sampler(pipe, device, dtype, **options)
+    if diversity:
+        from ttsnap.diversity.negtome import attach
+
+        attach(sampler, diversity)
     from ttsnap.environments.live import calibrate
     from ttsnap.samplers.flops import cost_model
 

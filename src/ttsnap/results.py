@@ -58,7 +58,8 @@ class SearchResult:
         history: per seed, every look at it.
         best_of_n: what best-of-N gets for the same cost.
         num_steps: denoiser calls of a finished image.
-        reproduce: how the stock pipeline makes the winning image.
+        reproduce: how the stock pipeline makes the winning image, or why it alone does not.
+        diversity: parameters of negative token merging, if it was at work.
     """
 
     prompt: str
@@ -74,6 +75,7 @@ class SearchResult:
     reproduce: str
     budget: str | None = None
     notes: list[str] = field(default_factory=list)
+    diversity: dict[str, Any] | None = None
 
     @property
     def image(self) -> Image:
@@ -118,6 +120,7 @@ class SearchResult:
                 for seed, looks in self.history.items()
             ],
             "reproduce": self.reproduce,
+            "diversity": self.diversity,
             "notes": self.notes,
         }
 

@@ -167,7 +167,7 @@ def search(
         device: where a model that is named runs.
         dtype: its dtype: float32, bfloat16, float16.
         **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
-            max_sequence_length, max_batch.
+            max_sequence_length, max_batch; and `diversity`, a `ttsnap.diversity.negtome.Negtome`.
 
     Returns:
         The image, its reward and seed, the cost, and the history of every candidate.

@@ -50,6 +50,13 @@ def generate(
     keep: Annotated[
         str | None, typer.Option(help="Share that survives each look, such as .4,.4,.5.", rich_help_panel=_SEARCH)
     ] = None,
+    diversity: Annotated[
+        str | None,
+        typer.Option(help="Push the candidates of a prompt apart: negtome or repel (FLUX).", rich_help_panel=_SEARCH),
+    ] = None,
+    diversity_options: Annotated[
+        str | None, typer.Option(help="Its parameters, such as merging_alpha=1.2,t_end=800.", rich_help_panel=_SEARCH)
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Denoiser calls of a finished image.", rich_help_panel=_MODEL)
     ] = None,
@@ -79,6 +86,7 @@ def generate(
     Try: ttsnap generate "a red circle left of a blue square"
     """
     from ttsnap.cli.generating import Request, execute
+    from ttsnap.diversity import parse
 
     execute(
         Request(
@@ -101,6 +109,7 @@ def generate(
             },
             device=device,
             dtype=dtype,
+            diversity=parse(diversity, diversity_options),
         ),
         as_json=json,
     )

@@ -21,6 +21,7 @@ from ttsnap.results import cost_line, write_json
 from ttsnap.search import Look
 
 if TYPE_CHECKING:
+    from ttsnap.diversity.negtome import Negtome
     from ttsnap.generation import Searcher
     from ttsnap.results import SearchResult
 
@@ -45,6 +46,7 @@ class Request:
     options: dict[str, Any] = field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
+    diversity: Negtome | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result; a directory is resumed only with the same settings."""
@@ -66,6 +68,8 @@ class Request:
             "dtype": self.dtype,
             **options,
         }
+        if self.diversity:
+            settings["diversity"] = self.diversity.to_dict()
         return dict(json.loads(json.dumps(settings)))
 
 
@@ -132,6 +136,7 @@ def _search(
             prompt=request.prompts[todo[0]],
             device=request.device,
             dtype=request.dtype,
+            diversity=request.diversity,
             **request.options,
         )
     searcher.budget = request.budget

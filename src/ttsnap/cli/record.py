@@ -41,6 +41,13 @@ def record(
     image_format: Annotated[
         str, typer.Option("--format", help="png, or webp (lossless).", rich_help_panel=_WHAT)
     ] = "png",
+    diversity: Annotated[
+        str | None,
+        typer.Option(help="Push the candidates of a prompt apart: negtome or repel (FLUX).", rich_help_panel=_WHAT),
+    ] = None,
+    diversity_options: Annotated[
+        str | None, typer.Option(help="Its parameters, such as merging_alpha=1.2,t_end=800.", rich_help_panel=_WHAT)
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Candidate c of prompt p has this seed + p x candidates per prompt + c.")
     ] = 0,
@@ -69,6 +76,7 @@ def record(
     Try: ttsnap record --prompts shapes:held-out --prompt-range 0:10 --out tree
     """
     from ttsnap.cli.recording import Request, execute
+    from ttsnap.diversity import parse
 
     texts = read_prompts(prompt or [], prompts, verb="record --out DIR")
     execute(
@@ -87,6 +95,7 @@ def record(
             max_batch=max_batch,
             device=device,
             dtype=dtype,
+            diversity=parse(diversity, diversity_options),
         ),
         as_json=json,
     )

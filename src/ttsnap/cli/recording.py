@@ -18,6 +18,7 @@ from ttsnap import rewards
 from ttsnap.cli.progress import ImageProgress
 
 if TYPE_CHECKING:
+    from ttsnap.diversity.negtome import Negtome
     from ttsnap.samplers.base import BaseSampler
 
 SHOWN = 5  # notes of a kind
@@ -41,13 +42,15 @@ class Request:
     max_batch: int | None = None
     device: str | None = None
     dtype: str | None = None
+    diversity: Negtome | None = None
 
     def settings(self, sampler: BaseSampler) -> dict[str, Any]:
         """Everything that decides the images."""
         options = ("num_steps", "height", "width", "guidance_scale", "negative_prompt", "true_cfg_scale")
         found = {name: getattr(sampler, name) for name in options if hasattr(sampler, name)}
         dtype = str(sampler.pipe.dtype).removeprefix("torch.")
-        return {"model": self.model, "dtype": dtype, **found, "seed": self.seed}
+        settings = {"model": self.model, "dtype": dtype, **found, "seed": self.seed}
+        return settings | ({"diversity": self.diversity.to_dict()} if self.diversity else {})
 
 
 def execute(request: Request, *, as_json: bool) -> None:
@@ -110,6 +113,10 @@ def _record(request: Request, progress: ImageProgress) -> dict[str, Any]:
         sampler = load_sampler(
             request.model, request.device, request.dtype, max_batch=request.max_batch, **request.options
         )
+    if request.diversity:
+        from ttsnap.diversity.negtome import attach
+
+        attach(sampler, request.diversity)
     settings = request.settings(sampler)
     report = {
         "out": str(request.out),

@@ -122,6 +122,7 @@ class LiveEnvironment:
         for before, keys in groups.items():
             if before == 0:
                 prompts = [self.prompts[p] for p, _ in keys]
+                self.sampler.group(self.prompts, self.seeds[:, 0].tolist())
                 group = self.sampler.start(prompts, [int(self.seeds[key]) for key in keys])
             else:
                 group = Trajectories.concat([self._states[key] for key in keys])

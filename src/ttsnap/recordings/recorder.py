@@ -123,6 +123,7 @@ def record_rewards(
     for rows, parts in todo:
         texts = [prompts[p] for p in rows for _ in range(per_prompt)]
         numbers = seeds[rows.start : rows.stop].ravel()
+        sampler.group(texts, numbers.tolist())
         values = np.full((len(texts), steps, len(rewards)), np.nan, dtype=np.float32)
         for part in parts:
             for call, images in walk(sampler, texts[part], numbers[part].tolist(), calls):
@@ -176,6 +177,7 @@ def record_images(
     with ImageWriter(tree.write, workers) as writer:
         for rows, parts in groups(len(prompts), per_prompt, sampler.max_batch):
             everybody = [(prompts[row], c) for row in rows for c in range(per_prompt)]
+            sampler.group([tree.prompts[p] for p, _ in everybody], [int(tree.seeds[pair]) for pair in everybody])
             for part in parts:
                 who = everybody[part]
                 todo = {

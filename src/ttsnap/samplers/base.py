@@ -7,10 +7,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ttsnap.diversity.negtome import Repulsion
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ class BaseSampler(ABC):
         self._decodes = Batches(max_batch or self.default_max_batch, advice)
         self._encoded: dict[str, Any] = {}
         self.on_calls: Callable[[int], None] | None = None
+        self.diversity: Repulsion | None = None  # see ttsnap.diversity.negtome.applied
 
     @property
     def max_batch(self) -> int:
@@ -172,14 +176,23 @@ class BaseSampler(ABC):
         return self._encoded[prompt]
 
     def forget_prompts(self) -> None:
-        """Drop the cached prompt encodings."""
+        """Drop the cached prompt encodings, and which candidates belong together."""
         self._encoded.clear()
+        if self.diversity:
+            self.diversity.forget()
+
+    def group(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+        """Say which candidates belong together before some of them start; it only matters with diversity."""
+        if self.diversity:
+            self.diversity.lead(prompts, seeds)
 
     @torch.no_grad()
     def start(self, prompts: Sequence[str], seeds: Sequence[int]) -> Trajectories:
         """Candidates at step 0; the noise of each depends on its seed alone."""
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(seeds)} seeds need as many prompts, got {len(prompts)}")
+        if self.diversity:
+            self.diversity.meet(prompts, seeds)
         noise = {seed: self.noise(seed) for seed in dict.fromkeys(seeds)}
         return Trajectories(tuple(prompts), tuple(seeds), 0, torch.cat([noise[seed] for seed in seeds]))
 
@@ -199,7 +212,11 @@ class BaseSampler(ABC):
             latents, texts = trajectories.latents[rows], encoded[rows]
             x0 = latents
             for index in range(trajectories.step, to_step):
-                latents, x0 = self.call(latents, texts, index)
+                if self.diversity:
+                    who = trajectories.prompts[rows], trajectories.seeds[rows]
+                    latents, x0 = self.diversity.call(self, latents, texts, index, *who)
+                else:
+                    latents, x0 = self.call(latents, texts, index)
                 if self.on_calls:
                     self.on_calls(len(texts))
             return latents, x0
