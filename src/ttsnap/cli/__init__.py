@@ -17,6 +17,7 @@ from ttsnap.cli.import_values import import_values
 from ttsnap.cli.label import label
 from ttsnap.cli.record import record
 from ttsnap.cli.simulate import simulate
+from ttsnap.cli.train import train
 from ttsnap.cli.tune import tune
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(record)
 app.command()(label)
+app.command()(train)
 app.command("import-values")(import_values)
 app.command()(simulate)
 app.command()(tune)

@@ -1,5 +1,6 @@
 """Rewards by name. Each loads when it is asked for.
 
+`RUN` or `shapes+RUN` names a noise-aware reward: the directory of a run of `ttsnap train`, and its clean reward.
 `module:function` names a callable of one's own (see `ttsnap.types.Reward`), from the folder one works in or from an
 installed package.
 """
@@ -31,9 +32,12 @@ def names_of(rewards: Rewards) -> list[str]:
     names = [name.strip() for name in names]
     if not isinstance(rewards, Mapping):
         for name in names:
-            if name not in REWARDS and ":" not in name:
+            if name not in REWARDS and ":" not in name and not run_of(name):
                 known = ", ".join(REWARDS)
-                raise ValueError(f"unknown reward {name!r}; known are {known}, or a callable as module:function")
+                raise ValueError(
+                    f"unknown reward {name!r}; known are {known}, or a callable as module:function, "
+                    "or the directory of a training run"
+                )
     if not names or len(set(names)) != len(names):
         raise ValueError(f"rewards must be named once each, got {', '.join(names) or 'none'}")
     return names
@@ -46,7 +50,27 @@ def load(rewards: Rewards, device: Any = "cpu") -> dict[str, Callable[..., Any]]
         return {names[0]: rewards}
     if isinstance(rewards, Mapping):
         return dict(rewards)
-    return {name: REWARDS[name](device) if name in REWARDS else own(name) for name in names}
+    return {name: _load(name, device) for name in names}
+
+
+def _load(name: str, device: Any) -> Callable[..., Any]:
+    if name in REWARDS:
+        return REWARDS[name](device)  # type: ignore[no-any-return]
+    if run := run_of(name):
+        from ttsnap.rewards.noise_aware import load_noise_aware
+
+        return load_noise_aware(run[1], device, clean=run[0])
+    return own(name)
+
+
+def run_of(name: str) -> tuple[str | None, str] | None:
+    """Clean reward (None: any) and directory of the training run that `shapes+RUN` or `RUN` names; None if neither."""
+    from ttsnap.rewards.noise_aware import is_run
+
+    clean, plus, folder = name.partition("+")
+    if plus and clean in REWARDS:
+        return clean, folder
+    return (None, name) if is_run(name) else None
 
 
 def own(name: str) -> Callable[..., Any]:

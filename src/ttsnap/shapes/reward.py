@@ -149,14 +149,23 @@ def soft_minimum(logits: Tensor) -> Tensor:
     return -torch.logsumexp(-logits, dim=-1)
 
 
-class ShapesReward:
-    """The network as a reward; each prompt is encoded once."""
+class ShapesReward(nn.Module):
+    """The network as a reward; each prompt is encoded once.
+
+    Trainable (see `ttsnap.training`), but for the reading of prompts, which noise in the image does not touch.
+    """
+
+    trained = r"network\.(stem|cells|norm|look|locate|whole|reason|heads)\b.*"
+    lora_targets = (
+        r"network\.(stem\.(0|2|5|6\.conv)|look\.to_\w+|locate|whole"
+        r"|reason\.\d+\.(attention\.to_\w+|expand|contract)|heads\.1)"
+    )
 
     def __init__(self, network: RewardNetwork) -> None:
+        super().__init__()
         self.network = network.eval().requires_grad_(False)
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
 
-    @torch.no_grad()
     def logits(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Logits [n, kinds] of images [n, 3, h, w] in 0..1, in the order of KINDS."""
         if len(images) != len(prompts):
@@ -165,15 +174,19 @@ class ShapesReward:
         images = images.to(parameter.device, parameter.dtype)
         if images.shape[-2:] != (64, 64):
             images = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._texts:
-                ids = self.network.tokenize([prompt]).to(parameter.device)
-                self._texts[prompt] = self.network.encode_text(ids)
-        text, mask = (torch.cat([self._texts[prompt][i] for prompt in prompts]) for i in range(2))
+        text, mask = (torch.cat(parts) for parts in zip(*map(self._read, prompts), strict=True))
         return self.network(images, text, mask)["logits"].float()
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], *, sigma: float = 0.0) -> Tensor:
-        """Rewards [n] of images [n, 3, h, w] in 0..1; the clean reward takes no notice of `sigma`."""
+    def _read(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """A prompt's words in context and which of them count, in full precision."""
+        if prompt not in self._texts:
+            device = self.network.positions.device
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._texts[prompt] = self.network.encode_text(self.network.tokenize([prompt]).to(device))
+        return self._texts[prompt]
+
+    def forward(self, images: Tensor, prompts: Sequence[str], *, sigma: float = 0.0) -> Tensor:
+        """Rewards [n] of images [n, 3, h, w] in 0..1; the network takes no notice of `sigma`."""
         return soft_minimum(self.logits(images, prompts))
 
 

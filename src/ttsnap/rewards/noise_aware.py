@@ -1,0 +1,138 @@
+"""A reward that judges each x0 estimate with weights trained for its noise level."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RUN, FORMAT, VERSION = "run.json", "ttsnap-training-run", 1
+
+
+class NoiseAwareReward:
+    """All levels of a run around one clean reward; a look swaps tensors by reference and copies nothing.
+
+    A look at noise level sigma is served by the weights of the nearest level (the cleaner of two as near); below the
+    last level's sigma, and so for finished images, the clean reward serves.
+    """
+
+    def __init__(
+        self,
+        reward: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        levels: Mapping[float, Mapping[str, Tensor]],
+    ) -> None:
+        """Check that every level has exactly these parameters.
+
+        Args:
+            reward: the clean reward, with new adapters where the levels are adapters.
+            parameters: those of its parameters that the levels replace, by name.
+            levels: sigma -> tensors by name.
+
+        Raises:
+            ValueError: no level, or tensors that do not fit.
+        """
+        if not levels:
+            raise ValueError("a noise-aware reward needs the weights of at least one noise level")
+        self.reward = reward.eval().requires_grad_(False)
+        self.sigmas = tuple(sorted(levels))
+        self._parameters = list(parameters.values())
+        self._weights: dict[float | None, list[Tensor]] = {None: [p.data for p in self._parameters]}
+        self._current: float | None = None
+        for sigma, tensors in levels.items():
+            check_fit(tensors, parameters, f"the weights of sigma {sigma:g}")
+            self._weights[sigma] = [tensors[name].to(p.device, p.dtype) for name, p in parameters.items()]
+
+    def level(self, sigma: float) -> float | None:
+        """The level that serves a look at noise level `sigma`; None for the clean reward."""
+        if sigma < self.sigmas[0] * (1 - 1e-6):
+            return None
+        return min(self.sigmas, key=lambda known: abs(known - sigma))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], *, sigma: float) -> Tensor:
+        """Rewards [n] of images [n, 3, h, w] in 0..1, which are x0 estimates at noise level `sigma`."""
+        self._switch(self.level(sigma))
+        answer: Tensor = self.reward(images, prompts, sigma=sigma)
+        return answer
+
+    def _switch(self, level: float | None) -> None:
+        if level != self._current:
+            for parameter, tensor in zip(self._parameters, self._weights[level], strict=True):
+                parameter.data = tensor
+            self._current = level
+
+
+def check_fit(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], what: str) -> None:
+    """Raise ValueError unless names and shapes agree."""
+    if different := sorted(tensors.keys() ^ parameters.keys()):
+        raise ValueError(f"{what} do not fit the reward: {different[0]} is in one of them only")
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape:
+            raise ValueError(
+                f"{what} do not fit the reward: {name} has shape {list(tensor.shape)}, not "
+                f"{list(parameters[name].shape)}"
+            )
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether there is a training run at `path`."""
+    return (Path(path) / RUN).is_file()
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """What a run says of itself: reward, method, levels, versions.
+
+    Raises:
+        ValueError: it is no run, or its description is damaged.
+    """
+    path = Path(folder) / RUN
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a training run (it has no {RUN})") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe a training run")
+    if data.get("version") != VERSION:
+        raise ValueError(f"{path} has version {data.get('version')}; this ttsnap reads {VERSION}")
+    if not {"reward", "method", "rank", "alpha", "levels"} <= data.keys():
+        raise ValueError(f"{path} does not describe a training run")
+    return data
+
+
+def load_noise_aware(folder: str | Path, device: Any = "cpu", clean: str | None = None) -> NoiseAwareReward:
+    """The noise-aware reward of a run, with all levels trained so far.
+
+    Args:
+        folder: the run that `ttsnap train` wrote.
+        device: where it takes its images.
+        clean: name of the clean reward, if it is to be checked.
+
+    Raises:
+        ValueError: no run, no level yet, another clean reward, or weights that do not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ttsnap.training.trainable import adapt, load_trainable
+
+    folder = Path(folder)
+    run = read_run(folder)
+    if clean is not None and clean != run["reward"]:
+        raise ValueError(f"{folder} was trained from the reward {run['reward']}, not from {clean}")
+    if not run["levels"]:
+        raise ValueError(f"{folder} has no trained level yet")
+    levels = {}
+    for level in run["levels"]:
+        path = folder / level["file"]
+        try:
+            levels[float(level["sigma"])] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"weights {path} cannot be read: {error}") from error
+    reward = load_trainable(run["reward"], device)
+    return NoiseAwareReward(reward, adapt(reward, run["method"], run["rank"], run["alpha"]), levels)

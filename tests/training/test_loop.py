@@ -1,0 +1,158 @@
+"""The loop: the same course however a batch is divided, learning, and going on after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("accelerate")
+from safetensors.torch import load_file
+
+from tests.training.tiny import PROMPTS, config, make_data, options
+from ttsnap.rewards.noise_aware import load_noise_aware, read_run
+from ttsnap.training import train
+from ttsnap.training.runs import read_log
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_data(folder)
+    return folder
+
+
+def course(data, out, **changes):
+    """Loss and gradient norm of every update."""
+    train(config(data, **changes), out, cpu=True)
+    return curve(out)
+
+
+def curve(out):
+    return np.array([(line["loss"], line["gradient_norm"]) for line in read_log(out / "log.jsonl")])
+
+
+def weights(out):
+    return [load_file(out / level["file"]) for level in read_run(out)["levels"]]
+
+
+def assert_same_weights(one, other):
+    for a, b in zip(weights(one), weights(other), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name].numpy(), b[name].numpy(), err_msg=name)
+
+
+LOSSES = {
+    "mse": {},
+    "preference": {"preference": 1.0, "temperature": 0.5},
+    "normalised": {"normalise": True},
+    "a part of a batch is left": {"batch": 6},
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_parts_of_a_batch_add_up_to_the_whole(data, tmp_path, case):
+    whole = course(data, tmp_path / "whole", **LOSSES[case])
+    parts = course(data, tmp_path / "parts", accumulate=2, **LOSSES[case])
+    assert len(whole) == (6 if "batch" in LOSSES[case] else 4)
+    np.testing.assert_allclose(parts, whole, rtol=2e-4)
+
+
+def test_two_processes_take_the_course_of_one(data, tmp_path):
+    one = course(data, tmp_path / "one", preference=1.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "ttsnap", *options(data, "--out", tmp_path / "two", "--set", "preference=1")]
+    workers = [
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    answers = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], answers
+    assert "2 noise levels" in answers[0][0]
+    assert answers[1][0] == ""
+    np.testing.assert_allclose(curve(tmp_path / "two"), one, rtol=2e-4)
+
+
+def test_one_level_learns_32_images_by_heart(tmp_path):
+    make_data(tmp_path, prompts=4, candidates=8, side=64)
+    losses = course(
+        tmp_path, tmp_path / "run", levels=[2], epochs_per_level=60, batch=32, learning_rate=3e-3, schedule="cosine"
+    )[:, 0]
+    assert losses[0] > 1
+    assert losses[-1] < 0.02
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from tests.training.tiny import config
+from ttsnap.training import train
+def die(line):
+    if (line["stage"], line["update"]) == (1, 4):
+        os.kill(os.getpid(), signal.SIGKILL)
+changes = {"epochs_per_level": 4, "checkpoint_every": 3, "method": sys.argv[4], "rank": 2}
+train(config(Path(sys.argv[1]), **changes), sys.argv[2], cpu=True, on_update=die)
+"""
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_killed_in_the_middle_of_a_level_it_ends_the_same(data, tmp_path, method):
+    pytest.importorskip("peft")
+    changes = {"epochs_per_level": 4, "checkpoint_every": 3, "method": method, "rank": 2}
+    root = os.fspath(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+    arguments = [sys.executable, "-c", KILLED, data, tmp_path / "killed", root, method]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(curve(tmp_path / "killed")) == 8 + 5
+    report = train(config(data, **changes), tmp_path / "killed", cpu=True)
+    assert report.found == 8 + 3
+    np.testing.assert_array_equal(curve(tmp_path / "killed"), course(data, tmp_path / "whole", **changes))
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    again = train(config(data, **changes), tmp_path / "killed", cpu=True)
+    assert again.found == again.updates
+
+
+def test_adapters_are_small_and_new_ones_change_nothing(data, tmp_path):
+    pytest.importorskip("peft")
+    import torch
+
+    from ttsnap.rewards import load
+
+    full = train(config(data, method="full"), tmp_path / "full", cpu=True)
+    lora = train(config(data, method="lora", rank=2), tmp_path / "lora", cpu=True)
+    assert lora.parameters < full.parameters / 5
+    assert all(".lora_" in name for level in weights(tmp_path / "lora") for name in level)
+    images = torch.rand(3, 3, 64, 64)
+    aware, clean = load_noise_aware(tmp_path / "lora"), load("shapes")["shapes"]
+    torch.testing.assert_close(
+        aware(images, PROMPTS[:3], sigma=0.0), clean(images, PROMPTS[:3], sigma=0.0), rtol=0, atol=0
+    )
+    assert (aware(images, PROMPTS[:3], sigma=0.5) != clean(images, PROMPTS[:3], sigma=0.5)).all()
+
+
+def test_what_is_measured(data, tmp_path):
+    report = train(config(data, held_out=1), tmp_path / "run", cpu=True)
+    before, during, after = (report.evaluation[when] for when in ("before", "during", "after"))
+    assert list(before) == list(after) == ["1", "2", "3", "4"]
+    assert list(during) == ["3", "2"]
+    assert report.prompts == 3
+    for call, sigma in (("3", 0.5), ("2", 0.75)):
+        assert during[call] == pytest.approx(after[call], abs=1e-5), sigma
+    assert before["4"] == after["4"]
+    assert before["2"] != after["2"]
