@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("accelerate")
@@ -43,26 +43,25 @@ def test_the_nearest_level_serves_and_below_the_last_the_clean_reward(run):
         assert torch.equal(look(aware, sigma), look(clean, sigma) if level is None else by_level[level])
 
 
-def test_switching_costs_less_than_a_twentieth_of_a_look(run):
-    aware = load_noise_aware(run)
+def test_a_recording_keeps_clean_and_noise_aware_values(run, tmp_path):
+    from ttsnap.recordings.recorder import record_rewards
+    from ttsnap.samplers import for_pipeline
+    from ttsnap.shapes.pipeline import OPTIONS, load_pipeline
 
-    def seconds(sigmas):
-        best = float("inf")
-        for _ in range(5):
-            start = time.perf_counter()
-            for sigma in sigmas:
-                look(aware, sigma)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    def switches(sigmas):
-        start = time.perf_counter()
-        for sigma in sigmas:
-            aware._switch(aware.level(sigma))
-        return time.perf_counter() - start
-
-    turns = [0.5, 0.75] * 20
-    assert min(switches(turns) for _ in range(5)) < 0.05 * seconds(turns)
+    sampler, seeds = for_pipeline(load_pipeline(), **OPTIONS), np.arange(4).reshape(2, 2)
+    both = record_rewards(sampler, rewards.load(f"shapes+{run}"), PROMPTS[:2], seeds, tmp_path / "both", calls=[4, 16])
+    clean = record_rewards(sampler, rewards.load("shapes"), PROMPTS[:2], seeds, tmp_path / "clean", calls=[4, 16])
+    assert both.rewards == clean.rewards == ("shapes",)
+    np.testing.assert_array_equal(both.clean, clean.clean)
+    served = [sigma >= 0.5 for sigma in sampler.sigmas]
+    assert (served[3], served[15]) == (True, False)
+    assert np.isfinite(both.aware[:, :, 3]).all()
+    assert (both.aware[:, :, 3] != both.clean[:, :, 3]).any()
+    assert np.isnan(both.aware[:, :, 4:]).all()
+    assert both.has_aware
+    assert not clean.has_aware
+    with pytest.raises(ValueError, match="keeps each reward once"):
+        record_rewards(sampler, rewards.load(f"shapes,{run}"), PROMPTS[:2], seeds, tmp_path / "twice")
 
 
 def test_names(run, monkeypatch):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
 from ttsnap.recordings.published_values import MAX_FILE_BYTES, PRINT_SCALES, REWARD_NAMES
-from ttsnap.recordings.recorder import check_finite, check_same, groups
+from ttsnap.recordings.recorder import check_finite, check_same, groups, judge_all, recorded_names
 from ttsnap.recordings.recording import Recording
 from ttsnap.types import IntArray
 
@@ -60,7 +60,7 @@ def label_tree(
 
     Args:
         tree: the images.
-        rewards: name -> reward.
+        rewards: name -> reward; a noise-aware one is stored beside its clean one, under the name of that.
         out: the recording to write.
         final_only: judge finished images only.
         strict: stop at the first bad image.
@@ -76,10 +76,9 @@ def label_tree(
     """
     import torch
 
-    from ttsnap.environments.live import judge
     from ttsnap.provenance import versions
 
-    steps, per_prompt = tree.num_steps, tree.num_candidates
+    steps, per_prompt, names = tree.num_steps, tree.num_candidates, recorded_names(rewards)
     calls = (steps,) if final_only else tree.calls
     settings = {**tree.settings, "calls": list(calls), "image size": list(tree.size)}
     recording = Recording.create(
@@ -87,7 +86,7 @@ def label_tree(
         prompts=tree.prompts,
         num_candidates=per_prompt,
         num_steps=steps,
-        rewards=list(rewards),
+        rewards=names,
         sigmas=tree.sigmas,
         provenance={
             "made by": "ttsnap label",
@@ -113,9 +112,7 @@ def label_tree(
         sigma = 0.0 if call == steps else tree.sigmas[call - 1]
         for part in (slice(start, start + batch) for start in range(0, len(images), batch)):
             tensor = torch.from_numpy(images[part]).to(device).permute(0, 3, 1, 2).float() / 255
-            yield np.stack(
-                [judge(name, reward, tensor, prompts[part], sigma) for name, reward in rewards.items()], axis=1
-            )
+            yield judge_all(rewards, tensor, prompts[part], sigma)
             if on_images:
                 on_images(len(tensor))
 
@@ -125,7 +122,7 @@ def label_tree(
         loaded = ahead(pool, _load, work, 2 * threads)
         for block in blocks:
             prompts = [tree.prompts[p] for p in block for _ in range(per_prompt)]
-            values = np.full((len(block), per_prompt, steps, len(rewards)), np.nan, dtype=np.float32)
+            values = np.full((2, len(block), per_prompt, steps, len(rewards)), np.nan, dtype=np.float32)
             left_out = set()
             for call in calls:
                 images, faults = next(loaded)
@@ -134,15 +131,15 @@ def label_tree(
                     raise faults[0][1]
                 labels.bad += [error for _, error in faults]
                 left_out |= {p for p, _ in faults}
-                answers = np.concatenate(list(look(images, prompts, call)))
-                values[:, :, call - 1] = answers.reshape(len(block), per_prompt, -1)
-            for p, clean in zip(block, values, strict=True):
+                answers = np.concatenate(list(look(images, prompts, call)), axis=1)
+                values[:, :, :, call - 1] = answers.reshape(2, len(block), per_prompt, -1)
+            for p, clean, aware in zip(block, *values, strict=True):
                 if p in left_out or done[p]:
                     continue
                 for call in calls:
                     texts = [tree.prompts[p]] * per_prompt
-                    check_finite(clean[:, call - 1], list(rewards), texts, tree.seeds[p], call)
-                recording.write_prompt(p, clean, seeds=tree.seeds[p])
+                    check_finite(clean[:, call - 1], names, texts, tree.seeds[p], call)
+                recording.write_prompt(p, clean, aware, seeds=tree.seeds[p])
             labels.left_out += sorted(left_out)
     return labels
 

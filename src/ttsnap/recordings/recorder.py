@@ -52,6 +52,30 @@ def walk(
         yield call, sampler.decode(state.x0)
 
 
+def recorded_names(rewards: Mapping[str, Any]) -> list[str]:
+    """Names in a recording: a noise-aware reward goes under the name of its clean one, with the values of both.
+
+    Raises:
+        ValueError: two would have the same name.
+    """
+    names = [getattr(reward, "clean_name", "") or name for name, reward in rewards.items()]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a recording keeps each reward once, got {', '.join(names)}; leave out the clean one")
+    return names
+
+
+def judge_all(rewards: Mapping[str, Any], images: Tensor, prompts: Sequence[str], sigma: float) -> np.ndarray:
+    """Clean and noise-aware rewards [2, n, rewards] of images; NaN where no noise-aware weights serve that level."""
+    from ttsnap.environments.live import judge
+
+    values = np.full((2, len(images), len(rewards)), np.nan, dtype=np.float32)
+    for column, (name, reward) in enumerate(rewards.items()):
+        values[0, :, column] = judge(name, reward, images, prompts, 0.0 if hasattr(reward, "level") else sigma)
+        if hasattr(reward, "level") and reward.level(sigma) is not None:
+            values[1, :, column] = judge(name, reward, images, prompts, sigma)
+    return values
+
+
 def groups(num_prompts: int, per_prompt: int, batch: int) -> Iterator[tuple[range, list[slice]]]:
     """Prompts that run together, and slices of their candidates (in prompt order) of at most `batch` each."""
     together = max(1, batch // per_prompt)
@@ -79,7 +103,7 @@ def record_rewards(
 
     Args:
         sampler: drives the model.
-        rewards: name -> reward.
+        rewards: name -> reward; a noise-aware one is stored beside its clean one, under the name of that.
         prompts: all prompts [P].
         seeds: seeds [P, candidates].
         out: the recording to write.
@@ -91,11 +115,10 @@ def record_rewards(
     Raises:
         ValueError: settings differ from those of the recording that is there, or a reward is not a finite number.
     """
-    from ttsnap.environments.live import judge
     from ttsnap.provenance import versions
     from ttsnap.samplers.flops import cost_model
 
-    steps, per_prompt = sampler.num_steps, seeds.shape[1]
+    steps, per_prompt, names = sampler.num_steps, seeds.shape[1], recorded_names(rewards)
     calls = chosen_calls(calls, steps)
     settings = dict(settings or {}) | {"calls": list(calls)}
     recording = Recording.create(
@@ -103,7 +126,7 @@ def record_rewards(
         prompts=prompts,
         num_candidates=per_prompt,
         num_steps=steps,
-        rewards=list(rewards),
+        rewards=names,
         sigmas=sampler.sigmas,
         provenance={
             "made by": "ttsnap record",
@@ -124,18 +147,17 @@ def record_rewards(
         texts = [prompts[p] for p in rows for _ in range(per_prompt)]
         numbers = seeds[rows.start : rows.stop].ravel()
         sampler.group(texts, numbers.tolist())
-        values = np.full((len(texts), steps, len(rewards)), np.nan, dtype=np.float32)
+        values = np.full((2, len(texts), steps, len(rewards)), np.nan, dtype=np.float32)
         for part in parts:
             for call, images in walk(sampler, texts[part], numbers[part].tolist(), calls):
                 sigma = 0.0 if call == steps else sampler.sigmas[call - 1]
-                for column, (name, reward) in enumerate(rewards.items()):
-                    values[part, call - 1, column] = judge(name, reward, images, texts[part], sigma)
-                check_finite(values[part, call - 1], list(rewards), texts[part], numbers[part], call)
+                values[:, part, call - 1] = judge_all(rewards, images, texts[part], sigma)
+                check_finite(values[0, part, call - 1], names, texts[part], numbers[part], call)
                 if on_images:
                     on_images(len(images))
-        for p, clean in zip(rows, values.reshape(len(rows), per_prompt, steps, -1), strict=True):
+        for p, clean, aware in zip(rows, *values.reshape(2, len(rows), per_prompt, steps, -1), strict=True):
             if not done[p]:
-                recording.write_prompt(p, clean, seeds=seeds[p])
+                recording.write_prompt(p, clean, aware, seeds=seeds[p])
         sampler.forget_prompts()
     return recording
 

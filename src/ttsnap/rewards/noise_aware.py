@@ -25,6 +25,7 @@ class NoiseAwareReward:
         reward: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         levels: Mapping[float, Mapping[str, Tensor]],
+        clean_name: str = "",
     ) -> None:
         """Check that every level has exactly these parameters.
 
@@ -32,6 +33,7 @@ class NoiseAwareReward:
             reward: the clean reward, with new adapters where the levels are adapters.
             parameters: those of its parameters that the levels replace, by name.
             levels: sigma -> tensors by name.
+            clean_name: name of the clean reward; recordings keep both under it.
 
         Raises:
             ValueError: no level, or tensors that do not fit.
@@ -39,6 +41,7 @@ class NoiseAwareReward:
         if not levels:
             raise ValueError("a noise-aware reward needs the weights of at least one noise level")
         self.reward = reward.eval().requires_grad_(False)
+        self.clean_name = clean_name
         self.sigmas = tuple(sorted(levels))
         self._parameters = list(parameters.values())
         self._weights: dict[float | None, list[Tensor]] = {None: [p.data for p in self._parameters]}
@@ -135,4 +138,4 @@ def load_noise_aware(folder: str | Path, device: Any = "cpu", clean: str | None 
         except (OSError, SafetensorError) as error:
             raise ValueError(f"weights {path} cannot be read: {error}") from error
     reward = load_trainable(run["reward"], device)
-    return NoiseAwareReward(reward, adapt(reward, run["method"], run["rank"], run["alpha"]), levels)
+    return NoiseAwareReward(reward, adapt(reward, run["method"], run["rank"], run["alpha"]), levels, run["reward"])
