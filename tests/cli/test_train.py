@@ -34,13 +34,11 @@ def test_train_then_record_with_it(ttsnap, data, tmp_path):
     assert "nothing was trained again" in out
     assert "Kendall tau" in out
     name = f"shapes+{tmp_path / 'run'}"
-    code, _, err = ttsnap(
-        "record", "a red circle", "--per-prompt", "2", "--reward", f"shapes,{name}", "--out", tmp_path / "r"
-    )
+    code, _, err = ttsnap("record", "a red circle", "--per-prompt", "2", "--reward", name, "--out", tmp_path / "r")
     assert code == 0, err
-    found = Recording.open(tmp_path / "r").clean
-    assert (found[0, :, -1, 0] == found[0, :, -1, 1]).all()
-    assert (found[0, :, 0, 0] != found[0, :, 0, 1]).all()
+    found = Recording.open(tmp_path / "r")
+    assert found.rewards == ("shapes",)
+    assert (found.clean[0, :, 0] != found.aware[0, :, 0]).all()
     code, _, err = ttsnap(*options(data, *more, "--seed", "1"))
     assert code == 2
     assert "begun with other settings (seed differ)" in err
