@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from ttsnap.samplers.base import BaseSampler, Trajectories
+from ttsnap.samplers.base import BaseSampler, Declined, Trajectories
 
 SAMPLERS = {
     "FluxPipeline": ("ttsnap.samplers.flux", "FluxSampler"),
 }
 
-__all__ = ["SAMPLERS", "BaseSampler", "Trajectories", "for_pipeline"]
+__all__ = ["SAMPLERS", "BaseSampler", "Declined", "Trajectories", "for_pipeline"]
 
 
 def for_pipeline(pipe: Any, **options: Any) -> BaseSampler:

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Repulsion
 
 
+class Declined(ValueError):
+    """An adapter cannot drive this pipeline exactly, because of its scheduler or one of its parts.
+
+    Adapters raise it in their constructor, before any work; the pipeline then runs with its own `__call__` instead
+    (`ttsnap.samplers.any_pipeline`), which is slower and serves all. A wrong option is a plain ValueError.
+    """
+
+
 @dataclass(frozen=True)
 class Trajectories:
     """Candidates at the same step, possibly of several prompts.
@@ -241,4 +249,4 @@ def warn_if_cut(tokenizer: Any, prompt: str, limit: int, name: str) -> None:
         warnings.warn(f"{name} reads {limit} tokens, the prompt has {len(ids)}; not read: {unread!r}", stacklevel=2)
 
 
-__all__ = ["BaseSampler", "Batches", "Trajectories", "warn_if_cut"]
+__all__ = ["BaseSampler", "Batches", "Declined", "Trajectories", "warn_if_cut"]

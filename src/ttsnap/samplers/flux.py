@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.samplers.base import BaseSampler, warn_if_cut
+from ttsnap.samplers.base import BaseSampler, Declined, warn_if_cut
 
 
 class FluxText(NamedTuple):
@@ -57,7 +57,7 @@ class FluxSampler(BaseSampler):
         kind = type(pipe.scheduler).__name__
         config = pipe.scheduler.config
         if kind != "FlowMatchEulerDiscreteScheduler" or config.get("stochastic_sampling"):
-            raise ValueError(f"FLUX needs a FlowMatchEulerDiscreteScheduler without stochastic sampling, got {kind}")
+            raise Declined(f"FLUX needs a FlowMatchEulerDiscreteScheduler without stochastic sampling, got {kind}")
         self.guidance_scale = guidance_scale
         self.negative_prompt = negative_prompt
         self.true_cfg_scale = true_cfg_scale
