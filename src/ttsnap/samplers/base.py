@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,7 @@ class BaseSampler(ABC):
         )
         self._calls = Batches(max_batch or self.default_max_batch, advice)
         self._decodes = Batches(max_batch or self.default_max_batch, advice)
-        self._encoded: dict[str, Any] = {}
+        self._encoded: dict[Hashable, Any] = {}
         self.on_calls: Callable[[int], None] | None = None
         self.diversity: Repulsion | None = None  # see ttsnap.diversity.negtome.applied
 
@@ -178,10 +178,17 @@ class BaseSampler(ABC):
 
     def text(self, prompt: str) -> Any:
         """The encoded prompt, from the cache after the first time."""
-        if prompt not in self._encoded:
+        return self.kept(prompt, lambda: self.encode(prompt))
+
+    def kept(self, key: Hashable, work: Callable[[], Any]) -> Any:
+        """The result of `work`, done once (without gradients) until the prompts are forgotten.
+
+        A string key is a prompt; a family keeps what all prompts share, such as a negative prompt, under tuples.
+        """
+        if key not in self._encoded:
             with torch.no_grad():
-                self._encoded[prompt] = self.encode(prompt)
-        return self._encoded[prompt]
+                self._encoded[key] = work()
+        return self._encoded[key]
 
     def forget_prompts(self) -> None:
         """Drop the cached prompt encodings, and which candidates belong together."""
@@ -239,6 +246,12 @@ class BaseSampler(ABC):
         return torch.cat(self._decodes(len(x0), lambda rows: self.decode_batch(x0[rows])))
 
 
+def check_size(height: int, width: int, unit: int) -> None:
+    """ValueError where an image is not made of whole units (pixels per latent patch)."""
+    if height % unit or width % unit or min(height, width) < unit:
+        raise ValueError(f"width and height must be multiples of {unit}, got {width} x {height}")
+
+
 def warn_if_cut(tokenizer: Any, prompt: str, limit: int, name: str) -> None:
     """Warn that the end of a prompt is not read because an encoder takes no more tokens."""
     if tokenizer is None:
@@ -249,4 +262,4 @@ def warn_if_cut(tokenizer: Any, prompt: str, limit: int, name: str) -> None:
         warnings.warn(f"{name} reads {limit} tokens, the prompt has {len(ids)}; not read: {unread!r}", stacklevel=2)
 
 
-__all__ = ["BaseSampler", "Batches", "Declined", "Trajectories", "warn_if_cut"]
+__all__ = ["BaseSampler", "Batches", "Declined", "Trajectories", "check_size", "warn_if_cut"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.samplers.base import BaseSampler, Declined, warn_if_cut
+from ttsnap.samplers.base import check_size, warn_if_cut
+from ttsnap.samplers.flow import FlowSampler, even_sigmas, resolution_shift, schedule
 
 
 class FluxText(NamedTuple):
@@ -19,7 +18,7 @@ class FluxText(NamedTuple):
     pooled: Tensor
 
 
-class FluxSampler(BaseSampler):
+class FluxSampler(FlowSampler):
     """Euler flow matching exactly as `FluxPipeline` does it, for any mix of candidates.
 
     Args:
@@ -51,50 +50,25 @@ class FluxSampler(BaseSampler):
         super().__init__(
             pipe, num_steps=num_steps, height=height or default, width=width or default, max_batch=max_batch
         )
-        unit = 2 * pipe.vae_scale_factor
-        if self.height % unit or self.width % unit or min(self.height, self.width) < unit:
-            raise ValueError(f"width and height must be multiples of {unit}, got {self.width} x {self.height}")
-        kind = type(pipe.scheduler).__name__
-        config = pipe.scheduler.config
-        if kind != "FlowMatchEulerDiscreteScheduler" or config.get("stochastic_sampling"):
-            raise Declined(f"FLUX needs a FlowMatchEulerDiscreteScheduler without stochastic sampling, got {kind}")
+        check_size(self.height, self.width, 2 * pipe.vae_scale_factor)
         self.guidance_scale = guidance_scale
         self.negative_prompt = negative_prompt
         self.true_cfg_scale = true_cfg_scale
         self.max_sequence_length = max_sequence_length
-        self._timesteps, self._sigmas = self._schedule()
+        tokens = (self.height // (2 * pipe.vae_scale_factor)) * (self.width // (2 * pipe.vae_scale_factor))
+        self.schedule = schedule(
+            pipe.scheduler,
+            num_steps,
+            self.device,
+            sigmas=None if pipe.scheduler.config.get("use_flow_sigmas") else even_sigmas(num_steps),
+            mu=resolution_shift(pipe.scheduler, tokens),
+        )
         self._image_ids: Tensor | None = None
-        self._negative: FluxText | None = None
 
     @property
     def passes(self) -> int:
         """Transformer passes per call: 2 with classifier-free guidance."""
         return 2 if self.negative_prompt is not None and self.true_cfg_scale > 1 else 1
-
-    @property
-    def sigmas(self) -> list[float]:
-        """Noise level of each call [num_steps]."""
-        return [float(sigma) for sigma in self._sigmas[:-1]]
-
-    def _schedule(self) -> tuple[Tensor, Tensor]:
-        """Timesteps [num_steps] and sigmas [num_steps + 1], from a copy of the scheduler."""
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
-
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        config = scheduler.config
-        length = (self.height // (2 * self.pipe.vae_scale_factor)) * (self.width // (2 * self.pipe.vae_scale_factor))
-        mu = calculate_shift(
-            length,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / self.num_steps, self.num_steps)
-        timesteps, count = retrieve_timesteps(scheduler, self.num_steps, self.device, sigmas=sigmas, mu=mu)
-        if count != self.num_steps:
-            raise ValueError(f"the scheduler makes {count} calls for {self.num_steps} steps; use its Euler variant")
-        return timesteps, scheduler.sigmas.to(self.device)
 
     def noise(self, seed: int) -> Tensor:
         """Packed noise [1, tokens, channels] of a seed, as a CPU generator with that seed gives it."""
@@ -112,15 +86,10 @@ class FluxSampler(BaseSampler):
 
     def encode(self, prompt: str) -> tuple[FluxText, FluxText | None]:
         """The prompt and, with guidance, the negative prompt (one for all prompts)."""
-        if self.passes == 2 and self._negative is None:
-            assert self.negative_prompt is not None
-            self._negative = self._text(self.negative_prompt)
-        return self._text(prompt), self._negative
-
-    def forget_prompts(self) -> None:
-        """Drop the cached prompt encodings."""
-        super().forget_prompts()
-        self._negative = None
+        negative = None
+        if self.passes == 2:
+            negative = self.kept(("negative",), lambda: self._text(str(self.negative_prompt)))
+        return self._text(prompt), negative
 
     def _text(self, prompt: str) -> FluxText:
         warn_if_cut(self.pipe.tokenizer_2, prompt, self.max_sequence_length, "T5")
@@ -129,16 +98,13 @@ class FluxSampler(BaseSampler):
         )
         return FluxText(states, pooled)
 
-    def call(self, latents: Tensor, encoded: list[Any], index: int) -> tuple[Tensor, Tensor]:
-        """One call and one Euler step: x0 = x - sigma v, next = x + (sigma' - sigma) v, in fp32."""
+    def velocity(self, latents: Tensor, encoded: list[Any], index: int) -> Tensor:
+        """The velocity [n, tokens, channels]; with guidance, away from that of the negative prompt."""
         velocity = self._velocity(latents, [text[0] for text in encoded], index)
         if self.passes == 2:
             negative = self._velocity(latents, [text[1] for text in encoded], index)
             velocity = negative + self.true_cfg_scale * (velocity - negative)
-        sample = latents.float()
-        sigma, following = self._sigmas[index], self._sigmas[index + 1]
-        following_sample = sample + (following - sigma) * velocity
-        return following_sample.to(velocity.dtype).to(latents.dtype), sample - sigma * velocity
+        return velocity
 
     def _velocity(self, latents: Tensor, texts: list[FluxText], index: int) -> Tensor:
         count = len(latents)
@@ -149,7 +115,7 @@ class FluxSampler(BaseSampler):
         states = torch.cat([text.states for text in texts])
         velocity: Tensor = transformer(
             hidden_states=latents,
-            timestep=self._timesteps[index].expand(count).to(latents.dtype) / 1000,
+            timestep=self.schedule.timesteps[index].expand(count).to(latents.dtype) / 1000,
             guidance=guidance,
             pooled_projections=torch.cat([text.pooled for text in texts]),
             encoder_hidden_states=states,
