@@ -284,13 +284,7 @@ class Searcher:
         s = self.sampler
         if s.diversity and seed != first:
             return f"not by the pipeline alone: seed {seed} was pushed away from seed {first}, see `diversity`"
-        options = [f"height={s.height}", f"width={s.width}", f"num_inference_steps={s.num_steps}"]
-        for name in ("guidance_scale", "max_sequence_length"):
-            if hasattr(s, name):
-                options.append(f"{name}={getattr(s, name)}")
-        if getattr(s, "passes", 1) == 2:
-            options += [f"negative_prompt={s.negative_prompt!r}", f"true_cfg_scale={s.true_cfg_scale}"]
-        return f'pipe({prompt!r}, {", ".join(options)}, generator=torch.Generator("cpu").manual_seed({seed}))'
+        return str(s.reproduce(prompt, seed))
 
 
 def _history(environment: Any, result: Result, p: int) -> dict[int, list[Seen]]:

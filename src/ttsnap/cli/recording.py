@@ -46,8 +46,8 @@ class Request:
 
     def settings(self, sampler: BaseSampler) -> dict[str, Any]:
         """Everything that decides the images."""
-        options = ("num_steps", "height", "width", "guidance_scale", "negative_prompt", "true_cfg_scale")
-        found = {name: getattr(sampler, name) for name in options if hasattr(sampler, name)}
+        found = {"num_steps": sampler.num_steps, **sampler.call_options()}
+        del found["num_inference_steps"]
         dtype = str(sampler.pipe.dtype).removeprefix("torch.")
         settings = {"model": self.model, "dtype": dtype, **found, "seed": self.seed}
         return settings | ({"diversity": self.diversity.to_dict()} if self.diversity else {})

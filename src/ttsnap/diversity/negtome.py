@@ -152,7 +152,7 @@ class Repulsion:
         seeds: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """`sampler.call` for candidates with these prompts and seeds [n], pushed where the parameters say so."""
-        if not self.parameters.active(1000 * sampler.sigmas[index]):
+        if not self.parameters.active(sampler.timesteps[index]):
             return sampler.call(latents, encoded, index)
         who = list(zip(prompts, seeds, strict=True))
         leaders = {prompt: (prompt, self.references[prompt]) for prompt in dict.fromkeys(prompts)}

@@ -158,6 +158,11 @@ class BaseSampler(ABC):
     def sigmas(self) -> list[float]:
         """Noise level of each call [num_steps]; the x0 estimate after call s belongs to sigmas[s - 1]."""
 
+    @property
+    def timesteps(self) -> list[float]:
+        """Model time of each call [num_steps], 0..1000: of flow models 1000 sigma, others say their own."""
+        return [1000 * sigma for sigma in self.sigmas]
+
     @abstractmethod
     def noise(self, seed: int) -> Tensor:
         """Starting latents [1, ...] of a seed, drawn as the stock pipeline draws them."""
@@ -173,6 +178,15 @@ class BaseSampler(ABC):
     @abstractmethod
     def decode_batch(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] in 0..1 (fp32) of one batch of predicted clean latents."""
+
+    def call_options(self) -> dict[str, Any]:
+        """Arguments, beside prompt and generator, with which the stock pipeline makes the same images."""
+        return {"height": self.height, "width": self.width, "num_inference_steps": self.num_steps}
+
+    def reproduce(self, prompt: str, seed: int) -> str:
+        """A line of Python with which the stock pipeline `pipe` makes the image of a prompt and seed."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.call_options().items())
+        return f'pipe({prompt!r}, {options}, generator=torch.Generator("cpu").manual_seed({seed}))'
 
     # What all families share.
 

@@ -70,6 +70,14 @@ class FluxSampler(FlowSampler):
         """Transformer passes per call: 2 with classifier-free guidance."""
         return 2 if self.negative_prompt is not None and self.true_cfg_scale > 1 else 1
 
+    def call_options(self) -> dict[str, Any]:
+        """Arguments of the stock pipeline for the same images."""
+        options: dict[str, Any] = {"guidance_scale": self.guidance_scale}
+        options["max_sequence_length"] = self.max_sequence_length
+        if self.passes == 2:
+            options |= {"negative_prompt": self.negative_prompt, "true_cfg_scale": self.true_cfg_scale}
+        return super().call_options() | options
+
     def noise(self, seed: int) -> Tensor:
         """Packed noise [1, tokens, channels] of a seed, as a CPU generator with that seed gives it."""
         latents, self._image_ids = self.pipe.prepare_latents(
