@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from ttsnap.types import Combine, IntArray, Policy
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
+    from ttsnap.environments.live import LiveEnvironment
     from ttsnap.samplers.base import BaseSampler
 
 DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
@@ -171,14 +172,7 @@ class Searcher:
         """
         from ttsnap.environments.live import LiveEnvironment
 
-        if not prompts:
-            raise ValueError("a search needs at least one prompt")
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("a prompt is empty; it needs at least one word")
-        if top < 1:
-            raise ValueError(f"top must be at least 1, got {top}")
-        seeds = np.broadcast_to(seed + np.arange(self.candidates), (len(prompts), self.candidates))
+        seeds = self._seeds(prompts, seed, top)
         environment = LiveEnvironment(self.sampler, self.judges, prompts, seeds, previews=previews)
         diversity = self.sampler.diversity
         before = diversity.extra_calls if diversity else 0
@@ -192,9 +186,77 @@ class Searcher:
             notes.append(f"{diversity.extra_calls - before} denoiser calls of references are not in the cost (negtome)")
         for note in notes:
             warnings.warn(note, stacklevel=2)
+        results = self._results(environment, result, seconds, notes, top)
+        if compare:
+            results = self._compare(environment, result, results)
+        self.sampler.forget_prompts()  # thousands of encoded prompts would fill the memory
+        return results
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        top: int = 1,
+        compare: bool = False,
+        previews: bool = True,
+        on_look: Callable[[int, Look, Ledger], None] | None = None,
+    ) -> Iterator[tuple[int, SearchResult | Exception]]:
+        """Search for many prompts; candidates of the next fill the places of those that were dropped.
+
+        Each prompt gets the choice and the ledger that it gets alone. Arguments are those of `block`; `on_look` is
+        told the index of the prompt first.
+
+        Yields:
+            Index of a prompt and its result, or why it failed, in the order in which they end.
+        """
+        from ttsnap.environments.queue import Queue
+
+        seeds = self._seeds(prompts, seed, top)
+        queue = Queue(
+            self.sampler, self.judges, prompts, seeds, self.policy, self.combine, seed, previews, on_look=on_look
+        )
+        for ended in queue:
+            if ended.result is None:
+                assert ended.error is not None
+                yield ended.prompt, ended.error
+                continue
+            try:
+                results = self._results(ended.environment, ended.result, ended.seconds, ended.notes, top)
+                if compare:
+                    results = self._compare(ended.environment, ended.result, results)
+            except Exception as error:
+                yield ended.prompt, error
+            else:
+                yield ended.prompt, results[0]
+        self.sampler.forget_prompts()
+
+    def block_size(self) -> int:
+        """Prompts that run together, the same wherever they run: enough that batches are full."""
+        from ttsnap.environments.queue import prompts_per_block
+
+        return prompts_per_block(self.policy.plan(self.candidates, self.sampler.num_steps), self.sampler.max_batch)
+
+    def _seeds(self, prompts: Sequence[str], seed: int, top: int) -> IntArray:
+        """Seeds [prompts, candidates]; complains about prompts that cannot be searched for."""
+        if not prompts:
+            raise ValueError("a search needs at least one prompt")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("a prompt is empty; it needs at least one word")
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top}")
+        return np.broadcast_to(seed + np.arange(self.candidates), (len(prompts), self.candidates))
+
+    def _results(
+        self, environment: LiveEnvironment, result: Result, seconds: float, notes: list[str], top: int
+    ) -> list[SearchResult]:
+        """What is told of each prompt of an environment whose search has ended."""
+        diversity = self.sampler.diversity
+        seeds = environment.seeds
         shares = seconds * result.ledger.nfe / result.ledger.nfe.sum()
         results = []
-        for p, prompt in enumerate(prompts):
+        for p, prompt in enumerate(environment.prompts):
             cost = result.ledger.cost(self.cost_model, p, float(shares[p]))
             results.append(
                 SearchResult(
@@ -208,15 +270,12 @@ class Searcher:
                     history=_history(environment, result, p),
                     best_of_n=self._equal_cost(cost),
                     num_steps=self.sampler.num_steps,
-                    reproduce=self._reproduce(prompt, int(seeds[p, result.chosen[p]]), seed),
+                    reproduce=self._reproduce(prompt, int(seeds[p, result.chosen[p]]), int(seeds[p, 0])),
                     budget=self.budget,
                     notes=notes,
                     diversity=diversity.parameters.to_dict() if diversity else None,
                 )
             )
-        if compare:
-            results = self._compare(environment, result, results)
-        self.sampler.forget_prompts()  # thousands of encoded prompts would fill the memory
         return results
 
     def _best(self, environment: Any, result: Result, p: int, top: int) -> list[Finished]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ttsnap.cost import Budget, Ledger
 from ttsnap.ranking import RankSum, choose
-from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy
+from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy, Query
 
 if TYPE_CHECKING:
     from ttsnap.results import SearchResult
@@ -72,6 +72,30 @@ def run(
         ValueError: a reward was NaN or infinite (names prompt, seed and step), or the policy finished no candidate.
 
     """
+    steps = drive(policy, environment, combine, rng, keep_history=keep_history, on_look=on_look)
+    query = next(steps)
+    while True:
+        try:
+            query = steps.send(environment.observe(query))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def drive(
+    policy: Policy,
+    environment: Environment,
+    combine: Combine | None = None,
+    rng: np.random.Generator | None = None,
+    *,
+    keep_history: bool = True,
+    on_look: Callable[[Look, Ledger], None] | None = None,
+) -> Generator[Query, FloatArray, Result]:
+    """The same as `run`, but it is the caller who observes: he is given queries and sends rewards.
+
+    So several searches can go on at a time. Arguments, result and errors are those of `run`; `environment` is not
+    asked, only named in messages.
+    """
     combine = combine or RankSum()
     problem = environment.problem
     ledger = Ledger(problem)
@@ -85,7 +109,7 @@ def run(
         except StopIteration:
             break
         new = ledger.charge(query)
-        observed = environment.observe(query._replace(mask=new))
+        observed = yield query._replace(mask=new)
         check(environment, new, observed, query.step)
         seen.append((new, observed))
         again = np.count_nonzero(new) < np.count_nonzero(query.mask)

@@ -109,7 +109,7 @@ class LiveEnvironment:
                 values = [judge(name, reward, images, prompts[rows], sigma) for name, reward in self.rewards.items()]
             for (p, c), row in zip(where[rows], np.stack(values, axis=1), strict=True):
                 answer[p, c] = row
-            self._keep_pictures(where[rows], query.step, images, last)
+            self.keep_pictures(where[rows], query.step, images, last)
         return answer
 
     def _advance(self, where: list[tuple[int, int]], step: int) -> Trajectories:
@@ -134,7 +134,21 @@ class LiveEnvironment:
             return group
         return Trajectories.concat([self._states[key] for key in where])
 
-    def _keep_pictures(self, where: list[tuple[int, int]], step: int, images: Tensor, last: bool) -> None:
+    def step_of(self, prompt: int, candidate: int) -> int:
+        """Denoiser calls a candidate has had."""
+        state = self._states.get((prompt, candidate))
+        return state.step if state else 0
+
+    def state(self, prompt: int, candidate: int) -> Trajectories:
+        """A candidate that was begun."""
+        return self._states[prompt, candidate]
+
+    def keep(self, prompt: int, candidate: int, group: Trajectories, row: int) -> None:
+        """Remember where a candidate stands: row `row` of `group`."""
+        self._states[prompt, candidate] = _row(group, row)
+
+    def keep_pictures(self, where: list[tuple[int, int]], step: int, images: Tensor, last: bool) -> None:
+        """Pictures of the looked at [n], if previews are kept, and of the finished in any case."""
         if not (self.previews or last):
             return
         full = to_uint8(images)
