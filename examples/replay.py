@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ttsnap.cost import parse_budgets
+from ttsnap.figures import save
 from ttsnap.policies import SuccessiveHalving
 from ttsnap.recordings import Recording
 from ttsnap.recordings.published_values import import_values
@@ -70,4 +71,4 @@ if recording.has_aware:
     field.append(Contender("published schedule, clean guide", field[1].policy, "clean"))
 simulation = simulate(recording, field, budgets, accounting, prompts=prompts[1::2])
 print(simulation.summary[["policy", "relative_increase_percent", "relative_increase_ci95", "compute_multiplier"]])
-print(*plots.save(plots.plot(simulation, recording), out), sep="\n")
+print(*save(plots.plot(simulation, recording), out), sep="\n")

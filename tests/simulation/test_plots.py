@@ -10,6 +10,7 @@ from PIL import Image
 from tests.simulation.synthetic import recording, rewards
 from tests.simulation.test_simulator import FIELD, simulation
 from ttsnap.cost import parse_budgets
+from ttsnap.figures import save
 from ttsnap.simulation import plots
 
 
@@ -21,7 +22,7 @@ def test_pictures_name_their_axes_and_show_every_policy(tmp_path):
     assert [panel.get_xlabel() for panel in figures["reward"].axes] == ["budget per prompt (TFLOP)"] * 2
     legend = [text.get_text() for text in figures["reward"].axes[0].get_legend().get_texts()]
     assert legend == ["best-of-N (exact)", "best", "halving", "early"]
-    paths = plots.save(figures, tmp_path / "plots")
+    paths = save(figures, tmp_path / "plots")
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {path.name for path in paths}
     for path in paths:
         if path.suffix == ".png":

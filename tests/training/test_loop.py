@@ -156,3 +156,44 @@ def test_what_is_measured(data, tmp_path):
         assert during[call] == pytest.approx(after[call], abs=1e-5), sigma
     assert before["4"] == after["4"]
     assert before["2"] != after["2"]
+
+
+def test_tensorboard_is_told_every_update_once_although_the_run_was_stopped(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Stop(Exception):
+        pass
+
+    def stop(line):
+        if (line["stage"], line["update"]) == (1, 1):
+            raise Stop
+
+    changes = {"log_with": ["tensorboard"], "held_out": 1, "epochs_per_level": 2, "checkpoint_every": 3}
+    with pytest.raises(Stop):
+        train(config(data, **changes), tmp_path / "run", cpu=True, on_update=stop)
+    train(config(data, **changes), tmp_path / "run", cpu=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    told = events.Scalars("train/loss")
+    assert [event.step for event in told] == list(range(len(curve(tmp_path / "run"))))
+    np.testing.assert_allclose([event.value for event in told], curve(tmp_path / "run")[:, 0], rtol=1e-6)
+    assert {"before/kendall_tau/call 2", "during/mse/call 3", "after/top_gap_25/call 1"} <= set(events.Tags()["scalars"])
+
+
+def test_pictures_are_drawn(data, tmp_path):
+    from PIL import Image
+
+    train(config(data, held_out=1), tmp_path / "held", cpu=True)
+    train(config(data), tmp_path / "all", cpu=True)
+    for path in ("held/evaluation.png", "held/losses.png", "all/losses.png"):
+        with Image.open(tmp_path / path) as picture:
+            assert np.ptp(np.asarray(picture.convert("L"))) > 200
+    assert not (tmp_path / "all" / "evaluation.png").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("ttsnap.training.tracking.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"log_with wandb: it is not installed; pip install wandb"):
+        train(config(data, log_with=["wandb"]), tmp_path / "run", cpu=True)
+    assert not (tmp_path / "run").exists()

@@ -48,6 +48,7 @@ BAD = {
     "no tree": ({"tree": None}, "training needs tree"),
     "levels": ({"levels": [0]}, "levels are denoiser calls"),
     "exponential": ({"schedule": "exponential", "floor": 0}, "needs a floor"),
+    "tracker": ({"log_with": "paper"}, "log_with takes tensorboard, wandb, got paper"),
 }
 
 

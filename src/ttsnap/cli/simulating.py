@@ -75,9 +75,10 @@ def execute(request: Request, *, as_json: bool) -> None:
         )
     written: list[Path] = []
     if request.plots:
+        from ttsnap.figures import save
         from ttsnap.simulation import plots
 
-        written = plots.save(plots.plot(simulation, recording), request.plots)
+        written = save(plots.plot(simulation, recording), request.plots)
     if request.csv:
         request.csv.parent.mkdir(parents=True, exist_ok=True)
         atomically(request.csv, lambda temporary: simulation.table.to_csv(temporary, index=False))

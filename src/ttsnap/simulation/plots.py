@@ -1,16 +1,14 @@
-"""Pictures of a simulation, as a paper would print them: axes with units, colour-blind safe, PNG and SVG."""
+"""Pictures of a simulation, as a paper would print them."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.figures import COLOURS, MARKERS, styled
 from ttsnap.recordings import Recording
-from ttsnap.results import atomically
 from ttsnap.simulation.results import Simulation
 from ttsnap.simulation.statistics import interval, rank_correlation, resample
 from ttsnap.types import FloatArray
@@ -19,39 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-# Okabe and Ito (2008): told apart with any colour vision, and by their markers in black and white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-MARKERS = "osD^vP*"
 _UNITS = {"TFLOP": ((1.0, "TFLOP"), (1e-3, "GFLOP"), (1e-6, "MFLOP")), "NFE": ((1.0, "denoiser calls"),)}
-_STYLE: Any = {
-    "figure.dpi": 150,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ttsnap",
-}
-
-
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw in our style without touching anybody else's."""
-
-    @functools.wraps(draw)
-    def styled(*args: P.args, **options: P.kwargs) -> R:
-        import matplotlib as mpl
-
-        with mpl.rc_context(_STYLE):
-            return draw(*args, **options)
-
-    return styled
 
 
 def plot(simulation: Simulation, recording: Recording | None = None) -> dict[str, Figure]:
@@ -73,23 +39,7 @@ def plot(simulation: Simulation, recording: Recording | None = None) -> dict[str
     return figures
 
 
-def save(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
-    """Write each picture as `{name}.png` and `{name}.svg`; returns the paths."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
-    for path in paths:
-        atomically(path, functools.partial(_write, figures[path.stem], path.suffix[1:]))
-    return paths
-
-
-@_styled
-def _write(figure: Figure, suffix: str, path: Path) -> None:
-    metadata = {"Date": None} if suffix == "svg" else {}
-    figure.savefig(path, format=suffix, dpi=200, bbox_inches="tight", metadata=metadata)
-
-
-@_styled
+@styled
 def reward(simulation: Simulation) -> Figure:
     """Mean reward of the chosen image against the budget, one panel per reward.
 
@@ -115,7 +65,7 @@ def reward(simulation: Simulation) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def multiplier(simulation: Simulation) -> Figure:
     """Compute multiplier against the budget, one panel per reward, with 95 % intervals."""
     rows, (unit, scale) = simulation.table, _unit(simulation)
@@ -141,7 +91,7 @@ def multiplier(simulation: Simulation) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def increase(simulation: Simulation) -> Figure:
     """Relative increase over best-of-N of each policy and reward, with 95 % intervals."""
     _, policies = simulation.rows
@@ -165,7 +115,7 @@ def increase(simulation: Simulation) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def correlation(recording: Recording) -> Figure:
     """Spearman correlation of each guide with the final reward after every call, with 95 % intervals over prompts."""
     from matplotlib.ticker import MaxNLocator

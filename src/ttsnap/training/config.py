@@ -12,6 +12,7 @@ from typing import Any
 SCHEDULES = ("linear", "cosine", "exponential")
 METHODS = ("auto", "lora", "full")
 PRECISIONS = ("no", "bf16", "fp16")
+TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Config:
         alpha: of the LoRA adapters; their product is scaled by alpha / rank.
         seed: of the order of images, of adapters and of dropout.
         checkpoint_every: updates between checkpoints.
+        log_with: trackers that are told the losses and metrics too: tensorboard, wandb.
     """
 
     tree: str
@@ -81,6 +83,7 @@ class Config:
     alpha: float = 16.0
     seed: int = 0
     checkpoint_every: int = 200
+    log_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least_one = ("train_prompts", "per_prompt", "epochs_per_level", "batch", "accumulate", "rank")
@@ -105,6 +108,8 @@ class Config:
             raise ValueError("an exponential schedule needs a floor above 0")
         if self.levels is not None and (not self.levels or min(self.levels) < 1):
             raise ValueError(f"levels are denoiser calls, 1 or more, got {list(self.levels)}")
+        if wrong := set(self.log_with) - set(TRACKERS):
+            raise ValueError(f"log_with takes {', '.join(TRACKERS)}, got {', '.join(sorted(wrong))}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are two numbers in 0..1, got {list(self.betas)}")
         if self.preference and self.batch % 2:
@@ -134,7 +139,7 @@ class Config:
 
     def differences(self, other: Config) -> list[str]:
         """Names of the settings that decide the weights and differ."""
-        free = {"eval_tree", "eval_labels", "checkpoint_every", "accumulate"}
+        free = {"eval_tree", "eval_labels", "checkpoint_every", "accumulate", "log_with"}
         names = [field.name for field in fields(self) if field.name not in free]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ttsnap.training import tracking
 from ttsnap.training.config import Config
 from ttsnap.training.curriculum import Level, learning_rate, levels_of
 from ttsnap.training.data import batches, open_data, updates_in_level
@@ -77,10 +78,17 @@ def train(
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    tracking.check_trackers(config.log_with)
     data, test = open_data(config)
     levels = levels_of(data.tree, config.levels)
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while one evaluates
-    accelerator = Accelerator(cpu=cpu, mixed_precision=config.precision, kwargs_handlers=[patience])
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=config.precision,
+        kwargs_handlers=[patience],
+        log_with=list(config.log_with) or None,
+        project_dir=out,
+    )
     device, main = accelerator.device, accelerator.is_main_process
 
     torch.manual_seed(config.seed)
@@ -110,9 +118,15 @@ def train(
         len(data.rows),
         main=main,
     )
+
+    def measured(when: str, found: Measured, done: int = 0) -> None:
+        run.save_evaluation(when, found)
+        accelerator.log(tracking.metrics(when, found), step=done)
+
     if main:
         run.begin()
         run.cut_log(stage, update)
+        tracking.start(accelerator, run, config, report.found)
         if on_start:
             on_start(
                 (report.updates - report.found) * config.batch
@@ -121,7 +135,7 @@ def train(
             )
         if calls and "before" not in run.evaluation:
             clean = load_trainable(config.reward, device)
-            run.save_evaluation("before", evaluate(clean, test, calls, device=device, on_images=on_images))
+            measured("before", evaluate(clean, test, calls, device=device, on_images=on_images))
     accelerator.wait_for_everyone()
 
     with run.log.open("a", encoding="utf-8") if main else nullcontext() as log:
@@ -186,6 +200,7 @@ def train(
                     }
                     log.write(json.dumps(line) + "\n")
                     log.flush()
+                    accelerator.log(tracking.losses(line), step=updates * stage + update)
                     if on_images:
                         on_images(parts[0].size)
                 update += 1
@@ -199,7 +214,7 @@ def train(
                     model.eval()
                     judge = accelerator.unwrap_model(model)
                     during = evaluate(judge, test, [level.call], device=device, on_images=on_images)
-                    run.save_evaluation("during", during)
+                    measured("during", during, updates * (stage + 1))
                 run.save_level(level, trained)
                 run.save_checkpoint(stage + 1, 0, trained, adam, accelerator.scaler)
             accelerator.wait_for_everyone()
@@ -210,7 +225,8 @@ def train(
             from ttsnap.rewards.noise_aware import load_noise_aware
 
             served = load_noise_aware(run.root, device)
-            run.save_evaluation("after", evaluate(served, test, calls, device=device, on_images=on_images))
+            measured("after", evaluate(served, test, calls, device=device, on_images=on_images), report.updates)
         report.evaluation = run.evaluation
+        run.draw(len(test.rows))
     accelerator.end_training()
     return report

@@ -6,6 +6,7 @@
     RUN/checkpoint.safetensors          tensors and optimiser in the middle of a level
     RUN/log.jsonl                       losses and learning rate, one line per update
     RUN/evaluation.json                 how well it does on held-out prompts: before, during (by level), after
+    RUN/evaluation.png, losses.png      the same as pictures, and the losses (also as SVG)
 
 Each file but the log is renamed into place; the log is cut back to the checkpoint when a run is gone on with.
 """
@@ -153,6 +154,16 @@ class Run:
         if scaler is not None and "scaler" in metadata:
             scaler.load_state_dict(json.loads(metadata["scaler"]))
         return int(metadata["stage"]), int(metadata["update"])
+
+    def draw(self, prompts: int) -> None:
+        """Pictures of the losses and, where some prompts were held out, of how well it does on them."""
+        from ttsnap.figures import save
+        from ttsnap.training import plots
+
+        figures = {"losses": plots.losses(read_log(self.log))}
+        if prompts:
+            figures["evaluation"] = plots.evaluation(self.evaluation, prompts)
+        save(figures, self.root)
 
     @property
     def log(self) -> Path:
