@@ -41,7 +41,7 @@ def evaluation(measured: Mapping[str, Mapping[str, Mapping[str, float | None]]],
         panel.set_xlabel("denoiser calls")
         panel.set_title(title, fontsize=9)
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_WHEN))
     figure.suptitle(f"{prompts} held-out prompts", fontsize=9)
     return figure
 
@@ -68,7 +68,8 @@ def losses(log: Sequence[Mapping[str, Any]]) -> Figure:
         smooth = np.convolve(values[where], np.ones(width) / width, mode="valid")
         panel.plot(where[width - 1 :] + 1, smooth, color=colour, lw=1.6)
         label = f"call {log[where[0]]['call']}"
-        panel.annotate(label, (where[0] + 1, 1), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, va="top")
+        middle = (float(where.mean()) + 1, 1.02)
+        panel.annotate(label, middle, xycoords=("data", "axes fraction"), fontsize=7, rotation=90, ha="center")
     if (values > 0).all():
         panel.set_yscale("log")
     panel.set_xlabel("update")
