@@ -129,7 +129,7 @@ class LiveEnvironment:
             with self.clock.measure("calls", group.latents.device):
                 group = self.sampler.advance(group, step)
             for row, key in enumerate(keys):
-                self._states[key] = _row(group, row)
+                self._states[key] = group.row(row)
         if len(groups) == 1:
             return group
         return Trajectories.concat([self._states[key] for key in where])
@@ -187,13 +187,6 @@ def judge(name: str, reward: Any, images: Tensor, prompts: Sequence[str], sigma:
         )
     values: np.ndarray = answer.reshape(len(images)).numpy()
     return values
-
-
-def _row(group: Trajectories, row: int) -> Trajectories:
-    """One candidate as a view, without copying."""
-    x0 = None if group.x0 is None else group.x0[row : row + 1]
-    part = slice(row, row + 1)
-    return replace(group, prompts=group.prompts[part], seeds=group.seeds[part], latents=group.latents[part], x0=x0)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Repulsion
+    from ttsnap.samplers.features import Features, Tap
 
 
 class Declined(ValueError):
@@ -34,6 +36,7 @@ class Trajectories:
         step: denoiser calls made.
         latents: noisy latents [n, ...] in the model's dtype.
         x0: predicted clean latents after the last call [n, ...] in fp32; None at step 0.
+        cells: features of that call on a grid [n, cells, channels], where a `Tap` listened.
     """
 
     prompts: tuple[str, ...]
@@ -41,6 +44,7 @@ class Trajectories:
     step: int
     latents: Tensor
     x0: Tensor | None = None
+    cells: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -48,13 +52,15 @@ class Trajectories:
     def select(self, rows: Sequence[int]) -> Trajectories:
         """Some of the candidates."""
         index = torch.as_tensor(rows, device=self.latents.device)
-        return Trajectories(
-            tuple(self.prompts[i] for i in rows),
-            tuple(self.seeds[i] for i in rows),
-            self.step,
-            self.latents[index],
-            None if self.x0 is None else self.x0[index],
-        )
+        tensors = (None if tensor is None else tensor[index] for tensor in (self.latents, self.x0, self.cells))
+        prompts, seeds = (tuple(column[i] for i in rows) for column in (self.prompts, self.seeds))
+        return Trajectories(prompts, seeds, self.step, *tensors)  # type: ignore[arg-type]
+
+    def row(self, row: int) -> Trajectories:
+        """One candidate as a view, without copying."""
+        part = slice(row, row + 1)
+        x0, cells = (None if tensor is None else tensor[part] for tensor in (self.x0, self.cells))
+        return Trajectories(self.prompts[part], self.seeds[part], self.step, self.latents[part], x0, cells)
 
     @staticmethod
     def concat(parts: Sequence[Trajectories]) -> Trajectories:
@@ -66,7 +72,10 @@ class Trajectories:
             tuple(seed for part in parts for seed in part.seeds),
             parts[0].step,
             torch.cat([part.latents for part in parts]),
-            None if parts[0].x0 is None else torch.cat([part.x0 for part in parts if part.x0 is not None]),
+            *(
+                None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+                for name in ("x0", "cells")
+            ),
         )
 
 
@@ -141,6 +150,7 @@ class BaseSampler(ABC):
         self._encoded: dict[Hashable, Any] = {}
         self.on_calls: Callable[[int], None] | None = None
         self.diversity: Repulsion | None = None  # see ttsnap.diversity.negtome.applied
+        self.tap: Tap | None = None  # see ttsnap.samplers.features.attach
 
     @property
     def max_batch(self) -> int:
@@ -209,6 +219,8 @@ class BaseSampler(ABC):
         self._encoded.clear()
         if self.diversity:
             self.diversity.forget()
+        if self.tap:
+            self.tap.forget_prompts()
 
     def group(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
         """Say which candidates belong together before some of them start; it only matters with diversity."""
@@ -237,22 +249,38 @@ class BaseSampler(ABC):
             raise ValueError(f"to_step must be in {trajectories.step + 1}..{self.num_steps}, got {to_step}")
         encoded = [self.text(prompt) for prompt in trajectories.prompts]
 
-        def work(rows: slice) -> tuple[Tensor, Tensor]:
+        def work(rows: slice) -> list[Tensor]:
             latents, texts = trajectories.latents[rows], encoded[rows]
-            x0 = latents
+            x0, heard = latents, list[Tensor]()
             for index in range(trajectories.step, to_step):
-                if self.diversity:
-                    who = trajectories.prompts[rows], trajectories.seeds[rows]
-                    latents, x0 = self.diversity.call(self, latents, texts, index, *who)
-                else:
-                    latents, x0 = self.call(latents, texts, index)
+                last = index == to_step - 1
+                with self.tap.listen(trajectories.prompts[rows]) if self.tap and last else nullcontext(heard) as heard:
+                    if self.diversity:
+                        who = trajectories.prompts[rows], trajectories.seeds[rows]
+                        latents, x0 = self.diversity.call(self, latents, texts, index, *who)
+                    else:
+                        latents, x0 = self.call(latents, texts, index)
                 if self.on_calls:
                     self.on_calls(len(texts))
-            return latents, x0
+            return [latents, x0, *heard]
 
         parts = self._calls(len(trajectories), work)
-        latents, x0 = (torch.cat([part[i] for part in parts]) for i in range(2))
-        return dataclasses.replace(trajectories, step=to_step, latents=latents, x0=x0)
+        latents, x0, *cells = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return dataclasses.replace(
+            trajectories, step=to_step, latents=latents, x0=x0, cells=cells[0] if cells else None
+        )
+
+    def features(self, trajectories: Trajectories) -> Features:
+        """What the denoiser knows of the candidates after their last call, for rewards that read it.
+
+        Raises:
+            ValueError: nothing listened to that call.
+        """
+        from ttsnap.samplers.features import Features
+
+        if self.tap is None or trajectories.cells is None:
+            raise ValueError("no features were kept of these candidates; attach the rewards that read them first")
+        return Features(trajectories.cells, self.tap.words(trajectories.prompts))
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def _twin(sampler: BaseSampler, models: Mapping[str, torch.nn.Module]) -> BaseSa
     twin.pipe = copy.copy(sampler.pipe)
     for name, model in models.items():
         setattr(twin.pipe, name, model)
-    twin.diversity = None
+    twin.diversity = twin.tap = None
     twin._encoded = {}
     twin.forget_prompts()
     twin.on_calls = None
