@@ -145,7 +145,7 @@ class LiveEnvironment:
 
     def keep(self, prompt: int, candidate: int, group: Trajectories, row: int) -> None:
         """Remember where a candidate stands: row `row` of `group`."""
-        self._states[prompt, candidate] = _row(group, row)
+        self._states[prompt, candidate] = group.row(row)
 
     def keep_pictures(self, where: list[tuple[int, int]], step: int, images: Tensor, last: bool) -> None:
         """Pictures of the looked at [n], if previews are kept, and of the finished in any case."""

@@ -59,7 +59,7 @@ class Tap:
     def __init__(self, pipe: Any, place: Place, aspect: float = 1.0) -> None:
         self.place, self.aspect = place, aspect
         denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-        self._denoiser = getattr(denoiser, "_orig_mod", denoiser)  # of a compiled model the model itself
+        self._denoiser: Any = getattr(denoiser, "_orig_mod", denoiser)  # of a compiled model the model itself
         self._words: dict[str, Tensor] = {}
         name = type(self._denoiser).__name__
         if not isinstance(self._denoiser, torch.nn.Module):
@@ -108,7 +108,7 @@ class Tap:
             height = max(1, round((tokens * self.aspect) ** 0.5))
             while tokens % height:
                 height -= 1
-            hidden = hidden.transpose(1, 2).unflatten(2, (height, tokens // height))
+            hidden = hidden.transpose(1, 2).reshape(len(hidden), -1, height, tokens // height)
         side = (self.place.grid, self.place.grid)
         if hidden.shape[-2:] != side:
             hidden = F.adaptive_avg_pool2d(hidden.float(), side).to(hidden.dtype)
