@@ -24,7 +24,9 @@ def test_a_function_of_ones_own(here):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("magic", "unknown reward 'magic'; known are shapes, or a callable as module:function"),
+        ("magic", "unknown reward 'magic'; known are shapes, .*, or a callable as module:function"),
+        ("shapes=weights.pt", "reward shapes takes no weights of one's own"),
+        ("pickscore=a,pickscore=b", "named once each, got pickscore, pickscore"),
         ("nowhere:judge", "there is no module 'nowhere' here or installed"),
         ("mine:missing", "module 'mine' has no callable 'missing'"),
         ("mine:limit", "module 'mine' has no callable 'limit'"),
@@ -39,3 +41,24 @@ def test_what_is_not_there_is_said(here, name, message):
 def test_a_module_that_lacks_a_package_says_which(here):
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
         rewards.load("broken:judge")
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("pickscore", ("pickscore", None, None)),
+        ("hpsv2.1=/a/b.pt", ("hpsv2.1", "/a/b.pt", None)),
+        ("hpsv2+run", ("hpsv2", None, "run")),
+        ("hpsv2=/a/b=c.pt+run", ("hpsv2", "/a/b=c.pt", "run")),
+        ("magic=1", None),
+        ("module:hpsv2", None),
+    ],
+)
+def test_what_a_name_says(text, spec):
+    assert rewards.parse(text) == spec
+
+
+def test_results_are_named_without_paths(tmp_path):
+    (tmp_path / "a+b.pt").touch()
+    assert rewards.parse(f"hpsv2={tmp_path}/a+b.pt") == ("hpsv2", f"{tmp_path}/a+b.pt", None)
+    assert rewards.names_of("pickscore=x, hpsv2=y+run,shapes") == ["pickscore", "hpsv2+run", "shapes"]

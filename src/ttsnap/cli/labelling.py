@@ -44,7 +44,7 @@ def judge_tree(
         try:
             labels = label_tree(
                 tree,
-                rewards.load(names, where),
+                rewards.load(reward, where),
                 out,
                 final_only=final_only,
                 strict=strict,

@@ -1,16 +1,20 @@
 """Rewards by name. Each loads when it is asked for.
 
-`RUN` or `shapes+RUN` names a noise-aware reward: the directory of a run of `ttsnap train`, and its clean reward.
-`module:function` names a callable of one's own (see `ttsnap.types.Reward`), from the folder one works in or from an
-installed package.
+NAME                `shapes` or a published reward; its weights come from the Hugging Face cache or hub
+NAME=PATH           the same with weights of one's own: a file, or a directory that holds one
+NAME+RUN            noise-aware: the clean reward and the directory of a run of `ttsnap train`; or RUN alone
+NAME=PATH+RUN       both
+module:function     a callable of one's own (see `ttsnap.types.Reward`), from the folder one works in or installed
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 
 def _shapes(device: Any) -> Any:
@@ -19,28 +23,86 @@ def _shapes(device: Any) -> Any:
     return load_reward(device=device)
 
 
-REWARDS: dict[str, Callable[[Any], Any]] = {"shapes": _shapes}
+class Published:
+    """Loads a published reward: a function of a device and a path, found when it is called."""
+
+    def __init__(self, module: str, function: str) -> None:
+        self.module, self.function = module, function
+
+    def __call__(self, device: Any = "cpu", path: str | None = None) -> Any:
+        """The reward, with the hub's weights or those at `path`."""
+        return getattr(importlib.import_module(f"ttsnap.rewards.{self.module}"), self.function)(device, path)
+
+
+REWARDS: dict[str, Callable[..., Any]] = {
+    "shapes": _shapes,
+    "pickscore": Published("clip", "load_pickscore"),
+    "hpsv2": Published("clip", "load_hpsv2"),
+    "hpsv2.1": Published("clip", "load_hpsv21"),
+    "clipscore": Published("clip", "load_clipscore"),
+    "aesthetic": Published("clip", "load_aesthetic"),
+}
 
 Rewards = str | Sequence[str] | Callable[..., Any] | Mapping[str, Callable[..., Any]]
+
+
+class Spec(NamedTuple):
+    """What `NAME=PATH+LEVELS` says: clean reward (None: that of the run), its weights, its noise-aware weights."""
+
+    clean: str | None
+    path: str | None = None
+    levels: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How results call it: without the path of its weights."""
+        return "+".join(part for part in (self.clean, self.levels) if part)
+
+
+def parse(text: str) -> Spec | None:
+    """What a name says; None for one that says neither a known reward nor a run."""
+    from ttsnap.rewards.noise_aware import is_run
+
+    found = re.fullmatch(r"([\w.-]+)(?:([=+])(.+))?", text, re.DOTALL)
+    if not found or found[1] not in REWARDS:
+        return Spec(None, None, text) if is_run(text) else None
+    name, sign, rest = found.groups()
+    if sign is None:
+        return Spec(name)
+    if sign == "+":
+        return Spec(name, None, rest)
+    path, plus, levels = rest.rpartition("+")
+    return Spec(name, path, levels) if plus and not Path(rest).exists() else Spec(name, rest)
 
 
 def names_of(rewards: Rewards) -> list[str]:
     """The names of rewards; ValueError names the known ones when one is not known."""
     if callable(rewards):
         return [getattr(rewards, "__name__", type(rewards).__name__)]
-    names = rewards.split(",") if isinstance(rewards, str) else list(rewards)
-    names = [name.strip() for name in names]
-    if not isinstance(rewards, Mapping):
-        for name in names:
-            if name not in REWARDS and ":" not in name and not run_of(name):
-                known = ", ".join(REWARDS)
-                raise ValueError(
-                    f"unknown reward {name!r}; known are {known}, or a callable as module:function, "
-                    "or the directory of a training run"
-                )
+    if isinstance(rewards, Mapping):
+        names = [name.strip() for name in rewards]
+    else:
+        names = [_name(text) for text in _split(rewards)]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"rewards must be named once each, got {', '.join(names) or 'none'}")
     return names
+
+
+def _split(rewards: str | Sequence[str]) -> list[str]:
+    return [text.strip() for text in (rewards.split(",") if isinstance(rewards, str) else rewards)]
+
+
+def _name(text: str) -> str:
+    if spec := parse(text):
+        if spec.path is not None and not isinstance(REWARDS[str(spec.clean)], Published):
+            raise ValueError(f"reward {spec.clean} takes no weights of one's own, got {text!r}")
+        return spec.name
+    if ":" in text:
+        return text
+    raise ValueError(
+        f"unknown reward {text!r}; known are {', '.join(REWARDS)}, or a callable as module:function, "
+        "or the directory of a training run"
+    )
 
 
 def load(rewards: Rewards, device: Any = "cpu") -> dict[str, Callable[..., Any]]:
@@ -50,27 +112,25 @@ def load(rewards: Rewards, device: Any = "cpu") -> dict[str, Callable[..., Any]]
         return {names[0]: rewards}
     if isinstance(rewards, Mapping):
         return dict(rewards)
-    return {name: _load(name, device) for name in names}
+    return {name: _load(text, device) for name, text in zip(names, _split(rewards), strict=True)}
 
 
-def _load(name: str, device: Any) -> Callable[..., Any]:
-    if name in REWARDS:
-        return REWARDS[name](device)  # type: ignore[no-any-return]
-    if run := run_of(name):
+def _load(text: str, device: Any) -> Callable[..., Any]:
+    spec = parse(text)
+    if spec is None:
+        return own(text)
+    if spec.levels is not None:
         from ttsnap.rewards.noise_aware import load_noise_aware
 
-        return load_noise_aware(run[1], device, clean=run[0])
-    return own(name)
+        return load_noise_aware(spec.levels, device, clean=Spec(spec.clean, spec.path) if spec.clean else None)
+    made: Callable[..., Any] = load_clean(spec, device)
+    return made
 
 
-def run_of(name: str) -> tuple[str | None, str] | None:
-    """Clean reward (None: any) and directory of the training run that `shapes+RUN` or `RUN` names; None if neither."""
-    from ttsnap.rewards.noise_aware import is_run
-
-    clean, plus, folder = name.partition("+")
-    if plus and clean in REWARDS:
-        return clean, folder
-    return (None, name) if is_run(name) else None
+def load_clean(spec: Spec, device: Any) -> Any:
+    """The reward that a name (and a path) says, without noise-aware weights."""
+    loader = REWARDS[str(spec.clean)]
+    return loader(device) if spec.path is None else loader(device, spec.path)
 
 
 def own(name: str) -> Callable[..., Any]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ttsnap.rewards import Spec
+
 RUN, FORMAT, VERSION = "run.json", "ttsnap-training-run", 1
 
 
@@ -108,13 +110,13 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return data
 
 
-def load_noise_aware(folder: str | Path, device: Any = "cpu", clean: str | None = None) -> NoiseAwareReward:
+def load_noise_aware(folder: str | Path, device: Any = "cpu", clean: Spec | None = None) -> NoiseAwareReward:
     """The noise-aware reward of a run, with all levels trained so far.
 
     Args:
         folder: the run that `ttsnap train` wrote.
         device: where it takes its images.
-        clean: name of the clean reward, if it is to be checked.
+        clean: the clean reward, if its name is to be checked, or its weights are not where the run found them.
 
     Raises:
         ValueError: no run, no level yet, another clean reward, or weights that do not fit.
@@ -122,12 +124,14 @@ def load_noise_aware(folder: str | Path, device: Any = "cpu", clean: str | None 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from ttsnap import rewards
     from ttsnap.training.trainable import adapt, load_trainable
 
     folder = Path(folder)
     run = read_run(folder)
-    if clean is not None and clean != run["reward"]:
-        raise ValueError(f"{folder} was trained from the reward {run['reward']}, not from {clean}")
+    (trained_from,) = rewards.names_of(run["reward"])
+    if clean is not None and clean.name != trained_from:
+        raise ValueError(f"{folder} was trained from the reward {trained_from}, not from {clean.name}")
     if not run["levels"]:
         raise ValueError(f"{folder} has no trained level yet")
     levels = {}
@@ -137,5 +141,5 @@ def load_noise_aware(folder: str | Path, device: Any = "cpu", clean: str | None 
             levels[float(level["sigma"])] = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"weights {path} cannot be read: {error}") from error
-    reward = load_trainable(run["reward"], device)
-    return NoiseAwareReward(reward, adapt(reward, run["method"], run["rank"], run["alpha"]), levels, run["reward"])
+    reward = load_trainable(f"{clean.clean}={clean.path}" if clean and clean.path else run["reward"], device)
+    return NoiseAwareReward(reward, adapt(reward, run["method"], run["rank"], run["alpha"]), levels, trained_from)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ttsnap import rewards
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.recordings.labelling import ahead
@@ -108,7 +109,8 @@ def open_data(config: Config) -> tuple[Data, Data]:
     Raises:
         ValueError: they do not fit together, or nothing is left to train on.
     """
-    data = Data.open(config.tree, config.labels, config.reward)
+    (reward,) = rewards.names_of(config.reward)
+    data = Data.open(config.tree, config.labels, reward)
     held_out = config.held_out
     if held_out is None:
         held_out = 0 if config.eval_tree else len(data.rows) // 10
@@ -118,7 +120,7 @@ def open_data(config: Config) -> tuple[Data, Data]:
     data = data.part(slice(len(data.rows) - held_out))
     if config.eval_tree and config.eval_labels:
         data = data.without(test)
-        test = Data.open(config.eval_tree, config.eval_labels, config.reward)
+        test = Data.open(config.eval_tree, config.eval_labels, reward)
     data = data.without(test).part(slice(config.train_prompts), config.per_prompt)
     if not len(data.rows):
         raise ValueError(f"no prompt of {config.tree} is left to train on: all are held out")

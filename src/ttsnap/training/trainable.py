@@ -43,7 +43,7 @@ def load_trainable(name: str, device: Any) -> nn.Module:
 
     if len(rewards.names_of(name)) != 1:
         raise ValueError(f"one reward is trained at a time, got {name}")
-    reward: Any = rewards.load(name, device)[name.strip()]
+    (reward,) = rewards.load(name, device).values()
     if not isinstance(reward, nn.Module) or not isinstance(reward, TrainableReward):
         raise ValueError(f"reward {name} cannot be trained: it must be an nn.Module with `trained` and `lora_targets`")
     return reward.to(device)
