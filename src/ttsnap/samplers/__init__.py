@@ -9,6 +9,10 @@ from ttsnap.samplers.base import BaseSampler, Declined, Trajectories
 
 SAMPLERS = {
     "FluxPipeline": ("ttsnap.samplers.flux", "FluxSampler"),
+    "Flux2Pipeline": ("ttsnap.samplers.flux2", "Flux2Sampler"),
+    "Flux2KleinPipeline": ("ttsnap.samplers.flux2", "Flux2Sampler"),
+    "QwenImagePipeline": ("ttsnap.samplers.qwen_image", "QwenImageSampler"),
+    "ZImagePipeline": ("ttsnap.samplers.z_image", "ZImageSampler"),
 }
 
 __all__ = ["SAMPLERS", "BaseSampler", "Declined", "Trajectories", "for_pipeline"]
