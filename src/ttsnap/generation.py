@@ -22,7 +22,7 @@ from ttsnap.types import Combine, IntArray, Policy
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
     from ttsnap.environments.live import LiveEnvironment
-    from ttsnap.samplers.base import BaseSampler
+    from ttsnap.samplers.base import PipelineSampler
 
 DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
 CANDIDATES = {"shapes": 8}  # more find a perfect picture in any way
@@ -86,7 +86,7 @@ def model_name(pipe: Any) -> str:
     return "shapes" if Path(name).parts[-3:] == ("shapes", "weights", "pipeline") else name
 
 
-def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None, **options: Any) -> BaseSampler:
+def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None, **options: Any) -> PipelineSampler:
     """The sampler of a model, which is loaded where it is named.
 
     Args:

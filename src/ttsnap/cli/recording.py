@@ -19,7 +19,7 @@ from ttsnap.cli.progress import ImageProgress
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
-    from ttsnap.samplers.base import BaseSampler
+    from ttsnap.samplers.base import PipelineSampler
 
 SHOWN = 5  # notes of a kind
 
@@ -44,7 +44,7 @@ class Request:
     dtype: str | None = None
     diversity: Negtome | None = None
 
-    def settings(self, sampler: BaseSampler) -> dict[str, Any]:
+    def settings(self, sampler: PipelineSampler) -> dict[str, Any]:
         """Everything that decides the images."""
         found = {"num_steps": sampler.num_steps, **sampler.call_options()}
         del found["num_inference_steps"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from ttsnap.samplers.base import BaseSampler
+    from ttsnap.samplers.base import BaseSampler, PipelineSampler
 
 
 @dataclass(frozen=True)
@@ -240,14 +240,16 @@ def _first(blocks: Any, count: int) -> list[Any]:
     return list(blocks if count < 0 else blocks[:count])
 
 
-def attach(sampler: BaseSampler, parameters: Negtome | None) -> None:
+def attach(sampler: PipelineSampler, parameters: Negtome | None) -> None:
     """Let a sampler work with negative token merging from now on, or (None) without.
 
     Raises:
         ValueError: the model is not FLUX.
     """
-    if parameters is not None and type(sampler.pipe).__name__ != "FluxPipeline":
-        raise ValueError(f"negtome works with FluxPipeline, not with {type(sampler.pipe).__name__}")
+    name = type(sampler.pipe).__name__
+    if parameters is not None and (name != "FluxPipeline" or not hasattr(sampler, "call")):
+        how = "" if name != "FluxPipeline" else " with its own call (the fallback sampler)"
+        raise ValueError(f"negtome works with FluxPipeline, not with {name}{how}")
     sampler.diversity = None if parameters is None else Repulsion(parameters)
 
 

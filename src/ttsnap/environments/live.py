@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ttsnap.samplers.base import BaseSampler, Trajectories
+    from ttsnap.samplers.base import PipelineSampler, Trajectories
 
 PREVIEW_SIDE = 256
 
@@ -64,7 +64,7 @@ class LiveEnvironment:
         previews: keep a small picture of every x0 estimate that was looked at.
     """
 
-    sampler: BaseSampler
+    sampler: PipelineSampler
     rewards: Mapping[str, Any]
     prompts: Sequence[str]
     seeds: IntArray
@@ -98,15 +98,15 @@ class LiveEnvironment:
         prompts = [self.prompts[p] for p, _ in where]
         last = query.step == self.problem.num_steps
         sigma = 0.0 if last else self.sampler.sigmas[query.step - 1]
-        assert trajectories.x0 is not None
         # Decoding and judging go batch by batch: full-size images of all candidates need not fit into memory at once.
         size = self.sampler.max_batch
         for start in range(0, len(where), size):
             rows = slice(start, start + size)
             with self.clock.measure("decodes", trajectories.latents.device):
-                images = self.sampler.decode(trajectories.x0[rows])
+                images = self.sampler.look(trajectories.part(rows))
+                shown = self.sampler.shown(images)
             with self.clock.measure("looks", trajectories.latents.device):
-                values = [judge(name, reward, images, prompts[rows], sigma) for name, reward in self.rewards.items()]
+                values = [judge(name, reward, shown, prompts[rows], sigma) for name, reward in self.rewards.items()]
             for (p, c), row in zip(where[rows], np.stack(values, axis=1), strict=True):
                 answer[p, c] = row
             self.keep_pictures(where[rows], query.step, images, last)
@@ -207,7 +207,7 @@ def shrink(images: Tensor) -> Tensor:
 
 
 def calibrate(
-    sampler: BaseSampler,
+    sampler: PipelineSampler,
     rewards: Mapping[str, Any],
     model: CostModel,
     prompt: str,

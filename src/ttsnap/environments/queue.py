@@ -28,7 +28,7 @@ from ttsnap.types import Combine, FloatArray, IntArray, Policy, Query, Rung
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ttsnap.samplers.base import BaseSampler
+    from ttsnap.samplers.base import PipelineSampler, Trajectories
 
 MOST_PROMPTS = 64  # in one block
 FULL = 0.95  # how full the batches of a block are meant to be
@@ -120,7 +120,7 @@ class Queue:
         occupancy: how full the batches were.
     """
 
-    sampler: BaseSampler
+    sampler: PipelineSampler
     rewards: Mapping[str, Any]
     prompts: Sequence[str]
     seeds: IntArray
@@ -216,7 +216,7 @@ class Queue:
                 self._open[p].environment.keep(0, c, made, row)
             arrived = [row for row, (p, _) in enumerate(places) if self._wants(p) == to]
             if arrived:
-                self._judge([places[row] for row in arrived], made.select(arrived).x0, to)
+                self._judge([places[row] for row in arrived], made.select(arrived), to)
         seconds = time.perf_counter() - start
         share = {p: sum(q == p for q, _ in places) / len(places) for p in dict.fromkeys(p for p, _ in places)}
         for one in concerned:
@@ -233,15 +233,14 @@ class Queue:
         assert query is not None
         return query.step
 
-    def _judge(self, places: list[_Place], x0: Tensor | None, step: int) -> None:
+    def _judge(self, places: list[_Place], trajectories: Trajectories, step: int) -> None:
         """Decode and judge; a reward that fails on the batch is asked about each prompt alone, and fails only that."""
-        assert x0 is not None
         last = step == self.sampler.num_steps
         sigma = 0.0 if last else self.sampler.sigmas[step - 1]
-        images = self.sampler.decode(x0)
+        images = self.sampler.look(trajectories)
         rows = {p: [row for row, (q, _) in enumerate(places) if q == p] for p in dict.fromkeys(p for p, _ in places)}
         values, errors = judge_apart(
-            self.rewards, images, [self.prompts[p] for p, _ in places], sigma, list(rows.values())
+            self.rewards, self.sampler.shown(images), [self.prompts[p] for p, _ in places], sigma, list(rows.values())
         )
         for (p, mine), error in zip(rows.items(), errors, strict=True):
             one = self._open[p]

@@ -22,7 +22,7 @@ from ttsnap.types import IntArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ttsnap.samplers.base import BaseSampler
+    from ttsnap.samplers.base import PipelineSampler
 
 
 def seeds_of(prompts: Sequence[int], per_prompt: int, seed: int = 0) -> IntArray:
@@ -42,14 +42,13 @@ def chosen_calls(calls: Sequence[int] | None, num_steps: int) -> tuple[int, ...]
 
 
 def walk(
-    sampler: BaseSampler, prompts: Sequence[str], seeds: Sequence[int], calls: Sequence[int]
+    sampler: PipelineSampler, prompts: Sequence[str], seeds: Sequence[int], calls: Sequence[int]
 ) -> Iterator[tuple[int, Tensor]]:
     """Each of `calls` with the decoded x0 estimates [n, 3, h, w] (0..1, fp32) of n candidates after it."""
     state = sampler.start(prompts, seeds)
     for call in calls:
         state = sampler.advance(state, call)
-        assert state.x0 is not None
-        yield call, sampler.decode(state.x0)
+        yield call, sampler.look(state)
 
 
 def recorded_names(rewards: Mapping[str, Any]) -> list[str]:
@@ -86,7 +85,7 @@ def groups(num_prompts: int, per_prompt: int, batch: int) -> Iterator[tuple[rang
 
 
 def record_rewards(
-    sampler: BaseSampler,
+    sampler: PipelineSampler,
     rewards: Mapping[str, Any],
     prompts: Sequence[str],
     seeds: IntArray,
@@ -163,7 +162,7 @@ def record_rewards(
 
 
 def record_images(
-    sampler: BaseSampler,
+    sampler: PipelineSampler,
     tree: ImageTree,
     prompts: Sequence[int] | None = None,
     *,
@@ -276,7 +275,7 @@ class ImageWriter:
 
 
 def plan_tree(
-    sampler: BaseSampler,
+    sampler: PipelineSampler,
     root: str | Path,
     prompts: Sequence[str],
     seeds: IntArray,

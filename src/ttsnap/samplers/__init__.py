@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from ttsnap.samplers.base import BaseSampler, Declined, Trajectories
+from ttsnap.samplers.base import BaseSampler, Declined, PipelineSampler, Trajectories
 
 SAMPLERS = {
     "FluxPipeline": ("ttsnap.samplers.flux", "FluxSampler"),
@@ -15,10 +15,10 @@ SAMPLERS = {
     "ZImagePipeline": ("ttsnap.samplers.z_image", "ZImageSampler"),
 }
 
-__all__ = ["SAMPLERS", "BaseSampler", "Declined", "Trajectories", "for_pipeline"]
+__all__ = ["SAMPLERS", "BaseSampler", "Declined", "PipelineSampler", "Trajectories", "for_pipeline"]
 
 
-def for_pipeline(pipe: Any, **options: Any) -> BaseSampler:
+def for_pipeline(pipe: Any, **options: Any) -> PipelineSampler:
     """The sampler that drives a stock diffusers pipeline.
 
     Args:
@@ -32,7 +32,7 @@ def for_pipeline(pipe: Any, **options: Any) -> BaseSampler:
     if name not in SAMPLERS:
         raise ValueError(f"no sampler for {name}; known pipelines are {', '.join(SAMPLERS)}")
     module, kind = SAMPLERS[name]
-    sampler: BaseSampler = getattr(import_module(module), kind)(
+    sampler: PipelineSampler = getattr(import_module(module), kind)(
         pipe, **{key: value for key, value in options.items() if value is not None}
     )
     return sampler

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,34 +50,47 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def select(self, rows: Sequence[int]) -> Trajectories:
+    def select(self, rows: Sequence[int]) -> Self:
         """Some of the candidates."""
         index = torch.as_tensor(rows, device=self.latents.device)
-        tensors = (None if tensor is None else tensor[index] for tensor in (self.latents, self.x0, self.cells))
-        prompts, seeds = (tuple(column[i] for i in rows) for column in (self.prompts, self.seeds))
-        return Trajectories(prompts, seeds, self.step, *tensors)  # type: ignore[arg-type]
+        return self._pick(lambda tensor: tensor[index], lambda items: tuple(items[i] for i in rows))
 
-    def row(self, row: int) -> Trajectories:
+    def row(self, row: int) -> Self:
         """One candidate as a view, without copying."""
-        part = slice(row, row + 1)
-        x0, cells = (None if tensor is None else tensor[part] for tensor in (self.x0, self.cells))
-        return Trajectories(self.prompts[part], self.seeds[part], self.step, self.latents[part], x0, cells)
+        return self.part(slice(row, row + 1))
+
+    def part(self, rows: slice) -> Self:
+        """Neighbouring candidates as a view, without copying."""
+        return self._pick(lambda tensor: tensor[rows], lambda items: items[rows])
+
+    def _pick(self, tensor: Callable[[Tensor], Tensor], items: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Self:
+        picked: dict[str, Any] = {}
+        for name, value in self._fields().items():
+            if isinstance(value, Tensor):
+                picked[name] = tensor(value)
+            elif isinstance(value, tuple):
+                picked[name] = items(value)
+        return dataclasses.replace(self, **picked)
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @staticmethod
-    def concat(parts: Sequence[Trajectories]) -> Trajectories:
+    def concat(parts: Sequence[AnyTrajectories]) -> AnyTrajectories:
         """Several groups at the same step as one."""
         if len({part.step for part in parts}) != 1:
             raise ValueError(f"trajectories must be at one step to be joined, got {[part.step for part in parts]}")
-        return Trajectories(
-            tuple(prompt for part in parts for prompt in part.prompts),
-            tuple(seed for part in parts for seed in part.seeds),
-            parts[0].step,
-            torch.cat([part.latents for part in parts]),
-            *(
-                None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
-                for name in ("x0", "cells")
-            ),
-        )
+        joined: dict[str, Any] = {}
+        for name, value in parts[0]._fields().items():
+            values = [getattr(part, name) for part in parts]
+            if isinstance(value, Tensor):
+                joined[name] = torch.cat(values)
+            elif isinstance(value, tuple):
+                joined[name] = tuple(itertools.chain(*values))
+        return dataclasses.replace(parts[0], **joined)
+
+
+AnyTrajectories = TypeVar("AnyTrajectories", bound=Trajectories)
 
 
 @dataclass
@@ -118,8 +132,8 @@ class Batches:
         return results
 
 
-class BaseSampler(ABC):
-    """Drives one stock pipeline. A family adds how to encode, draw noise, call the denoiser and step.
+class PipelineSampler(ABC):
+    """Drives one stock pipeline, in whatever way.
 
     Args:
         pipe: the stock pipeline; its device and dtype are used as they are.
@@ -142,12 +156,13 @@ class BaseSampler(ABC):
         self.num_steps = num_steps
         self.height = height
         self.width = width
-        advice = (
+        self.too_big = (
             f"one image of {width} x {height} does not fit into memory; try a smaller size, bfloat16 or CPU offloading"
         )
-        self._calls = Batches(max_batch or self.default_max_batch, advice)
-        self._decodes = Batches(max_batch or self.default_max_batch, advice)
+        self._calls = Batches(max_batch or self.default_max_batch, self.too_big)
+        self._decodes = Batches(max_batch or self.default_max_batch, self.too_big)
         self._encoded: dict[Hashable, Any] = {}
+        self.notes: list[str] = []  # what whoever sees a result should know
         self.on_calls: Callable[[int], None] | None = None
         self.diversity: Repulsion | None = None  # see ttsnap.diversity.negtome.applied
         self.tap: Tap | None = None  # see ttsnap.samplers.features.attach
@@ -161,8 +176,6 @@ class BaseSampler(ABC):
     def max_batch(self, limit: int) -> None:
         self._calls.limit = self._decodes.limit = limit
 
-    # What a family provides.
-
     @property
     @abstractmethod
     def sigmas(self) -> list[float]:
@@ -172,6 +185,73 @@ class BaseSampler(ABC):
     def timesteps(self) -> list[float]:
         """Model time of each call [num_steps], 0..1000: of flow models 1000 sigma, others say their own."""
         return [1000 * sigma for sigma in self.sigmas]
+
+    @abstractmethod
+    def start(self, prompts: Sequence[str], seeds: Sequence[int]) -> Trajectories:
+        """Candidates at step 0; the noise of each depends on its seed alone."""
+
+    @abstractmethod
+    def advance(self, trajectories: Trajectories, to_step: int) -> Trajectories:
+        """Bring all candidates to `to_step` denoiser calls.
+
+        Raises:
+            ValueError: the step is not ahead, or beyond the last.
+            MemoryError: not even one candidate fits into memory.
+        """
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 (fp32) of predicted clean latents; of videos [n, frames, 3, h, w]."""
+
+    def look(self, trajectories: Trajectories) -> Tensor:
+        """What a look at candidates shows: `decode` of their x0 estimates."""
+        assert trajectories.x0 is not None
+        return self.decode(trajectories.x0)
+
+    def shown(self, images: Tensor) -> Tensor:
+        """The part of decoded images that is judged: all; of videos, the frames that are looked at."""
+        return images
+
+    def text(self, prompt: str) -> Any:
+        """Encode a prompt ahead of its candidates, if that can be."""
+        return None
+
+    def counted(self) -> tuple[float, float, float] | None:
+        """TFLOP of one call, one decode and one encoded prompt, if the sampler counts for itself."""
+        return None
+
+    def call_options(self) -> dict[str, Any]:
+        """Arguments, beside prompt and generator, with which the stock pipeline makes the same images."""
+        return {"height": self.height, "width": self.width, "num_inference_steps": self.num_steps}
+
+    def reproduce(self, prompt: str, seed: int) -> str:
+        """A line of Python with which the stock pipeline `pipe` makes the image of a prompt and seed."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.call_options().items())
+        return f'pipe({prompt!r}, {options}, generator=torch.Generator("cpu").manual_seed({seed}))'
+
+    def forget_prompts(self) -> None:
+        """Drop the cached prompt encodings, and which candidates belong together."""
+        self._encoded.clear()
+        if self.diversity:
+            self.diversity.forget()
+        if self.tap:
+            self.tap.forget_prompts()
+
+    def group(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+        """Say which candidates belong together before some of them start; it only matters with diversity."""
+        if self.diversity:
+            self.diversity.lead(prompts, seeds)
+
+    def check_step(self, trajectories: Trajectories, to_step: int) -> None:
+        """ValueError where a step is not ahead, or beyond the last."""
+        if not trajectories.step < to_step <= self.num_steps:
+            raise ValueError(f"to_step must be in {trajectories.step + 1}..{self.num_steps}, got {to_step}")
+
+
+class BaseSampler(PipelineSampler):
+    """Drives one model family in full batches. It adds how to encode, draw noise, call the denoiser and step."""
+
+    # What a family provides.
 
     @abstractmethod
     def noise(self, seed: int) -> Tensor:
@@ -189,15 +269,6 @@ class BaseSampler(ABC):
     def decode_batch(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] in 0..1 (fp32) of one batch of predicted clean latents."""
 
-    def call_options(self) -> dict[str, Any]:
-        """Arguments, beside prompt and generator, with which the stock pipeline makes the same images."""
-        return {"height": self.height, "width": self.width, "num_inference_steps": self.num_steps}
-
-    def reproduce(self, prompt: str, seed: int) -> str:
-        """A line of Python with which the stock pipeline `pipe` makes the image of a prompt and seed."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self.call_options().items())
-        return f'pipe({prompt!r}, {options}, generator=torch.Generator("cpu").manual_seed({seed}))'
-
     # What all families share.
 
     def text(self, prompt: str) -> Any:
@@ -213,19 +284,6 @@ class BaseSampler(ABC):
             with torch.no_grad():
                 self._encoded[key] = work()
         return self._encoded[key]
-
-    def forget_prompts(self) -> None:
-        """Drop the cached prompt encodings, and which candidates belong together."""
-        self._encoded.clear()
-        if self.diversity:
-            self.diversity.forget()
-        if self.tap:
-            self.tap.forget_prompts()
-
-    def group(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-        """Say which candidates belong together before some of them start; it only matters with diversity."""
-        if self.diversity:
-            self.diversity.lead(prompts, seeds)
 
     @torch.no_grad()
     def start(self, prompts: Sequence[str], seeds: Sequence[int]) -> Trajectories:
@@ -245,8 +303,7 @@ class BaseSampler(ABC):
             ValueError: the step is not ahead, or beyond the last.
             MemoryError: not even one candidate fits into memory.
         """
-        if not trajectories.step < to_step <= self.num_steps:
-            raise ValueError(f"to_step must be in {trajectories.step + 1}..{self.num_steps}, got {to_step}")
+        self.check_step(trajectories, to_step)
         encoded = [self.text(prompt) for prompt in trajectories.prompts]
 
         def work(rows: slice) -> list[Tensor]:
@@ -304,4 +361,4 @@ def warn_if_cut(tokenizer: Any, prompt: str, limit: int, name: str) -> None:
         warnings.warn(f"{name} reads {limit} tokens, the prompt has {len(ids)}; not read: {unread!r}", stacklevel=2)
 
 
-__all__ = ["BaseSampler", "Batches", "Declined", "Trajectories", "check_size", "warn_if_cut"]
+__all__ = ["BaseSampler", "Batches", "Declined", "PipelineSampler", "Trajectories", "check_size", "warn_if_cut"]

@@ -23,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttsnap.cost import CostModel
-from ttsnap.samplers.base import BaseSampler
+from ttsnap.samplers.base import PipelineSampler
 
 _VERSION = 2  # of the way of counting: counts of another version are not used
 
@@ -50,7 +50,7 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def cost_model(sampler: BaseSampler, rewards: Mapping[str, Any], prompt: str = "a") -> CostModel:
+def cost_model(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str = "a") -> CostModel:
     """The cost model of a sampler with these rewards.
 
     The negative prompt of classifier-free guidance is charged to each prompt, so that a prompt costs the same alone and
@@ -61,15 +61,20 @@ def cost_model(sampler: BaseSampler, rewards: Mapping[str, Any], prompt: str = "
         rewards: counted on one image.
         prompt: what the rewards are asked about.
     """
+    call, decode, prompt_tflop = sampler.counted() or _known(sampler)
+    look = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
+    name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
+    return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch)
+
+
+def _known(sampler: PipelineSampler) -> list[float]:
+    """TFLOP of one call, one decode and one encoded prompt, counted unless they were counted before."""
     key = _key(sampler)
     known = _read()
     if key not in known:
         known = _read() | {key: _count(sampler)}
         _write(known)
-    call, decode, prompt_tflop = known[key]
-    look = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
-    name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
-    return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch)
+    return known[key]
 
 
 def count_looks(rewards: Mapping[str, Any], images: torch.Tensor, prompt: str) -> float:
@@ -79,7 +84,7 @@ def count_looks(rewards: Mapping[str, Any], images: torch.Tensor, prompt: str) -
     return count_tflop(lambda: [reward(images, [prompt], sigma=0.0) for reward in rewards.values()])
 
 
-def _count(sampler: BaseSampler) -> list[float]:
+def _count(sampler: PipelineSampler) -> list[float]:
     """TFLOP of one call, one decode and one encoded prompt, each for one candidate."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -92,7 +97,7 @@ def _count(sampler: BaseSampler) -> list[float]:
         return _count_parts(_twin(sampler, {}))
 
 
-def _count_parts(sampler: BaseSampler) -> list[float]:
+def _count_parts(sampler: PipelineSampler) -> list[float]:
     text = count_tflop(lambda: sampler.text("a"))
     trajectories = sampler.start(["a"], [0])
     made: list[Any] = []
@@ -100,7 +105,7 @@ def _count_parts(sampler: BaseSampler) -> list[float]:
     return [call, count_tflop(lambda: sampler.decode(made[0].x0)), text]
 
 
-def _twin(sampler: BaseSampler, models: Mapping[str, torch.nn.Module]) -> BaseSampler:
+def _twin(sampler: PipelineSampler, models: Mapping[str, torch.nn.Module]) -> PipelineSampler:
     """A sampler to count with, on other models: whatever it keeps for later stays with it."""
     twin = copy.copy(sampler)
     twin.pipe = copy.copy(sampler.pipe)
@@ -123,7 +128,7 @@ def _models(pipe: Any) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
 
 
-def _key(sampler: BaseSampler) -> str:
+def _key(sampler: PipelineSampler) -> str:
     parts = [
         _VERSION,
         torch.__version__,
