@@ -204,6 +204,117 @@ def run_head(state, x, prefix=""):
     return x[:, 0]
 
 
+# --- ImageReward -----------------------------------------------------------------------------------------------------
+
+BLIP_SIDE, BLIP_PATCH, BLIP_WIDTH, BLIP_TEXT, BLIP_HEADS, BLIP_TEXT_HEADS = 32, 16, 48, 36, 4, 3
+
+
+def imagereward_config(vocabulary):
+    """The sizes of a small ImageReward."""
+    from ttsnap.rewards.blip import SIZES
+
+    return {
+        "vision_config": SIZES["vision_config"]
+        | {
+            "hidden_size": BLIP_WIDTH,
+            "intermediate_size": 4 * BLIP_WIDTH,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": BLIP_HEADS,
+            "image_size": BLIP_SIDE,
+            "patch_size": BLIP_PATCH,
+        },
+        "text_config": SIZES["text_config"]
+        | {
+            "vocab_size": vocabulary,
+            "hidden_size": BLIP_TEXT,
+            "intermediate_size": 4 * BLIP_TEXT,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": BLIP_TEXT_HEADS,
+            "encoder_hidden_size": BLIP_WIDTH,
+            "max_position_embeddings": 40,
+        },
+    }
+
+
+def imagereward_state(vocabulary, seed=0):
+    """A checkpoint of the original ImageReward, with the parts that scoring does not use."""
+    v, t = "blip.visual_encoder.", "blip.text_encoder."
+    w, d = BLIP_WIDTH, BLIP_TEXT
+    shapes = {
+        f"{v}cls_token": (1, 1, w),
+        f"{v}pos_embed": (1, (BLIP_SIDE // BLIP_PATCH) ** 2 + 1, w),
+        f"{v}patch_embed.proj.weight": (w, 3, BLIP_PATCH, BLIP_PATCH),
+        f"{v}patch_embed.proj.bias": (w,),
+        f"{v}norm.weight": (w,),
+        f"{v}norm.bias": (w,),
+        f"{t}embeddings.word_embeddings.weight": (vocabulary, d),
+        f"{t}embeddings.position_embeddings.weight": (40, d),
+        f"{t}embeddings.LayerNorm.weight": (d,),
+        f"{t}embeddings.LayerNorm.bias": (d,),
+        "blip.vision_proj.weight": (8, w),
+        "blip.vision_proj.bias": (8,),
+        "blip.text_proj.weight": (8, d),
+        "blip.text_proj.bias": (8,),
+    }
+
+    def linear(name, outputs, inputs):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
+
+    def layer_norm(name, width):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
+
+    for n in range(LAYERS):
+        block = f"{v}blocks.{n}."
+        layer_norm(f"{block}norm1", w)
+        linear(f"{block}attn.qkv", 3 * w, w)
+        linear(f"{block}attn.proj", w, w)
+        layer_norm(f"{block}norm2", w)
+        linear(f"{block}mlp.fc1", 4 * w, w)
+        linear(f"{block}mlp.fc2", w, 4 * w)
+        block = f"{t}encoder.layer.{n}."
+        for kind, source in (("attention", d), ("crossattention", w)):
+            linear(f"{block}{kind}.self.query", d, d)
+            linear(f"{block}{kind}.self.key", d, source)
+            linear(f"{block}{kind}.self.value", d, source)
+            linear(f"{block}{kind}.output.dense", d, d)
+            layer_norm(f"{block}{kind}.output.LayerNorm", d)
+        linear(f"{block}intermediate.dense", 4 * d, d)
+        linear(f"{block}output.dense", d, 4 * d)
+        layer_norm(f"{block}output.LayerNorm", d)
+    state = random_state(shapes, seed)
+    head = {f"mlp.{name}": tensor for name, tensor in head_state(d, seed).items()}
+    return state | head | {f"{t}embeddings.position_ids": torch.arange(40)[None]}
+
+
+def run_imagereward(state, pixels, ids, mask, *, text_heads=BLIP_TEXT_HEADS, eps=1e-6):
+    """Raw rewards [n]: fused q, k, v; pre-norm image tower; post-norm text tower that sees both ways; position 0."""
+    v, t = "blip.visual_encoder.", "blip.text_encoder."
+    x = F.conv2d(pixels, *pair(state, f"{v}patch_embed.proj"), stride=BLIP_PATCH).flatten(2).transpose(1, 2)
+    x = torch.cat([state[f"{v}cls_token"].expand(len(x), -1, -1), x], dim=1) + state[f"{v}pos_embed"]
+    for n in range(LAYERS):
+        block = f"{v}blocks.{n}"
+        y = norm(x, state, f"{block}.norm1", eps)
+        parts = zip(*(part.chunk(3) for part in pair(state, f"{block}.attn.qkv")), strict=True)
+        x = x + F.linear(attend(y, y, *parts, BLIP_HEADS), *pair(state, f"{block}.attn.proj"))
+        y = F.gelu(F.linear(norm(x, state, f"{block}.norm2", eps), *pair(state, f"{block}.mlp.fc1")))
+        x = x + F.linear(y, *pair(state, f"{block}.mlp.fc2"))
+    patches = norm(x, state, f"{v}norm", eps)
+    x = state[f"{t}embeddings.word_embeddings.weight"][ids]
+    x = x + state[f"{t}embeddings.position_embeddings.weight"][: ids.shape[1]]
+    x = norm(x, state, f"{t}embeddings.LayerNorm", 1e-12)
+    hidden = (1 - mask[:, None, None, :].float()) * -1e9
+    for n in range(LAYERS):
+        block = f"{t}encoder.layer.{n}"
+        for kind, context, hide in (("attention", None, hidden), ("crossattention", patches, None)):
+            names = (f"{block}.{kind}.self.{part}" for part in ("query", "key", "value"))
+            y = attend(x, x if context is None else context, *(pair(state, name) for name in names), text_heads, hide)
+            y = F.linear(y, *pair(state, f"{block}.{kind}.output.dense"))
+            x = norm(x + y, state, f"{block}.{kind}.output.LayerNorm", 1e-12)
+        y = F.gelu(F.linear(x, *pair(state, f"{block}.intermediate.dense")))
+        x = norm(x + F.linear(y, *pair(state, f"{block}.output.dense")), state, f"{block}.output.LayerNorm", 1e-12)
+    return run_head(state, x[:, 0], "mlp.")
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +333,24 @@ def save_clip(folder, name, state, wrap=None, act="gelu"):
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(clip_config(len(tokenizer), tokenizer.eos_token_id, act)))
     return save(folder / name, wrap(state) if wrap else state)
+
+
+def bert_tokenizer():
+    """A small BERT tokenizer."""
+    from transformers import BertTokenizer
+
+    words = ["a", "red", "green", "blue", "circle", "square", "triangle", "left", "of", "##s"]
+    return BertTokenizer(
+        vocab={word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    )
+
+
+def save_imagereward(folder, name, state):
+    """A checkpoint file with its config and tokenizer beside it; returns the file."""
+    tokenizer = bert_tokenizer()
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(imagereward_config(len(tokenizer))))
+    return save(folder / name, state)
 
 
 def save(path, state):

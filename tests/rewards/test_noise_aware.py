@@ -70,7 +70,7 @@ def test_names(run, monkeypatch):
         assert torch.equal(look(loaded, 0.5), look(load_noise_aware(run), 0.5))
     assert rewards.names_of(f"shapes,shapes+{run}") == ["shapes", f"shapes+{run}"]
     with pytest.raises(ValueError, match="was trained from the reward shapes, not from other"):
-        load_noise_aware(run, clean="other")
+        load_noise_aware(run, clean=rewards.Spec("other"))
     with pytest.raises(ValueError, match="nowhere is not a training run"):
         rewards.load("shapes+nowhere")
 

@@ -178,7 +178,9 @@ def test_tensorboard_is_told_every_update_once_although_the_run_was_stopped(data
     told = events.Scalars("train/loss")
     assert [event.step for event in told] == list(range(len(curve(tmp_path / "run"))))
     np.testing.assert_allclose([event.value for event in told], curve(tmp_path / "run")[:, 0], rtol=1e-6)
-    assert {"before/kendall_tau/call 2", "during/mse/call 3", "after/top_gap_25/call 1"} <= set(events.Tags()["scalars"])
+    assert {"before/kendall_tau/call 2", "during/mse/call 3", "after/top_gap_25/call 1"} <= set(
+        events.Tags()["scalars"]
+    )
 
 
 def test_pictures_are_drawn(data, tmp_path):

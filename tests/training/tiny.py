@@ -19,7 +19,7 @@ PROMPTS = (
 SIGMAS = (1.0, 0.75, 0.5, 0.25)
 
 
-def make_data(folder, prompts=4, candidates=4, seed=0, side=16):
+def make_data(folder, prompts=4, candidates=4, seed=0, side=16, reward="shapes"):
     """A tree of 4 calls in folder/tree and its recording in folder/labels."""
     rng = np.random.default_rng(seed)
     texts = PROMPTS[:prompts]
@@ -34,7 +34,7 @@ def make_data(folder, prompts=4, candidates=4, seed=0, side=16):
     )
     tree.save()
     recording = Recording.create(
-        folder / "labels", prompts=texts, num_candidates=candidates, num_steps=4, rewards=["shapes"], sigmas=SIGMAS
+        folder / "labels", prompts=texts, num_candidates=candidates, num_steps=4, rewards=[reward], sigmas=SIGMAS
     )
     for p in range(prompts):
         for c in range(candidates):

@@ -36,6 +36,7 @@ class Published:
 
 REWARDS: dict[str, Callable[..., Any]] = {
     "shapes": _shapes,
+    "imagereward": Published("blip", "load_imagereward"),
     "pickscore": Published("clip", "load_pickscore"),
     "hpsv2": Published("clip", "load_hpsv2"),
     "hpsv2.1": Published("clip", "load_hpsv21"),

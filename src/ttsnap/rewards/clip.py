@@ -278,10 +278,10 @@ def load_clip(
 
 
 def config_beside(weights: Path) -> dict[str, Any] | None:
-    """The sizes in a config.json in the folder of the weights; None if there is none.
+    """The sizes of both towers in a config.json in the folder of the weights; None if there is no such file.
 
     Raises:
-        ValueError: it cannot be read, or does not tell both towers.
+        ValueError: it cannot be read.
     """
     import json
 
@@ -292,9 +292,8 @@ def config_beside(weights: Path) -> dict[str, Any] | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or not {"text_config", "vision_config"} <= config.keys():
-        raise ValueError(f"{path} must describe a text_config and a vision_config")
-    return config
+    both = isinstance(config, dict) and all(isinstance(config.get(f"{t}_config"), dict) for t in ("text", "vision"))
+    return config if both else None
 
 
 def transformers_crop(images: Tensor, side: int) -> Tensor:

@@ -45,6 +45,7 @@ class Config:
         betas: of AdamW.
         clip: largest norm of the gradient; 0: no clipping.
         precision: no, bf16 or fp16 (mixed).
+        checkpointing: save memory: compute activations again in the backward pass (published rewards).
         method: lora, full, or auto: LoRA for rewards above 50 million parameters.
         rank: of the LoRA adapters.
         alpha: of the LoRA adapters; their product is scaled by alpha / rank.
@@ -78,6 +79,7 @@ class Config:
     betas: tuple[float, ...] = (0.9, 0.999)
     clip: float = 1.0
     precision: str = "no"
+    checkpointing: bool = False
     method: str = "auto"
     rank: int = 16
     alpha: float = 16.0

@@ -18,7 +18,7 @@ from ttsnap.training.data import batches, open_data, updates_in_level
 from ttsnap.training.evaluation import evaluate
 from ttsnap.training.losses import preference, squared_error
 from ttsnap.training.runs import Run
-from ttsnap.training.trainable import adapt, choose_method, load_trainable
+from ttsnap.training.trainable import adapt, choose_method, load_trainable, save_memory
 
 Measured = dict[str, dict[str, float | None]]
 
@@ -97,6 +97,8 @@ def train(
     run = Run(Path(out), config, method, data.fingerprint)
     run.check()
     trained = adapt(reward, method, config.rank, config.alpha)
+    if config.checkpointing:
+        save_memory(reward)
     adam = torch.optim.AdamW(
         trained.values(), config.learning_rate, (config.betas[0], config.betas[1]), weight_decay=config.weight_decay
     )

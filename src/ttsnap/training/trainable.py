@@ -16,7 +16,8 @@ LARGE = 50_000_000  # parameters from which LoRA is the default
 class TrainableReward(Protocol):
     """A reward (see `ttsnap.types.Reward`) that is an `nn.Module` too, differentiable in its parameters.
 
-    What it keeps for later (encoded prompts) must not depend on trained parameters, for these change under it.
+    What it keeps for later (encoded prompts) must not depend on trained parameters, for these change under it. It may
+    have `gradient_checkpointing_enable()`.
 
     Attributes:
         trained: regular expression of the parameters that full finetuning trains; all of them take part in each look.
@@ -85,3 +86,15 @@ def choose_method(reward: nn.Module, method: str) -> str:
     if method != "auto":
         return method
     return "lora" if sum(p.numel() for p in reward.parameters()) > LARGE else "full"
+
+
+def save_memory(reward: nn.Module) -> None:
+    """Let a reward compute activations again in the backward pass.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    enable: Any = getattr(reward, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise ValueError(f"{type(reward).__name__} has no gradient checkpointing; leave checkpointing false")
+    enable()
