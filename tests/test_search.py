@@ -12,6 +12,7 @@ import torch
 import ttsnap
 from tests.samplers import tiny
 from ttsnap import generation
+from ttsnap.observers import Observer
 from ttsnap.policies import BestOfN, SuccessiveHalving
 
 PROMPT = "a red circle"
@@ -33,13 +34,23 @@ def find(pipe, **options):
     return ttsnap.search(pipe, PROMPT, **({"reward": tiny.Redness(), "policy": HALVING} | OPTIONS | options))
 
 
+class Steps(Observer):
+    """Notes the step of each look."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def looked(self, look, ledger):
+        self.steps.append(look.step)
+
+
 def brightness(images, prompts, *, sigma):
     return images.mean((1, 2, 3))
 
 
 def test_the_result_tells_the_whole_story(pipe):
     looks = []
-    result = find(pipe, candidates=10, top=3, seed=40, on_look=lambda look, ledger: looks.append(look.step))
+    result = find(pipe, candidates=10, top=3, seed=40, observer=Steps(looks))
     assert looks == [2, 5]
     assert (result.started, result.finished) == (10, 4)
     assert (result.cost.nfe, result.cost.looks) == (10 * 2 + 4 * 3, 14)
@@ -80,11 +91,12 @@ def test_a_nan_in_the_comparison_is_an_error_too(pipe):
     broken.calls = 0
     searcher = generation.prepare(pipe, reward=broken, policy=HALVING, candidates=10, **OPTIONS)
 
-    def count(look, ledger):
-        broken.calls += look.step == 5
+    class Count(Observer):
+        def looked(self, look, ledger):
+            broken.calls += look.step == 5
 
     with pytest.raises(ValueError, match=f"nan for prompt '{PROMPT}', seed"):
-        searcher.block([PROMPT], compare=True, on_look=count)
+        searcher.block([PROMPT], compare=True, observer=Count())
 
 
 def test_several_rewards_are_each_reported(pipe):

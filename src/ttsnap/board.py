@@ -45,7 +45,12 @@ class Finish:
 
 
 def draw(
-    prompt: str, num_steps: int, rows: Sequence[Row], winner: int, finishes: Sequence[Finish], facts: Sequence[str]
+    prompt: str,
+    num_steps: int,
+    rows: Sequence[Row],
+    winner: int | None,
+    finishes: Sequence[Finish],
+    facts: Sequence[str],
 ) -> Image.Image:
     """Draw the board.
 
@@ -53,7 +58,7 @@ def draw(
         prompt: the title.
         num_steps: denoiser calls of a finished image.
         rows: the looks in order, the finished images last.
-        winner: seed of the chosen candidate, framed in every row.
+        winner: seed of the chosen candidate, framed in every row; None if there is none.
         finishes: the winner, then what it is compared with, drawn large at the bottom.
         facts: lines under the title.
     """
@@ -124,11 +129,11 @@ class _Canvas:
         self.draw.text((MARGIN + offset, self.y + 2), tail, fill=SOFT, font=font(18))
         self.space(36)
 
-    def tiles(self, tiles: Sequence[Tile], winner: int) -> None:
+    def tiles(self, tiles: Sequence[Tile], winner: int | None) -> None:
         """A grid of previews, best first; the cut ones dimmed and struck, the winner framed."""
         shown = list(tiles[:MOST_TILES])
-        if winner not in {tile.seed for tile in shown}:
-            shown[-1:] = [tile for tile in tiles if tile.seed == winner]
+        if framed := [tile for tile in tiles[MOST_TILES:] if tile.seed == winner]:
+            shown[-1:] = framed
         inner = WIDTH - 2 * MARGIN
         side = max(72, min(150, (inner + GAP) // max(1, min(len(shown), 16)) - GAP))
         columns = (inner + GAP) // (side + GAP)

@@ -219,10 +219,12 @@ class Ledger:
 
     Attributes:
         moves: what was charged, in order: who was advanced to which step, and looked at there.
+        lost: calls of batches that were stopped half-way and led nowhere [prompts].
     """
 
     problem: Problem
     moves: list[Query] = field(default_factory=list)
+    lost: IntArray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
     @property
     def position(self) -> IntArray:
@@ -244,7 +246,7 @@ class Ledger:
     @property
     def nfe(self) -> IntArray:
         """Denoiser calls [prompts]."""
-        return np.asarray(self.position.sum(axis=1))
+        return np.asarray(self.position.sum(axis=1) + self.lost)
 
     @property
     def looks(self) -> IntArray:
@@ -278,6 +280,18 @@ class Ledger:
             new = mask & (position < step)
         self.moves.append(Query(new, step))
         return new
+
+    def amend(self, answered: BoolArray, lost: IntArray) -> None:
+        """Correct the last charge: the environment was stopped when only `answered` [prompts, candidates] was done.
+
+        `lost` [prompts] calls had been made for others; they stay charged.
+        """
+        self.moves[-1] = self.moves[-1]._replace(mask=answered)
+        self.lost = self.lost + lost
+
+    def copy(self) -> Ledger:
+        """The same books, to go on with."""
+        return Ledger(self.problem, list(self.moves), self.lost)
 
     def _follows(self, query: Query) -> bool:
         """Whether everybody asked about made the last move, to an earlier step (as in any halving)."""

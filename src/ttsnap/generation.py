@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap import policies, rewards
-from ttsnap.cost import Budget, Cost, CostModel, Ledger, Seconds, affordable
-from ttsnap.policies import BestOfN, default_policy, tuned_policy
-from ttsnap.ranking import RankSum, choose, order
-from ttsnap.results import BestOfNComparison, Finished, SearchResult, Seen
-from ttsnap.search import Look, Result, check, run
+from ttsnap.block import Block, check_top
+from ttsnap.cost import Budget, CostModel, Seconds, affordable
+from ttsnap.observers import Observer
+from ttsnap.policies import default_policy, tuned_policy
+from ttsnap.ranking import RankSum
+from ttsnap.results import SearchResult
 from ttsnap.types import Combine, IntArray, Policy
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
-    from ttsnap.environments.live import LiveEnvironment
     from ttsnap.samplers.base import PipelineSampler
 
 DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
@@ -158,7 +156,7 @@ class Searcher:
         top: int = 1,
         compare: bool = False,
         previews: bool = True,
-        on_look: Callable[[Look, Ledger], None] | None = None,
+        observer: Observer | None = None,
     ) -> list[SearchResult]:
         """Search for several prompts together, so that batches stay full.
 
@@ -168,29 +166,21 @@ class Searcher:
             top: how many of the best finished images to return.
             compare: also run best-of-N at the same cost, on the first of the same seeds.
             previews: keep small pictures of every look, for the pruning board.
-            on_look: called after each look.
+            observer: is told what happens, and may raise `ttsnap.observers.Stop`.
         """
+        check_top(top)
+        block = self.open(prompts, seed=seed, previews=previews)
+        block.run(observer)
+        if compare:
+            block.compare(observer)
+        return block.results(top)
+
+    def open(self, prompts: Sequence[str], *, seed: int = 0, previews: bool = True) -> Block:
+        """The same, step by step: to finish dropped candidates after all, or compare, once the policy has ended."""
         from ttsnap.environments.live import LiveEnvironment
 
-        seeds = self._seeds(prompts, seed, top)
-        environment = LiveEnvironment(self.sampler, self.judges, prompts, seeds, previews=previews)
-        diversity = self.sampler.diversity
-        before = diversity.extra_calls if diversity else 0
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            start = time.perf_counter()
-            result = run(self.policy, environment, self.combine, np.random.default_rng(seed), on_look=on_look)
-            seconds = time.perf_counter() - start
-        notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
-        if diversity and diversity.extra_calls > before:
-            notes.append(f"{diversity.extra_calls - before} denoiser calls of references are not in the cost (negtome)")
-        for note in notes:
-            warnings.warn(note, stacklevel=2)
-        results = self._results(environment, result, seconds, notes, top)
-        if compare:
-            results = self._compare(environment, result, results)
-        self.sampler.forget_prompts()  # thousands of encoded prompts would fill the memory
-        return results
+        seeds = self._seeds(prompts, seed)
+        return Block(self, LiveEnvironment(self.sampler, self.judges, prompts, seeds, previews=previews))
 
     def stream(
         self,
@@ -200,21 +190,22 @@ class Searcher:
         top: int = 1,
         compare: bool = False,
         previews: bool = True,
-        on_look: Callable[[int, Look, Ledger], None] | None = None,
+        observers: Callable[[int], Observer] | None = None,
     ) -> Iterator[tuple[int, SearchResult | Exception]]:
         """Search for many prompts; candidates of the next fill the places of those that were dropped.
 
-        Each prompt gets the choice and the ledger that it gets alone. Arguments are those of `block`; `on_look` is
-        told the index of the prompt first.
+        Each prompt gets the choice and the ledger that it gets alone. Arguments are those of `block`; `observers`
+        answers with who is told of the prompt of that index (asked, looked and ended only).
 
         Yields:
             Index of a prompt and its result, or why it failed, in the order in which they end.
         """
         from ttsnap.environments.queue import Queue
 
-        seeds = self._seeds(prompts, seed, top)
+        check_top(top)
+        seeds = self._seeds(prompts, seed)
         queue = Queue(
-            self.sampler, self.judges, prompts, seeds, self.policy, self.combine, seed, previews, on_look=on_look
+            self.sampler, self.judges, prompts, seeds, self.policy, self.combine, seed, previews, observers=observers
         )
         for ended in queue:
             if ended.result is None:
@@ -222,9 +213,10 @@ class Searcher:
                 yield ended.prompt, ended.error
                 continue
             try:
-                results = self._results(ended.environment, ended.result, ended.seconds, ended.notes, top)
+                block = Block(self, ended.environment, ended.result, ended.seconds, ended.notes)
                 if compare:
-                    results = self._compare(ended.environment, ended.result, results)
+                    block.compare()
+                results = block.results(top)
             except Exception as error:
                 yield ended.prompt, error
             else:
@@ -237,129 +229,14 @@ class Searcher:
 
         return prompts_per_block(self.policy.plan(self.candidates, self.sampler.num_steps), self.sampler.max_batch)
 
-    def _seeds(self, prompts: Sequence[str], seed: int, top: int) -> IntArray:
+    def _seeds(self, prompts: Sequence[str], seed: int) -> IntArray:
         """Seeds [prompts, candidates]; complains about prompts that cannot be searched for."""
         if not prompts:
             raise ValueError("a search needs at least one prompt")
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError("a prompt is empty; it needs at least one word")
-        if top < 1:
-            raise ValueError(f"top must be at least 1, got {top}")
         return np.broadcast_to(seed + np.arange(self.candidates), (len(prompts), self.candidates))
-
-    def _results(
-        self, environment: LiveEnvironment, result: Result, seconds: float, notes: list[str], top: int
-    ) -> list[SearchResult]:
-        """What is told of each prompt of an environment whose search has ended."""
-        diversity = self.sampler.diversity
-        seeds = environment.seeds
-        shares = seconds * result.ledger.nfe / result.ledger.nfe.sum()
-        results = []
-        for p, prompt in enumerate(environment.prompts):
-            cost = result.ledger.cost(self.cost_model, p, float(shares[p]))
-            results.append(
-                SearchResult(
-                    prompt=prompt,
-                    model=self.model,
-                    policy=policies.to_dict(self.policy),
-                    images=self._best(environment, result, p, top),
-                    cost=cost,
-                    started=self.candidates,
-                    finished=int(result.finished[p].sum()),
-                    history=_history(environment, result, p),
-                    best_of_n=self._equal_cost(cost),
-                    num_steps=self.sampler.num_steps,
-                    reproduce=self._reproduce(prompt, int(seeds[p, result.chosen[p]]), int(seeds[p, 0])),
-                    budget=self.budget,
-                    notes=notes,
-                    diversity=diversity.parameters.to_dict() if diversity else None,
-                )
-            )
-        return results
-
-    def _best(self, environment: Any, result: Result, p: int, top: int) -> list[Finished]:
-        """The best finished images of a prompt, by the rewards they got when they were finished."""
-        final = np.full((1, *result.history[-1].rewards.shape[1:]), np.nan)
-        for look in result.history:
-            if look.step == self.sampler.num_steps:
-                final[0] = np.where(look.alive[p, :, None], look.rewards[p], final[0])
-        finished = result.finished[p : p + 1]
-        combined = self.combine(final, finished)
-        count = min(top, int(finished.sum()))
-        return [
-            self._finished(environment, p, int(c), final[0, c], combined[0, c])
-            for c in order(combined, finished)[0, :count]
-        ]
-
-    def _finished(self, environment: Any, p: int, c: int, values: Any, combined: float) -> Finished:
-        from PIL import Image
-
-        by_name = {name: float(value) for name, value in zip(self.judges, values, strict=True)}
-        image = Image.fromarray(environment.finished[p, c])
-        return Finished(int(environment.seeds[p, c]), float(combined), by_name, image)
-
-    def _equal_cost(self, cost: Cost) -> BestOfNComparison:
-        """How many finished images the same TFLOP buy."""
-        try:
-            n = affordable(BestOfN(), Budget(cost.tflop, "TFLOP"), self.cost_model, self.sampler.num_steps)
-        except ValueError:
-            n = 1  # the search cost less than one finished image and its look
-        return BestOfNComparison(n, self.cost_model.of_plan(BestOfN().plan(n, self.sampler.num_steps)))
-
-    def _compare(self, environment: Any, result: Result, results: list[SearchResult]) -> list[SearchResult]:
-        """Run best-of-N at the same cost; trajectories that the search began are finished, not begun again."""
-        from ttsnap.environments.live import LiveEnvironment
-        from ttsnap.types import Query
-
-        most = max(r.best_of_n.candidates for r in results)
-        first = int(environment.seeds[0, 0])
-        seeds: IntArray = np.broadcast_to(first + np.arange(most), (len(results), most))
-        other = LiveEnvironment(self.sampler, self.judges, environment.prompts, seeds)
-        wanted = np.arange(most)[None] < np.array([[r.best_of_n.candidates] for r in results])
-        done = np.zeros_like(wanted)
-        shared = min(most, self.candidates)
-        done[:, :shared] = result.finished[:, :shared]
-        other.adopt(environment)
-        last = self.sampler.num_steps
-        values = other.observe(Query(wanted & ~done, last))
-        check(other, wanted & ~done, values, last)
-        for look in result.history:
-            if look.step == last:
-                known = look.alive[:, :shared, None]
-                values[:, :shared] = np.where(known, look.rewards[:, :shared], values[:, :shared])
-        combined = self.combine(values, wanted)
-        chosen = choose(combined, wanted)
-        compared = []
-        for p, r in enumerate(results):
-            c = int(chosen[p])
-            # What the search had begun was not begun again, so these seconds are estimated by calls.
-            cost = replace(r.best_of_n.cost, seconds=r.cost.seconds * r.best_of_n.cost.nfe / max(1, r.cost.nfe))
-            best = self._finished(other, p, c, values[p, c], combined[p, c])
-            compared.append(replace(r, best_of_n=replace(r.best_of_n, best=best, cost=cost)))
-        return compared
-
-    def _reproduce(self, prompt: str, seed: int, first: int) -> str:
-        s = self.sampler
-        if s.diversity and seed != first:
-            return f"not by the pipeline alone: seed {seed} was pushed away from seed {first}, see `diversity`"
-        return str(s.reproduce(prompt, seed))
-
-
-def _history(environment: Any, result: Result, p: int) -> dict[int, list[Seen]]:
-    """Per seed, every look at it."""
-    history: dict[int, list[Seen]] = {}
-    last = environment.problem.num_steps
-    for number, look in enumerate(result.history):
-        later = np.zeros_like(look.alive[p])
-        for following in result.history[number + 1 :]:
-            later |= following.alive[p]
-        for c in np.flatnonzero(look.alive[p]):
-            kept = bool(c == result.chosen[p]) if look.step == last else bool(later[c])
-            picture = environment.pictures.get((p, int(c), look.step))
-            seen = Seen(look.step, float(look.combined[p, c]), kept, picture)
-            history.setdefault(int(environment.seeds[p, c]), []).append(seen)
-    return history
 
 
 def prepare(

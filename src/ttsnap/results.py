@@ -60,6 +60,8 @@ class SearchResult:
         num_steps: denoiser calls of a finished image.
         reproduce: how the stock pipeline makes the winning image, or why it alone does not.
         diversity: parameters of negative token merging, if it was at work.
+        rewards: names of the rewards.
+        stopped: the search was stopped before its policy ended; there are no images if none was finished by then.
     """
 
     prompt: str
@@ -76,33 +78,47 @@ class SearchResult:
     budget: str | None = None
     notes: list[str] = field(default_factory=list)
     diversity: dict[str, Any] | None = None
+    rewards: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def best(self) -> Finished:
+        """The chosen image with its seed and rewards.
+
+        Raises:
+            ValueError: the search was stopped before an image was finished.
+        """
+        if not self.images:
+            raise ValueError("the search was stopped before an image was finished")
+        return self.images[0]
 
     @property
     def image(self) -> Image:
         """The chosen image."""
-        return self.images[0].image
+        return self.best.image
 
     @property
     def reward(self) -> float:
         """The reward of the chosen image (with several rewards: their combination)."""
-        return self.images[0].reward
+        return self.best.reward
 
     @property
     def seed(self) -> int:
         """The seed of the chosen image."""
-        return self.images[0].seed
+        return self.best.seed
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON object (`result.json`)."""
+        mine = self.images[0] if self.images else None
         best = self.best_of_n.best
         return {
             "prompt": self.prompt,
             "model": self.model,
-            "rewards": list(self.images[0].rewards),
+            "rewards": self.rewards,
             "policy": self.policy,
-            "seed": self.seed,
-            "reward": self.reward,
-            "reward_by_name": self.images[0].rewards,
+            "seed": mine.seed if mine else None,
+            "reward": mine.reward if mine else None,
+            "reward_by_name": mine.rewards if mine else None,
             "num_steps": self.num_steps,
             "budget": self.budget,
             "candidates": {"started": self.started, "finished": self.finished},
@@ -121,6 +137,7 @@ class SearchResult:
             ],
             "reproduce": self.reproduce,
             "diversity": self.diversity,
+            "stopped": self.stopped,
             "notes": self.notes,
         }
 
@@ -144,16 +161,20 @@ class SearchResult:
         finishes = [
             Finish(
                 f"{name}: {self.started} started, {self.finished} finished",
-                self.image,
-                [f"reward {self.reward:.3f} (seed {self.seed})", cost_line(self.cost)],
+                mine.image,
+                [f"reward {mine.reward:.3f} (seed {mine.seed})", cost_line(self.cost)],
             )
+            for mine in self.images[:1]
         ]
         if best.best:
             lines = [f"reward {best.best.reward:.3f} (seed {best.best.seed})", cost_line(best.cost)]
             title = f"best-of-{best.candidates}: all finished, same budget"
             finishes.append(Finish(title, best.best.image, lines))
-        facts = [f"{self.model} · reward: {', '.join(self.images[0].rewards)} · {cost_line(self.cost)}"]
-        return draw(self.prompt, self.num_steps, rows, self.seed, finishes, facts)
+        facts = [f"{self.model} · reward: {', '.join(self.rewards)} · {cost_line(self.cost)}"]
+        if self.stopped:
+            facts.append("Stopped before its end." if self.images else "Stopped before an image was finished.")
+        winner = self.images[0].seed if self.images else None
+        return draw(self.prompt, self.num_steps, rows, winner, finishes, facts)
 
     def save(self, folder: str | Path, *, board: bool = True) -> dict[str, Any]:
         """Write the images, the board and `result.json` (last, so that its presence means "complete").
@@ -163,7 +184,8 @@ class SearchResult:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"images": ["best.png", *(f"top{n}.png" for n in range(2, len(self.images) + 1))]}
+        names = ["best.png", *(f"top{n}.png" for n in range(2, len(self.images) + 1))]
+        files = {"images": names[: len(self.images)]}
         for name, finished in zip(files["images"], self.images, strict=True):
             save_image(finished.image, folder / name)
         record = self.to_dict() | {"files": files}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ttsnap.cost import Budget, Ledger
+from ttsnap.observers import SILENT, Interrupted, Observer, Stop
 from ttsnap.ranking import RankSum, choose
-from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy, Query
+from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy, Query, Search
 
 if TYPE_CHECKING:
     from ttsnap.results import SearchResult
@@ -35,11 +37,12 @@ class Result:
     """The choice of a search and what it cost.
 
     Attributes:
-        chosen: index of the chosen candidate [prompts].
-        rewards: its rewards on the finished image [prompts, rewards].
+        chosen: index of the chosen candidate [prompts]; -1 where the search was stopped before one was finished.
+        rewards: its rewards on the finished image [prompts, rewards]; NaN where there is none.
         finished: candidates that reached the last step [prompts, candidates].
         ledger: calls, decodes and looks per prompt.
         history: every look in order (empty if the driver was told not to keep it).
+        stopped: an observer, or whoever picked by hand, ended it before the policy did.
     """
 
     chosen: IntArray
@@ -47,6 +50,7 @@ class Result:
     finished: BoolArray
     ledger: Ledger
     history: list[Look] = field(repr=False, default_factory=list)
+    stopped: bool = False
 
 
 def run(
@@ -56,7 +60,8 @@ def run(
     rng: np.random.Generator | None = None,
     *,
     keep_history: bool = True,
-    on_look: Callable[[Look, Ledger], None] | None = None,
+    observer: Observer | None = None,
+    before: Result | None = None,
 ) -> Result:
     """Run a policy to its end and choose the best finished candidate of each prompt.
 
@@ -66,20 +71,26 @@ def run(
         combine: several rewards -> one number (default: rank sum over the alive).
         rng: randomness of the policy, if it uses any.
         keep_history: keep every look in the result.
-        on_look: called after each look, for progress displays.
+        observer: is told of every question and look; it may raise `Stop`.
+        before: result (with its history) of an earlier search in the same environment, whose books are carried on.
 
     Raises:
         ValueError: a reward was NaN or infinite (names prompt, seed and step), or the policy finished no candidate.
 
     """
-    steps = drive(policy, environment, combine, rng, keep_history=keep_history, on_look=on_look)
-    query = next(steps)
-    while True:
-        try:
-            query = steps.send(environment.observe(query))
-        except StopIteration as end:
-            result: Result = end.value
-            return result
+    steps = drive(policy, environment, combine, rng, keep_history=keep_history, observer=observer, before=before)
+    try:
+        query = next(steps)
+        while True:
+            try:
+                observed = environment.observe(query)
+            except Stop as stop:
+                query = steps.throw(stop)
+            else:
+                query = steps.send(observed)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
 
 
 def drive(
@@ -89,47 +100,86 @@ def drive(
     rng: np.random.Generator | None = None,
     *,
     keep_history: bool = True,
-    on_look: Callable[[Look, Ledger], None] | None = None,
+    observer: Observer | None = None,
+    before: Result | None = None,
 ) -> Generator[Query, FloatArray, Result]:
-    """The same as `run`, but it is the caller who observes: he is given queries and sends rewards.
+    """The same as `run`, but the caller observes: he is given queries and sends rewards, or throws `Interrupted`.
 
     So several searches can go on at a time. Arguments, result and errors are those of `run`; `environment` is not
     asked, only named in messages.
     """
     combine = combine or RankSum()
+    tell = observer or SILENT
     problem = environment.problem
-    ledger = Ledger(problem)
-    seen: list[tuple[BoolArray, FloatArray]] = []  # who was looked at, and the answers
-    history: list[Look] = []
+    ledger = before.ledger.copy() if before else Ledger(problem)
+    history = list(before.history) if before else []
+    seen = [(look.alive, look.rewards) for look in history]  # who was looked at, and the answers
     search = policy.search(problem, rng or np.random.default_rng(0))
     answer: FloatArray | None = None
-    while True:
-        try:
-            query = next(search) if answer is None else search.send(answer)
-        except StopIteration:
-            break
-        new = ledger.charge(query)
-        observed = yield query._replace(mask=new)
-        check(environment, new, observed, query.step)
-        seen.append((new, observed))
-        again = np.count_nonzero(new) < np.count_nonzero(query.mask)
-        rewards = np.where(query.mask[..., None], _latest(seen), np.nan) if again else observed
-        answer = combine(rewards, query.mask)
-        if keep_history or on_look:
-            look = Look(query.step, query.mask.copy(), rewards, answer)
-            if keep_history:
-                history.append(look)
-            if on_look:
-                on_look(look, ledger)
+    stopped = False
+    try:
+        while not stopped and (query := _next(search, answer)) is not None:
+            tell.asked(query)
+            new = ledger.charge(query)
+            try:
+                observed = yield query._replace(mask=new)
+            except Interrupted as early:
+                stopped, observed = True, early.rewards
+                ledger.amend(early.answered, early.lost)
+                query, new = query._replace(mask=query.mask & ~new | early.answered), early.answered
+            check(environment, new, observed, query.step)
+            seen.append((new, observed))
+            again = np.count_nonzero(new) < np.count_nonzero(query.mask)
+            rewards = np.where(query.mask[..., None], _latest(seen), np.nan) if again else observed
+            answer = combine(rewards, query.mask)
+            if (keep_history or observer) and query.mask.any():
+                look = Look(query.step, query.mask.copy(), rewards, answer)
+                if keep_history:
+                    history.append(look)
+                tell.looked(look, ledger)
+    except Stop:
+        stopped = True
+    finally:
+        search.close()
 
     finished = ledger.finished
-    if not seen or not finished.any(axis=1).all():
+    stopped |= before is not None and before.stopped
+    if not stopped and not (seen and finished.any(axis=1).all()):
         raise ValueError(f"{policy} brought no candidate of some prompt to the last step ({problem.num_steps})")
+    result = _conclude(combine, ledger, seen, finished, history, stopped)
+    with contextlib.suppress(Stop):
+        tell.ended(result)
+    return result
+
+
+def _next(search: Search, answer: FloatArray | None) -> Query | None:
+    """The policy's next question; None when it has ended."""
+    try:
+        return next(search) if answer is None else search.send(answer)
+    except StopIteration:
+        return None
+
+
+def _conclude(
+    combine: Combine,
+    ledger: Ledger,
+    seen: list[tuple[BoolArray, FloatArray]],
+    finished: BoolArray,
+    history: list[Look],
+    stopped: bool,
+) -> Result:
+    """Choose the best finished candidate of each prompt that has one."""
+    if not seen:  # stopped before the first look
+        none = np.full(len(finished), -1)
+        return Result(none, np.full((len(finished), 1), np.nan), finished, ledger, history, stopped)
     new, final = seen[-1]
     if not np.array_equal(new, finished):
         final = np.where(finished[..., None], _latest(seen), np.nan)
     chosen = choose(combine(final, finished), finished)
-    return Result(chosen, final[np.arange(len(chosen)), chosen], finished, ledger, history)
+    rewards = final[np.arange(len(chosen)), chosen]  # NaN where nothing is finished
+    if stopped:
+        chosen = np.where(finished.any(axis=1), chosen, -1)
+    return Result(chosen, rewards, finished, ledger, history, stopped)
 
 
 def _latest(seen: list[tuple[BoolArray, FloatArray]]) -> FloatArray:
@@ -165,7 +215,7 @@ def search(
     seed: int = 0,
     top: int = 1,
     compare: bool = False,
-    on_look: Callable[[Look, Ledger], None] | None = None,
+    observer: Observer | None = None,
     device: str | None = None,
     dtype: str | None = None,
     **options: Any,
@@ -187,7 +237,7 @@ def search(
         seed: first seed; candidates use `seed`, `seed` + 1, ...
         top: how many of the best finished images to return.
         compare: also run best-of-N at the same cost, on the first of the same seeds.
-        on_look: called after each look.
+        observer: is told what happens, and may raise `ttsnap.observers.Stop`: what is finished by then is kept.
         device: where a model that is named runs.
         dtype: its dtype: float32, bfloat16, float16.
         **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
@@ -213,4 +263,4 @@ def search(
         dtype=dtype,
         **options,
     )
-    return searcher.block([prompt], seed=seed, top=top, compare=compare, on_look=on_look)[0]
+    return searcher.block([prompt], seed=seed, top=top, compare=compare, observer=observer)[0]

@@ -9,6 +9,7 @@ import torch
 from tests.samplers.toy import ToyReward, ToySampler
 from ttsnap.environments.live import LiveEnvironment
 from ttsnap.environments.queue import Queue, judge_apart, prompts_per_block
+from ttsnap.observers import Observer
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.search import run
 from ttsnap.types import Query
@@ -47,7 +48,15 @@ def queue(policy, prompts=PROMPTS, candidates=6, reward=None, steps=16, **option
 @pytest.mark.parametrize("policy", [PAPER, BestOfN(), EarlySelection(4), Ragged()], ids=lambda p: type(p).__name__)
 def test_choices_and_ledger_are_those_of_each_prompt_alone(policy):
     looks = []
-    ended = {one.prompt: one for one in queue(policy, on_look=lambda p, look, ledger: looks.append((p, look.step)))}
+
+    class Steps(Observer):
+        def __init__(self, p):
+            self.p = p
+
+        def looked(self, look, ledger):
+            looks.append((self.p, look.step))
+
+    ended = {one.prompt: one for one in queue(policy, observers=Steps)}
     assert sorted(ended) == list(range(7))
     for p, one in ended.items():
         sampler = ToySampler(num_steps=16)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ttsnap import policies
 from ttsnap.cost import CostModel
 from ttsnap.environments.replay import ReplayEnvironment
-from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
+from ttsnap.policies import BestOfN, EarlySelection, HandPicked, SuccessiveHalving
 from ttsnap.search import run
 
 MODEL = CostModel("test", call_tflop=1.0, decode_tflop=0.25, look_tflop=0.125)
@@ -20,6 +20,8 @@ POLICIES = [
     SuccessiveHalving((1, 3), keep=(0.5, 0.5)),
     SuccessiveHalving((2, 4), sizes=(5, 2)),
     SuccessiveHalving((1, 2, 3, 4), keep=(1.0, 0.7, 0.3, 1.0)),
+    HandPicked(SuccessiveHalving((1, 3), keep=(0.5, 0.5))),
+    HandPicked(SuccessiveHalving((1, 2, 3, 4), keep=(1.0, 0.7, 0.3, 1.0))),
 ]
 each_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
 

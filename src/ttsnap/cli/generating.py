@@ -17,8 +17,9 @@ import typer
 
 from ttsnap import policies
 from ttsnap.cost import Ledger, format_amount
+from ttsnap.observers import Observer, Start
 from ttsnap.results import cost_line, write_json
-from ttsnap.search import Look
+from ttsnap.search import Look, Result
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
@@ -145,7 +146,6 @@ def _search(
     block = _block_size(searcher)
     for start in range(0, len(todo), block):
         rows = todo[start : start + block]
-        show.begin(searcher, [request.prompts[i] for i in rows])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             results = searcher.block(
@@ -154,7 +154,7 @@ def _search(
                 top=request.top,
                 compare=request.compare,
                 previews=request.board,
-                on_look=show.look,
+                observer=show,
             )
         for note in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
             print(f"warning: {note}", file=sys.stderr)
@@ -230,7 +230,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "files" in record else None
 
 
-class Display:
+class Display(Observer):
     """Live progress on stderr: per look how many are alive, the best reward so far, cost and time left."""
 
     def __init__(self, *, quiet: bool, total: int, done: int) -> None:
@@ -240,8 +240,6 @@ class Display:
         self.console = Console(stderr=True, quiet=quiet)
         self.total, self.before, self.done = total, done, 0
         self.start = time.perf_counter()
-        self.searcher: Searcher | None = None
-        self.prompts: list[str] = []
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -259,41 +257,46 @@ class Display:
         """Say what goes on."""
         self.progress.update(self.task, description=text)
 
-    def begin(self, searcher: Searcher, prompts: list[str]) -> None:
+    def started(self, start: Start) -> None:
         """A block of prompts starts."""
         from rich.markup import escape
 
-        self.searcher, self.prompts = searcher, prompts
+        self.model, self.steps = start.cost_model, start.problem.num_steps
         self.block_start = time.perf_counter()
-        plan = searcher.policy.plan(searcher.candidates, searcher.sampler.num_steps)
-        self.planned = searcher.cost_model.of_plan(plan, len(prompts))
-        name = policies.to_dict(searcher.policy)["policy"]
-        what = escape(f"“{prompts[0]}”") if len(prompts) == 1 else f"{len(prompts)} prompts together"
-        budget = f", budget {searcher.budget}" if searcher.budget else ""
-        self.console.print(
-            f"{what}: {searcher.candidates} candidates, {name}{budget}, reward {', '.join(searcher.judges)}"
-        )
+        self.planned = start.cost_model.of_plan(start.plan, len(start.prompts))
+        name = policies.to_dict(start.policy)["policy"]
+        what = escape(f"“{start.prompts[0]}”") if len(start.prompts) == 1 else f"{len(start.prompts)} prompts together"
+        budget = f", budget {start.budget}" if start.budget else ""
+        candidates = start.problem.num_candidates
+        self.console.print(f"{what}: {candidates} candidates, {name}{budget}, reward {', '.join(start.rewards)}")
         self.progress.update(self.task, description="searching", total=self.planned.nfe, completed=0, left="")
 
-    def look(self, look: Look, ledger: Ledger) -> None:
+    def called(self, calls: int) -> None:
+        """The bar moves with every batch of denoiser calls."""
+        self.progress.advance(self.task, calls)
+
+    def looked(self, look: Look, ledger: Ledger) -> None:
         """One rung is done."""
         import numpy as np
 
-        assert self.searcher is not None
-        steps = self.searcher.sampler.num_steps
-        spent = ledger.cost(self.searcher.cost_model)
+        spent = ledger.cost(self.model)
         seconds = time.perf_counter() - self.block_start
         left = seconds * max(0, self.planned.nfe - spent.nfe) / max(1, spent.nfe)
         best = float(np.nanmean(np.nanmax(look.combined, axis=1)))
         alive = look.alive.sum(1).mean()
-        kind = "finished" if look.step == steps else "alive"
+        kind = "finished" if look.step == self.steps else "alive"
         cost = f"{format_amount(spent.tflop, 'TFLOP')} of {format_amount(self.planned.tflop, 'TFLOP')}"
         self.console.print(
-            f"  step {look.step:>3}/{steps} {alive:>5.4g} {kind:<8} best {best:7.3f}  spent {cost}, {seconds:.1f} s",
+            f"  step {look.step:>3}/{self.steps} {alive:>5.4g} {kind:<8} best {best:7.3f}  "
+            f"spent {cost}, {seconds:.1f} s",
             highlight=False,
             soft_wrap=True,
         )
         self.progress.update(self.task, completed=spent.nfe, left=f"{left:.0f} s left")
+
+    def ended(self, result: Result) -> None:
+        """What follows, if anything, is the comparison."""
+        self.progress.update(self.task, description="finishing", total=None, left="")
 
     def finished(self, results: Sequence[SearchResult]) -> None:
         """A block is saved."""

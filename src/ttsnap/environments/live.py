@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap.cost import CostModel, Seconds
+from ttsnap.observers import SILENT, Interrupted, Observer, Stop, spread
 from ttsnap.types import FloatArray, IntArray, Problem, Query
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class LiveEnvironment:
         prompts: one per row of the grid.
         seeds: seeds [prompts, candidates].
         previews: keep a small picture of every x0 estimate that was looked at.
+        observer: is told of denoiser calls and judged batches, and may stop the work there.
     """
 
     sampler: PipelineSampler
@@ -69,6 +71,7 @@ class LiveEnvironment:
     prompts: Sequence[str]
     seeds: IntArray
     previews: bool = False
+    observer: Observer = SILENT
     clock: Clock = field(default_factory=Clock)
     pictures: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict, repr=False)
     finished: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
@@ -89,50 +92,85 @@ class LiveEnvironment:
         return Problem(self.seeds.shape[0], self.seeds.shape[1], self.sampler.num_steps)
 
     def observe(self, query: Query) -> FloatArray:
-        """Advance, decode and judge; rewards [prompts, candidates, rewards], NaN where not asked."""
+        """Advance, decode and judge; rewards [prompts, candidates, rewards], NaN where not asked.
+
+        All of that batch by batch: full-size images of all candidates need not fit into memory at once, and what is
+        judged can be shown, and survives a stop.
+
+        Raises:
+            Interrupted: the observer stopped it; the answer so far is in the exception.
+        """
         answer = np.full((*query.mask.shape, len(self.rewards)), np.nan)
-        where = [(int(p), int(c)) for p, c in np.argwhere(query.mask)]
-        if not where:
-            return answer
-        trajectories = self._advance(where, query.step)
-        prompts = [self.prompts[p] for p, _ in where]
-        last = query.step == self.problem.num_steps
-        sigma = 0.0 if last else self.sampler.sigmas[query.step - 1]
-        # Decoding and judging go batch by batch: full-size images of all candidates need not fit into memory at once.
-        size = self.sampler.max_batch
-        for start in range(0, len(where), size):
-            rows = slice(start, start + size)
-            with self.clock.measure("decodes", trajectories.latents.device):
-                images = self.sampler.look(trajectories.part(rows))
-                shown = self.sampler.shown(images)
-            with self.clock.measure("looks", trajectories.latents.device):
-                values = [judge(name, reward, shown, prompts[rows], sigma) for name, reward in self.rewards.items()]
-            for (p, c), row in zip(where[rows], np.stack(values, axis=1), strict=True):
-                answer[p, c] = row
-            self.keep_pictures(where[rows], query.step, images, last)
+        self._start([(int(p), int(c)) for p, c in np.argwhere(query.mask)])
+        judged = np.zeros_like(query.mask)
+        for keys in self._batches(query):
+            calls: list[int] = []
+            try:
+                group = self._advance(keys, query.step, calls)
+                for key, values in zip(keys, self._look(keys, group), strict=True):
+                    answer[key] = values
+                    judged[key] = True
+                calls.clear()
+                self.observer.judged(query.step, answer)
+            except Stop:
+                lost = spread(sum(calls), np.array([p for p, _ in keys]), len(self.prompts))
+                raise Interrupted(judged, answer, lost) from None
         return answer
 
-    def _advance(self, where: list[tuple[int, int]], step: int) -> Trajectories:
-        """All asked candidates at `step`, in the order of `where`; one group per step they come from."""
+    def _start(self, keys: Sequence[tuple[int, int]]) -> None:
+        """Draw the noise of those that have none yet."""
+        new = [key for key in keys if key not in self._states]
+        if new:
+            self.sampler.group(self.prompts, self.seeds[:, 0].tolist())
+            group = self.sampler.start([self.prompts[p] for p, _ in new], [int(self.seeds[key]) for key in new])
+            self._states |= {key: group.row(row) for row, key in enumerate(new)}
+
+    def _batches(self, query: Query) -> Iterator[list[tuple[int, int]]]:
+        """Those asked about, in equal batches that fit into memory, each at one step."""
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for p, c in np.argwhere(query.mask):
+            groups.setdefault(self._states[int(p), int(c)].step, []).append((int(p), int(c)))
+        for keys in groups.values():
+            start = 0
+            while start < len(keys):
+                batches = -(-(len(keys) - start) // self.sampler.max_batch)  # which shrinks when memory runs out
+                size = -(-(len(keys) - start) // batches)
+                yield keys[start : start + size]
+                start += size
+
+    def _advance(self, keys: Sequence[tuple[int, int]], step: int, calls: list[int]) -> Trajectories:
+        """A batch brought to `step`; `calls` receives the denoiser calls as they are made."""
         from ttsnap.samplers.base import Trajectories
 
-        groups: dict[int, list[tuple[int, int]]] = {}
-        for key in where:
-            groups.setdefault(self._states[key].step if key in self._states else 0, []).append(key)
-        for before, keys in groups.items():
-            if before == 0:
-                prompts = [self.prompts[p] for p, _ in keys]
-                self.sampler.group(self.prompts, self.seeds[:, 0].tolist())
-                group = self.sampler.start(prompts, [int(self.seeds[key]) for key in keys])
-            else:
-                group = Trajectories.concat([self._states[key] for key in keys])
+        group = Trajectories.concat([self._states[key] for key in keys])
+        before = self.sampler.on_calls
+
+        def called(count: int) -> None:
+            calls.append(count)
+            if before:
+                before(count)
+            self.observer.called(count)
+
+        self.sampler.on_calls = called
+        try:
             with self.clock.measure("calls", group.latents.device):
                 group = self.sampler.advance(group, step)
-            for row, key in enumerate(keys):
-                self._states[key] = group.row(row)
-        if len(groups) == 1:
-            return group
-        return Trajectories.concat([self._states[key] for key in where])
+        finally:
+            self.sampler.on_calls = before
+        self._states |= {key: group.row(row) for row, key in enumerate(keys)}
+        return group
+
+    def _look(self, keys: Sequence[tuple[int, int]], group: Trajectories) -> FloatArray:
+        """Rewards [n, rewards] of a batch's x0 estimates."""
+        last = group.step == self.problem.num_steps
+        sigma = 0.0 if last else self.sampler.sigmas[group.step - 1]
+        with self.clock.measure("decodes", group.latents.device):
+            images = self.sampler.look(group)
+            shown = self.sampler.shown(images)
+        with self.clock.measure("looks", group.latents.device):
+            values = [judge(name, reward, shown, group.prompts, sigma) for name, reward in self.rewards.items()]
+        self.keep_pictures(keys, group.step, images, last)
+        return np.stack(values, axis=1).astype(np.float64)
 
     def step_of(self, prompt: int, candidate: int) -> int:
         """Denoiser calls a candidate has had."""
@@ -147,7 +185,7 @@ class LiveEnvironment:
         """Remember where a candidate stands: row `row` of `group`."""
         self._states[prompt, candidate] = group.row(row)
 
-    def keep_pictures(self, where: list[tuple[int, int]], step: int, images: Tensor, last: bool) -> None:
+    def keep_pictures(self, where: Sequence[tuple[int, int]], step: int, images: Tensor, last: bool) -> None:
         """Pictures of the looked at [n], if previews are kept, and of the finished in any case."""
         if not (self.previews or last):
             return

@@ -10,7 +10,6 @@ prompts comes to the same result, to the last bit, wherever and whenever it runs
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 import warnings
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap.environments.live import LiveEnvironment, judge
+from ttsnap.observers import Observer
 from ttsnap.search import Result, drive
 from ttsnap.types import Combine, FloatArray, IntArray, Policy, Query, Rung
 
@@ -116,7 +116,7 @@ class Queue:
         seed: of the policy's own randomness, the same for each prompt.
         previews: keep a small picture of every x0 estimate that was looked at.
         most_open: most prompts under way at a time, which bounds the memory for latents.
-        on_look: called after each look of each prompt, with the prompt's index first.
+        observers: answers with who is told of the search of the prompt of that index: asked, looked and ended.
         occupancy: how full the batches were.
     """
 
@@ -129,7 +129,7 @@ class Queue:
     seed: int = 0
     previews: bool = False
     most_open: int = MOST_PROMPTS
-    on_look: Callable[..., None] | None = None
+    observers: Callable[[int], Observer] | None = None
     occupancy: Occupancy = field(default_factory=Occupancy)
     _open: dict[int, _Open] = field(default_factory=dict, repr=False)
     _groups: dict[int, list[_Place]] = field(default_factory=dict, repr=False)
@@ -157,13 +157,15 @@ class Queue:
         environment = LiveEnvironment(
             self.sampler, self.rewards, [self.prompts[p]], np.asarray(self.seeds)[p : p + 1], self.previews
         )
-        on_look = functools.partial(self.on_look, p) if self.on_look else None
-        search = drive(self.policy, environment, self.combine, np.random.default_rng(self.seed), on_look=on_look)
+        observer = self.observers(p) if self.observers else None
+        search = drive(self.policy, environment, self.combine, np.random.default_rng(self.seed), observer=observer)
         one = self._open[p] = _Open(p, environment, search=search)
         with _noted([one]):
             try:
                 self.sampler.text(self.prompts[p])
                 self._ask(one, next(search))
+            except StopIteration as end:  # stopped before it began
+                self._end(one, result=end.value)
             except Exception as error:
                 self._end(one, error=error)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ttsnap.policies.best_of_n import BestOfN
 from ttsnap.policies.early_selection import EarlySelection
+from ttsnap.policies.hand_picked import HandPicked
 from ttsnap.policies.successive_halving import SuccessiveHalving
 from ttsnap.types import Policy
 
@@ -17,6 +18,7 @@ POLICIES: dict[str, type] = {
     "best-of-n": BestOfN,
     "halving": SuccessiveHalving,
     "early-selection": EarlySelection,
+    "hand-picked": HandPicked,
 }
 
 NOTES = ("provenance", "held_out")  # what a policy file may say about its policy: where it comes from, how good it is
@@ -26,6 +28,7 @@ __all__ = [
     "POLICIES",
     "BestOfN",
     "EarlySelection",
+    "HandPicked",
     "SuccessiveHalving",
     "default_policy",
     "from_dict",
@@ -57,8 +60,12 @@ def tuned_policy(model: str, rewards: Sequence[str], num_steps: int) -> Policy |
 def to_dict(policy: Policy) -> dict[str, Any]:
     """A policy as a JSON object `{"policy": name, ...hyperparameters}`."""
     name = next(name for name, kind in POLICIES.items() if type(policy) is kind)
-    fields = dataclasses.asdict(policy)  # type: ignore[call-overload]
-    return {"policy": name} | {key: value for key, value in fields.items() if value is not None}
+    fields = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy) if f.compare}  # type: ignore[arg-type]
+    return {"policy": name} | {
+        key: to_dict(value) if isinstance(value, Policy) else value
+        for key, value in fields.items()
+        if value is not None
+    }
 
 
 def from_dict(data: dict[str, Any]) -> Policy:
@@ -71,14 +78,21 @@ def from_dict(data: dict[str, Any]) -> Policy:
     if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")
     kind = POLICIES[name]
-    known = {f.name for f in dataclasses.fields(kind)}
+    known = {f.name for f in dataclasses.fields(kind) if f.compare}
     given = {key: value for key, value in data.items() if key != "policy" and key not in NOTES}
     if wrong := set(given) - known:
         raise ValueError(
             f"policy {name} has no {', '.join(sorted(wrong))}; it has {', '.join(sorted(known)) or 'none'}"
         )
-    policy: Policy = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
+    policy: Policy = kind(**{key: _value(value) for key, value in given.items()})
     return policy
+
+
+def _value(value: Any) -> Any:
+    """A hyperparameter as it was before JSON; some are policies themselves."""
+    if isinstance(value, dict):
+        return from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def load(path: str | Path) -> Policy:

@@ -1,0 +1,108 @@
+"""Watching a search, and stopping it: what the driver and the environment tell while they work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ttsnap.cost import CostModel, Ledger
+from ttsnap.types import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
+
+if TYPE_CHECKING:
+    from ttsnap.search import Look, Result
+
+
+class Stop(Exception):
+    """Raised by an observer, or by whoever picks candidates by hand: end the search and keep what is finished.
+
+    It is no error: the driver ends the policy and returns a result that says `stopped`. Denoiser calls whose outcome is
+    dropped stay charged.
+    """
+
+
+class Interrupted(Stop):
+    """How an environment answers when it is stopped in the middle of a query.
+
+    Attributes:
+        answered: those of the query that it got to [prompts, candidates].
+        rewards: their rewards [prompts, candidates, rewards], NaN for the others.
+        lost: denoiser calls made for nothing [prompts].
+    """
+
+    def __init__(self, answered: BoolArray, rewards: FloatArray, lost: IntArray) -> None:
+        super().__init__("the search was stopped")
+        self.answered = answered
+        self.rewards = rewards
+        self.lost = lost
+
+
+class Start(NamedTuple):
+    """What is known before the first denoiser call.
+
+    Attributes:
+        prompts: one per row of the grid.
+        seeds: seeds [prompts, candidates].
+        problem: size of the grid.
+        policy: what will ask.
+        plan: sizes per rung for one prompt; an upper bound where they depend on rewards.
+        cost_model: what a call, a decode and a look cost.
+        rewards: names of the rewards.
+        budget: as the user gave it, if so.
+        pictures: small x0 previews [h, w, 3] (uint8) by (prompt, candidate, step); fills while the search runs. A look
+            need not leave one.
+    """
+
+    prompts: Sequence[str]
+    seeds: IntArray
+    problem: Problem
+    policy: Policy
+    plan: tuple[Rung, ...]
+    cost_model: CostModel
+    rewards: Sequence[str]
+    budget: str | None
+    pictures: Mapping[tuple[int, int, int], np.ndarray]
+
+
+class Observer:
+    """Is told what a search does, in this order: started, then for each query asked, called, judged, looked; ended.
+
+    The base class does nothing; override what is of interest. All methods run in the thread of the search, between its
+    denoiser calls, and may raise `Stop` (from `ended` it has no effect).
+    """
+
+    def started(self, start: Start) -> None:
+        """The search begins, or goes on with the same grid after it had ended."""
+
+    def asked(self, query: Query) -> None:
+        """The policy's next question. Who was looked at last and is not in it was cut, at least for now."""
+
+    def called(self, calls: int) -> None:
+        """So many candidates had one denoiser call each."""
+
+    def judged(self, step: int, rewards: FloatArray) -> None:
+        """One more batch of the candidates asked about is judged.
+
+        Args:
+            step: denoiser calls made.
+            rewards: what is known of the answer so far [prompts, candidates, rewards]; NaN elsewhere.
+        """
+
+    def looked(self, look: Look, ledger: Ledger) -> None:
+        """The whole query is answered and charged."""
+
+    def ended(self, result: Result) -> None:
+        """The policy has ended, by itself or because it was stopped, and the winner is chosen."""
+
+
+SILENT = Observer()
+
+
+def spread(calls: int, rows: IntArray, num_prompts: int) -> IntArray:
+    """Denoiser calls per prompt [num_prompts] of `calls` made in turn for candidates of the prompts `rows` [n]."""
+    counts = np.full(len(rows), calls // max(1, len(rows)))
+    counts[: calls - int(counts.sum())] += 1
+    result = np.zeros(num_prompts, dtype=np.int64)
+    np.add.at(result, rows, counts)
+    return result

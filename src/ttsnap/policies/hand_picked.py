@@ -1,0 +1,83 @@
+"""Hand-picked: at each rung somebody decides who goes on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ttsnap.policies.successive_halving import SuccessiveHalving
+from ttsnap.ranking import top
+from ttsnap.types import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung, Search
+
+
+class Proposal(NamedTuple):
+    """What is put before whoever picks.
+
+    Attributes:
+        step: denoiser calls made.
+        next_step: where those who go on are brought to.
+        alive: who was looked at [prompts, candidates].
+        rewards: combined rewards [prompts, candidates], NaN where not alive.
+        keep: who would go on by the rewards [prompts, candidates].
+    """
+
+    step: int
+    next_step: int
+    alive: BoolArray
+    rewards: FloatArray
+    keep: BoolArray
+
+
+Pick = Callable[[Proposal], BoolArray]
+"""Answers who goes on [prompts, candidates]; those dropped earlier may come back. May raise `ttsnap.observers.Stop`."""
+
+
+def agree(proposal: Proposal) -> BoolArray:
+    """Pick what the rewards propose."""
+    return proposal.keep
+
+
+@dataclass(frozen=True)
+class HandPicked:
+    """Look where another policy looks; it proposes the best, and `pick` decides.
+
+    With `agree` it is that policy, if that drops all but the best by a fixed plan, as halving does. Where somebody
+    keeps more or fewer, the share that its plan keeps at the next rung is proposed again; who keeps more than proposed
+    pays more than planned.
+
+    Attributes:
+        proposer: its plan says where to look and how many to propose.
+        pick: decides; not part of the record.
+    """
+
+    proposer: Policy = field(default_factory=SuccessiveHalving)
+    pick: Pick = field(default=agree, repr=False, compare=False)
+
+    def search(self, problem: Problem, rng: np.random.Generator) -> Search:
+        """Look, let pick, go on with the picked; nobody is looked at who has nobody left to be compared with."""
+        alive = np.ones(problem[:2], dtype=bool)
+        for rung, following in itertools.pairwise(self.plan(problem.num_candidates, problem.num_steps)):
+            compared = alive & (alive.sum(axis=1, keepdims=True) > 1)
+            if not compared.any():
+                break
+            rewards = yield Query(compared, rung.step)
+            keep = top(rewards, compared, share(compared, following.size / rung.size)) | (alive & ~compared)
+            picked = np.asarray(self.pick(Proposal(rung.step, following.step, compared, rewards, keep)), dtype=bool)
+            if picked.shape != alive.shape or not picked.any(axis=1).all():
+                raise ValueError("at least one candidate of each prompt must be kept")
+            alive = picked.copy()
+        yield Query(alive, problem.num_steps)
+
+    def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
+        """That of the proposer: what it costs if everybody agrees."""
+        return self.proposer.plan(num_candidates, num_steps)
+
+
+def share(alive: BoolArray, ratio: float) -> IntArray:
+    """That share of the alive [prompts], rounded as halving does; at least 1."""
+    size: IntArray = np.maximum(1, np.round(alive.sum(axis=1) * ratio)).astype(np.int64)
+    return size
