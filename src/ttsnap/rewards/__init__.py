@@ -121,9 +121,13 @@ def _load(text: str, device: Any) -> Callable[..., Any]:
     if spec is None:
         return own(text)
     if spec.levels is not None:
-        from ttsnap.rewards.noise_aware import load_noise_aware
+        from ttsnap.rewards.noise_aware import is_run, load_noise_aware
+        from ttsnap.rewards.published import find_steps, load_published
 
-        return load_noise_aware(spec.levels, device, clean=Spec(spec.clean, spec.path) if spec.clean else None)
+        clean = Spec(spec.clean, spec.path) if spec.clean else None
+        if clean and not is_run(spec.levels) and find_steps(spec.levels, clean.name):
+            return load_published(spec.levels, clean, device)
+        return load_noise_aware(spec.levels, device, clean=clean)
     made: Callable[..., Any] = load_clean(spec, device)
     return made
 

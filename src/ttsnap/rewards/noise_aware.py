@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ RUN, FORMAT, VERSION = "run.json", "ttsnap-training-run", 1
 class NoiseAwareReward:
     """All levels of a run around one clean reward; a look swaps tensors by reference and copies nothing.
 
-    A look at noise level sigma is served by the weights of the nearest level (the cleaner of two as near); below the
-    last level's sigma, and so for finished images, the clean reward serves.
+    A level's weights go to the reward's device at the first look that needs them, and stay there. A look at noise level
+    sigma is served by the weights of the nearest level (the cleaner of two as near); below the last level's sigma, and
+    so for finished images, the clean reward serves.
     """
 
     def __init__(
@@ -50,7 +52,11 @@ class NoiseAwareReward:
         self._current: float | None = None
         for sigma, tensors in levels.items():
             check_fit(tensors, parameters, f"the weights of sigma {sigma:g}")
-            self._weights[sigma] = [tensors[name].to(p.device, p.dtype) for name, p in parameters.items()]
+        self._levels = {sigma: [tensors[name] for name in parameters] for sigma, tensors in levels.items()}
+        # What a reward keeps of prompts may depend on parameters that it does not train: then each level has its own.
+        trained = re.compile(str(getattr(reward, "trained", ".*")))
+        apart = hasattr(reward, "texts") and not all(trained.fullmatch(name) for name in parameters)
+        self._texts: dict[float | None, dict[str, Tensor]] | None = {} if apart else None
 
     def level(self, sigma: float) -> float | None:
         """The level that serves a look at noise level `sigma`; None for the clean reward."""
@@ -65,10 +71,17 @@ class NoiseAwareReward:
         return answer
 
     def _switch(self, level: float | None) -> None:
-        if level != self._current:
-            for parameter, tensor in zip(self._parameters, self._weights[level], strict=True):
-                parameter.data = tensor
-            self._current = level
+        if level == self._current:
+            return
+        if level is not None and level not in self._weights:
+            made = zip(self._levels.pop(level), self._weights[None], strict=True)
+            self._weights[level] = [tensor.to(clean.device, clean.dtype) for tensor, clean in made]
+        if self._texts is not None:
+            self._texts[self._current] = self.reward.texts  # type: ignore[assignment]
+            self.reward.texts = self._texts.get(level, {})  # type: ignore[assignment]
+        for parameter, tensor in zip(self._parameters, self._weights[level], strict=True):
+            parameter.data = tensor
+        self._current = level
 
 
 def check_fit(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], what: str) -> None:
