@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,13 +89,17 @@ def format_amount(amount: float, unit: str) -> str:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a search: counts, TFLOP by the cost model, and seconds (measured live, else estimated or NaN)."""
+    """Cost of a search: counts, TFLOP by the cost model, and seconds (measured live, else estimated or NaN).
+
+    Every look judges an image of the full decoder (`decodes`), a picture of a cheaper one (`previews`), or none.
+    """
 
     nfe: int
     decodes: int
     looks: int
     tflop: float
     seconds: float = math.nan
+    previews: int = 0
 
     def amount(self, unit: str) -> float:
         """This cost in the unit of a budget: NFE, TFLOP or s."""
@@ -119,11 +123,47 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class LookCost:
+    """Cost of one look: the picture that is judged, and the judgement by all rewards.
+
+    Attributes:
+        source: what the picture is made with: `full` (the model's own decoder), `tiny`, `small`, `linear`, ...
+        until: last call whose looks it serves.
+        picture_tflop: TFLOP of one picture; 0 where the judge needs none.
+        judge_tflop: TFLOP of all rewards on one picture.
+        picture_seconds: of a batch of pictures, None until measured.
+        judge_seconds: of all rewards on a batch, None until measured.
+    """
+
+    source: str
+    until: float
+    picture_tflop: float
+    judge_tflop: float
+    picture_seconds: Seconds | None = None
+    judge_seconds: Seconds | None = None
+
+    @property
+    def tflop(self) -> float:
+        """TFLOP of picture and judgement."""
+        return self.picture_tflop + self.judge_tflop
+
+    def counts(self) -> dict[str, str | float]:
+        """All but the seconds, which are this machine's, as a JSON object."""
+        return {name: getattr(self, name) for name in ("source", "until", "picture_tflop", "judge_tflop")}
+
+    def __str__(self) -> str:
+        return f"{format_amount(self.tflop, 'TFLOP')} ({self.source}) until call {self.until:g}"
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Cost of one denoiser call (all CFG passes), one decode, one look (all rewards), and encoding one prompt.
 
     TFLOP are counted once per model, resolution and text length (see `ttsnap.samplers.flops`). Seconds are None until
     measured on this machine by `ttsnap.environments.live.calibrate`.
+
+    `early` are the looks that do without the full decoder, by ascending `until`: a look after s calls costs what the
+    first of them with s <= until says, else a decode and a look. Finished images always use the full decoder.
     """
 
     name: str
@@ -135,35 +175,60 @@ class CostModel:
     decode_seconds: Seconds | None = None
     look_seconds: Seconds | None = None
     max_batch: int = 32
+    early: tuple[LookCost, ...] = ()
 
-    def tflop(self, calls: float, decodes: float, looks: float, prompts: float = 1) -> float:
-        """TFLOP of that many calls, decodes, looks and encoded prompts."""
-        return (
-            calls * self.call_tflop
-            + decodes * self.decode_tflop
-            + looks * self.look_tflop
-            + prompts * self.prompt_tflop
-        )
+    def look(self, step: int) -> LookCost:
+        """The cost of a look after `step` calls."""
+        for look in self.early:
+            if step <= look.until:
+                return look
+        return LookCost("full", math.inf, self.decode_tflop, self.look_tflop, self.decode_seconds, self.look_seconds)
 
-    def tflops(self) -> dict[str, str | float]:
-        """Its name and counts as a JSON object, from which it can be made again; the seconds are this machine's."""
+    def tflop(self, calls: Any, looks: Any, prompts: float = 1) -> Any:
+        """TFLOP of that many calls, looks by step [..., num_steps], and encoded prompts; of one search or of many."""
+        each = np.array([self.look(step).tflop for step in range(1, np.shape(looks)[-1] + 1)])
+        return calls * self.call_tflop + np.asarray(looks) @ each + prompts * self.prompt_tflop
+
+    def tflops(self) -> dict[str, Any]:
+        """Its name and counts as a JSON object, from which `read` makes it again; the seconds are this machine's."""
         names = ("name", "call_tflop", "decode_tflop", "look_tflop", "prompt_tflop")
-        return {name: getattr(self, name) for name in names}
+        early = {"early": [look.counts() for look in self.early]} if self.early else {}
+        return {name: getattr(self, name) for name in names} | early
+
+    @classmethod
+    def read(cls, counts: Mapping[str, Any]) -> CostModel:
+        """The cost model that `tflops` wrote down."""
+        return cls(**{**counts, "early": tuple(LookCost(**look) for look in counts.get("early", ()))})
+
+    def slower(self, factor: float) -> CostModel:
+        """The same with all seconds, if there are any, multiplied by `factor`."""
+
+        def times(seconds: Seconds | None) -> Seconds | None:
+            return seconds and Seconds(seconds.fixed * factor, seconds.each * factor)
+
+        early = tuple(
+            replace(look, picture_seconds=times(look.picture_seconds), judge_seconds=times(look.judge_seconds))
+            for look in self.early
+        )
+        calls, decodes, looks = map(times, (self.call_seconds, self.decode_seconds, self.look_seconds))
+        return replace(self, call_seconds=calls, decode_seconds=decodes, look_seconds=looks, early=early)
 
     def of_plan(self, plan: Sequence[Rung], prompts: int = 1) -> Cost:
         """Cost of a fixed schedule, for `prompts` prompts run as one block."""
-        calls = looks = before = 0
-        seconds = 0.0
+        calls = decodes = previews = looks = before = 0
+        seconds, tflop = 0.0, prompts * self.prompt_tflop
         for step, size in plan:
-            calls += (step - before) * size * prompts
-            looks += size * prompts
-            if self.call_seconds and self.decode_seconds and self.look_seconds:
-                batch = (size * prompts, self.max_batch)
-                seconds += (step - before) * self.call_seconds(*batch)
-                seconds += self.decode_seconds(*batch) + self.look_seconds(*batch)
+            many, look = size * prompts, self.look(step)
+            calls += (step - before) * many
+            looks += many
+            decodes += many if look.source == "full" else 0
+            previews += many if look.source != "full" and look.picture_tflop else 0
+            tflop += (step - before) * many * self.call_tflop + many * look.tflop
+            if self.call_seconds and look.picture_seconds and look.judge_seconds:
+                seconds += (step - before) * self.call_seconds(many, self.max_batch)
+                seconds += look.picture_seconds(many, self.max_batch) + look.judge_seconds(many, self.max_batch)
             before = step
-        tflop = self.tflop(calls, looks, looks, prompts)
-        return Cost(calls, looks, looks, tflop, seconds if self.call_seconds else math.nan)
+        return Cost(calls, decodes, looks, tflop, seconds if self.call_seconds else math.nan, previews)
 
 
 # TFLOP = 2 x multiply-adds, counted with torch's flop counter; a look is one ViT-H reward (PickScore, HPSv2: 0.335 for
@@ -249,14 +314,17 @@ class Ledger:
         return np.asarray(self.position.sum(axis=1) + self.lost)
 
     @property
-    def looks(self) -> IntArray:
-        """Images judged [prompts]."""
-        return sum((mask.sum(axis=1) for mask, _ in self.moves), np.zeros(self.problem.num_prompts, dtype=np.int64))
+    def looks_by_step(self) -> IntArray:
+        """Images judged after each call [prompts, num_steps]."""
+        looks = np.zeros((self.problem.num_prompts, self.problem.num_steps), dtype=np.int64)
+        for mask, step in self.moves:
+            looks[:, step - 1] += mask.sum(axis=1)
+        return looks
 
     @property
-    def decodes(self) -> IntArray:
-        """Images decoded [prompts]: every image that is judged."""
-        return self.looks
+    def looks(self) -> IntArray:
+        """Images judged [prompts]."""
+        return np.asarray(self.looks_by_step.sum(axis=1))
 
     def charge(self, query: Query) -> BoolArray:
         """Charge a query; returns the candidates [prompts, candidates] that must be advanced and looked at.
@@ -301,15 +369,20 @@ class Ledger:
     def cost(self, model: CostModel, prompt: int | None = None, seconds: float = math.nan) -> Cost:
         """The cost so far of one prompt, or of all."""
         pick = slice(None) if prompt is None else slice(prompt, prompt + 1)
-        nfe, decodes, looks = (int(a[pick].sum()) for a in (self.nfe, self.decodes, self.looks))
+        nfe, by_step = int(self.nfe[pick].sum()), self.looks_by_step[pick].sum(axis=0)
+        kinds = [model.look(step) for step in range(1, self.problem.num_steps + 1)]
+        full = np.array([look.source == "full" for look in kinds])
+        pictures = np.array([look.picture_tflop > 0 for look in kinds])
         prompts = self.problem.num_prompts if prompt is None else 1
-        return Cost(nfe, decodes, looks, model.tflop(nfe, decodes, looks, prompts), seconds)
+        return Cost(
+            nfe,
+            int(by_step[full].sum()),
+            int(by_step.sum()),
+            float(model.tflop(nfe, by_step, prompts)),
+            seconds,
+            int(by_step[pictures & ~full].sum()),
+        )
 
     def tflop(self, model: CostModel) -> FloatArray:
         """TFLOP of each prompt [prompts]."""
-        return np.asarray(
-            self.nfe * model.call_tflop
-            + self.decodes * model.decode_tflop
-            + self.looks * model.look_tflop
-            + model.prompt_tflop
-        )
+        return np.asarray(model.tflop(self.nfe, self.looks_by_step))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ttsnap import policies, rewards
 from ttsnap.block import Block, check_top
-from ttsnap.cost import Budget, CostModel, Seconds, affordable
+from ttsnap.cost import Budget, CostModel, affordable
 from ttsnap.observers import Observer
 from ttsnap.policies import default_policy, tuned_policy
 from ttsnap.ranking import RankSum
@@ -21,6 +21,7 @@ from ttsnap.types import Combine, IntArray, Policy
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
     from ttsnap.samplers.base import PipelineSampler
+    from ttsnap.samplers.previews import Preview
 
 DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
 CANDIDATES = {"shapes": 8}  # more find a perfect picture in any way
@@ -251,6 +252,7 @@ def prepare(
     device: str | None = None,
     dtype: str | None = None,
     diversity: Negtome | None = None,
+    preview: str | Preview | None = None,
     **options: Any,
 ) -> Searcher:
     """Load and count everything a search needs.
@@ -267,6 +269,8 @@ def prepare(
         device: where a model that is named runs.
         dtype: its dtype.
         diversity: push the candidates of a prompt apart (FLUX only).
+        preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
+            `ttsnap.samplers.previews`); finished images always use the full decoder.
         **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
             max_sequence_length, max_batch.
 
@@ -286,11 +290,16 @@ def prepare(
         reward = DEFAULT_REWARDS[name]
     names = rewards.names_of(reward)
     chosen = _policy(policy) if policy is not None else None
+    from ttsnap.samplers import previews
+
+    if isinstance(preview, str):
+        previews.parse(preview)  # complains here, before a model is loaded
     sampler = load_sampler(pipe, device, dtype, **options)
     if diversity:
         from ttsnap.diversity.negtome import attach
 
         attach(sampler, diversity)
+    previews.attach(sampler, preview)
     from ttsnap.environments.live import calibrate
     from ttsnap.samplers.flops import cost_model
 
@@ -303,7 +312,7 @@ def prepare(
     if budget is not None:
         if budget.unit == "s":
             model = calibrate(sampler, judges, model, prompt)
-        candidates = affordable(chosen, budget, _slower(model), sampler.num_steps)
+        candidates = affordable(chosen, budget, model.slower(MARGIN), sampler.num_steps)
     assert list(judges) == names
     return Searcher(
         sampler,
@@ -314,20 +323,6 @@ def prepare(
         name,
         str(budget) if budget else None,
         combine or RankSum(),
-    )
-
-
-def _slower(model: CostModel) -> CostModel:
-    """A cost model whose seconds, if it has any, leave a margin."""
-
-    def slower(seconds: Seconds | None) -> Seconds | None:
-        return seconds and Seconds(seconds.fixed * MARGIN, seconds.each * MARGIN)
-
-    return replace(
-        model,
-        call_seconds=slower(model.call_seconds),
-        decode_seconds=slower(model.decode_seconds),
-        look_seconds=slower(model.look_seconds),
     )
 
 

@@ -241,7 +241,8 @@ def search(
         device: where a model that is named runs.
         dtype: its dtype: float32, bfloat16, float16.
         **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
-            max_sequence_length, max_batch; and `diversity`, a `ttsnap.diversity.negtome.Negtome`.
+            max_sequence_length, max_batch; `diversity`, a `ttsnap.diversity.negtome.Negtome`; and `preview`, what
+            early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]` or `linear`.
 
     Returns:
         The image, its reward and seed, the cost, and the history of every candidate.

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
+from ttsnap.simulation import cost_model_of
 
 SOURCE = ["--prompts", "shapes:held-out", "--prompt-range", "2:6", "--per-prompt", 4, "--seed", 100]
 
@@ -147,3 +148,21 @@ def test_bad_input_is_one_sentence(case, ttsnap, tmp_path, monkeypatch):
     lines = [line for line in err.strip().splitlines() if line.startswith("error")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_previews_are_recorded_at_the_size_of_the_finished_images_with_their_cost(ttsnap, tmp_path):
+    options = ["record", "a red circle", "--per-prompt", 2, "--calls", "5", "--preview", "small=32"]
+    code, out, _ = ttsnap(*options, "--out", tmp_path / "tree", "--json")
+    assert code == 0
+    assert json.loads(out)["settings"]["preview"] == "small=32"
+    early, last = (np.asarray(Image.open(tmp_path / f"tree/p0000/id001/s{s}.png")) for s in ("04", "19"))
+    assert early.shape == last.shape == (64, 64, 3)
+    assert ttsnap("label", tmp_path / "tree", tmp_path / "labels.zarr", "--reward", "shapes")[0] == 0
+    assert ttsnap(*options, "--reward", "shapes", "--out", tmp_path / "straight.zarr")[0] == 0
+    labelled, straight = (Recording.open(tmp_path / f"{name}.zarr") for name in ("labels", "straight"))
+    np.testing.assert_allclose(labelled.clean[0, :, 19], straight.clean[0, :, 19], atol=0.1)
+    for recording in (labelled, straight):
+        model = cost_model_of(recording)
+        assert model.look(19).source == "small"
+        assert model.look(19).picture_tflop < model.decode_tflop / 3
+        assert model.look(19).judge_tflop == pytest.approx(model.look_tflop)

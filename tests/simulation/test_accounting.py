@@ -27,7 +27,7 @@ def test_every_call_charges_what_the_ledger_of_a_search_counts():
             ledgers = [run(policy, ReplayEnvironment(rewards[:, :size])).ledger for size in (n, n + 1)]
             fits, exceeds = (float(ledger.tflop(model)[0]) for ledger in ledgers)
             assert fits <= amount < exceeds
-            spent = accounting.tflop(policy, n, 20, ledgers[0].nfe[0], ledgers[0].looks[0])
+            spent = accounting.tflop(policy, n, 20, ledgers[0].nfe[0], ledgers[0].looks_by_step[0])
             assert spent == pytest.approx(fits)
 
 

@@ -50,6 +50,13 @@ def generate(
     keep: Annotated[
         str | None, typer.Option(help="Share that survives each look, such as .4,.4,.5.", rich_help_panel=_SEARCH)
     ] = None,
+    preview: Annotated[
+        str | None,
+        typer.Option(
+            help="What early looks see: full, tiny[=DIR], small[=PIXELS] or linear; finished images are always full.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
     diversity: Annotated[
         str | None,
         typer.Option(help="Push the candidates of a prompt apart: negtome or repel (FLUX).", rich_help_panel=_SEARCH),
@@ -110,6 +117,7 @@ def generate(
             device=device,
             dtype=dtype,
             diversity=parse(diversity, diversity_options),
+            preview=preview,
         ),
         as_json=json,
     )

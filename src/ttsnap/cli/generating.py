@@ -48,6 +48,7 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     diversity: Negtome | None = None
+    preview: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result; a directory is resumed only with the same settings."""
@@ -71,6 +72,8 @@ class Request:
         }
         if self.diversity:
             settings["diversity"] = self.diversity.to_dict()
+        if self.preview:
+            settings["preview"] = self.preview
         return dict(json.loads(json.dumps(settings)))
 
 
@@ -138,6 +141,7 @@ def _search(
             device=request.device,
             dtype=request.dtype,
             diversity=request.diversity,
+            preview=request.preview,
             **request.options,
         )
     searcher.budget = request.budget

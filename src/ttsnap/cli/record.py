@@ -41,6 +41,13 @@ def record(
     image_format: Annotated[
         str, typer.Option("--format", help="png, or webp (lossless).", rich_help_panel=_WHAT)
     ] = "png",
+    preview: Annotated[
+        str | None,
+        typer.Option(
+            help="What early looks see: full, tiny[=DIR], small[=PIXELS] or linear; finished images are always full.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     diversity: Annotated[
         str | None,
         typer.Option(help="Push the candidates of a prompt apart: negtome or repel (FLUX).", rich_help_panel=_WHAT),
@@ -96,6 +103,7 @@ def record(
             device=device,
             dtype=dtype,
             diversity=parse(diversity, diversity_options),
+            preview=preview,
         ),
         as_json=json,
     )

@@ -43,6 +43,7 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     diversity: Negtome | None = None
+    preview: str | None = None
 
     def settings(self, sampler: PipelineSampler) -> dict[str, Any]:
         """Everything that decides the images."""
@@ -50,6 +51,7 @@ class Request:
         del found["num_inference_steps"]
         dtype = str(sampler.pipe.dtype).removeprefix("torch.")
         settings = {"model": self.model, "dtype": dtype, **found, "seed": self.seed}
+        settings |= {"preview": self.preview} if sampler.preview else {}
         return settings | ({"diversity": self.diversity.to_dict()} if self.diversity else {})
 
 
@@ -106,6 +108,7 @@ def _record(request: Request, progress: ImageProgress) -> dict[str, Any]:
     from ttsnap.cli.generating import quiet_libraries
     from ttsnap.generation import load_sampler
     from ttsnap.recordings.recorder import plan_tree, record_images, record_rewards, seeds_of
+    from ttsnap.samplers import previews
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -117,6 +120,7 @@ def _record(request: Request, progress: ImageProgress) -> dict[str, Any]:
         from ttsnap.diversity.negtome import attach
 
         attach(sampler, request.diversity)
+    previews.attach(sampler, request.preview)
     settings = request.settings(sampler)
     report = {
         "out": str(request.out),

@@ -157,7 +157,8 @@ def show(simulation: Simulation, written: Iterable[Path]) -> None:
         f"{simulation.dataset.sizes['prompt']} prompts, {attrs['pool']} candidates each, "
         f"{attrs['trials']} paired trials; "
         f"accounting {attrs['accounting']}, {attrs['cost_model']}: "
-        f"{format_amount(attrs['call_tflop'], 'TFLOP')} a call, {format_amount(attrs['look_tflop'], 'TFLOP')} a look",
+        f"{format_amount(attrs['call_tflop'], 'TFLOP')} a call, {format_amount(attrs['look_tflop'], 'TFLOP')} a look"
+        + (f", early {attrs['early_looks']}" if attrs["early_looks"] else ""),
         style="dim",
         highlight=False,
     )

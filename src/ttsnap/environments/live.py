@@ -27,10 +27,11 @@ PREVIEW_SIDE = 256
 
 @dataclass
 class Clock:
-    """Seconds spent in denoiser calls, decodes and looks."""
+    """Seconds spent in denoiser calls, decodes, previews and looks."""
 
     calls: float = 0.0
     decodes: float = 0.0
+    previews: float = 0.0
     looks: float = 0.0
 
     @contextmanager
@@ -164,7 +165,8 @@ class LiveEnvironment:
         """Rewards [n, rewards] of a batch's x0 estimates."""
         last = group.step == self.problem.num_steps
         sigma = 0.0 if last else self.sampler.sigmas[group.step - 1]
-        with self.clock.measure("decodes", group.latents.device):
+        picture = "previews" if self.sampler.preview_at(group.step) else "decodes"
+        with self.clock.measure(picture, group.latents.device):
             images = self.sampler.look(group)
             shown = self.sampler.shown(images)
         with self.clock.measure("looks", group.latents.device):
@@ -252,7 +254,7 @@ def calibrate(
     clock: Callable[[], float] = time.perf_counter,
     patience: float = 5.0,
 ) -> CostModel:
-    """Measure this machine: seconds of a call, a decode and a look, for one candidate and for a batch.
+    """Measure this machine: seconds of a call, a decode and a look (and of those of a preview), for one and a batch.
 
     Two batch sizes give a fixed part per batch and a part per image. Of up to three repetitions the slowest counts,
     so that a budget in seconds is kept to. Where a full batch would take longer than `patience`, a smaller one is
@@ -273,12 +275,12 @@ def calibrate(
         marks = [_now(clock, device)]
         made = sampler.advance(start, 1)
         marks.append(_now(clock, device))
-        assert made.x0 is not None
-        images = sampler.decode(made.x0)
-        marks.append(_now(clock, device))
-        for name, reward in rewards.items():
-            judge(name, reward, images, [prompt] * size, 0.0)
-        marks.append(_now(clock, device))
+        for step in (sampler.num_steps, *(1 for _ in model.early)):
+            images = sampler.shown(sampler.look(replace(made, step=step)))
+            marks.append(_now(clock, device))
+            for name, reward in rewards.items():
+                judge(name, reward, images, [prompt] * size, 0.0 if step == sampler.num_steps else sampler.sigmas[0])
+            marks.append(_now(clock, device))
         return np.diff(marks)
 
     def slowest(size: int) -> FloatArray:
@@ -296,10 +298,16 @@ def calibrate(
         many = slowest(size) if size > 1 else one
         size = min(size, sampler.max_batch)  # halved by now if memory ran out
     sampler.forget_prompts()
-    each = np.maximum((many - one) / (size - 1), 0.0) if size > 1 else np.zeros(3)
+    each = np.maximum((many - one) / (size - 1), 0.0) if size > 1 else np.zeros(len(one))
     fixed = np.maximum(one - each, 0.0)
-    call, decode, look = (Seconds(float(f), float(e)) for f, e in zip(fixed, each, strict=True))
-    return replace(model, call_seconds=call, decode_seconds=decode, look_seconds=look, max_batch=sampler.max_batch)
+    call, decode, look, *rest = (Seconds(float(f), float(e)) for f, e in zip(fixed, each, strict=True))
+    early = tuple(
+        replace(cost, picture_seconds=picture, judge_seconds=judged)
+        for cost, picture, judged in zip(model.early, rest[::2], rest[1::2], strict=True)
+    )
+    return replace(
+        model, call_seconds=call, decode_seconds=decode, look_seconds=look, max_batch=sampler.max_batch, early=early
+    )
 
 
 def _now(clock: Callable[[], float], device: Any) -> float:

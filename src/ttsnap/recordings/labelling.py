@@ -153,7 +153,8 @@ def _costs(tree: ImageTree, rewards: Mapping[str, Any], device: Any) -> dict[str
     if not tree.cost_model:
         return {}
     look = count_looks(rewards, torch.zeros(1, 3, *tree.size[::-1], device=device), tree.prompts[0])
-    return {"cost_model": {**tree.cost_model, "look_tflop": look}}
+    early = [{**cost, "judge_tflop": look} for cost in tree.cost_model.get("early", ())]
+    return {"cost_model": {**tree.cost_model, "look_tflop": look} | ({"early": early} if early else {})}
 
 
 def _load(tree: ImageTree, prompts: list[int], call: int) -> tuple[np.ndarray, list[tuple[int, BadImageError]]]:

@@ -44,7 +44,10 @@ def chosen_calls(calls: Sequence[int] | None, num_steps: int) -> tuple[int, ...]
 def walk(
     sampler: PipelineSampler, prompts: Sequence[str], seeds: Sequence[int], calls: Sequence[int]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each of `calls` with the decoded x0 estimates [n, 3, h, w] (0..1, fp32) of n candidates after it."""
+    """Each of `calls` with pictures [n, 3, h, w] (0..1, fp32) of the x0 estimates of n candidates after it.
+
+    The sampler's preview, if it has one, makes those before the last call.
+    """
     state = sampler.start(prompts, seeds)
     for call in calls:
         state = sampler.advance(state, call)
@@ -214,13 +217,22 @@ def record_images(
                 texts, seeds = [tree.prompts[p] for p, _ in who], [int(tree.seeds[pair]) for pair in who]
                 for call, images in walk(sampler, texts, seeds, sorted({call for _, call in todo})):
                     chosen = [row for row in range(len(who)) if (row, call) in todo]
-                    pictures = to_uint8(images)
+                    pictures = to_uint8(enlarge(images, sampler.height, sampler.width))
                     writer.put([(tree.path(*who[row], call), pictures[row]) for row in chosen])
                     made += len(chosen)
                     if on_images:
                         on_images(len(chosen))
             sampler.forget_prompts()
     return made
+
+
+def enlarge(images: Tensor, height: int, width: int) -> Tensor:
+    """Pictures of a small preview at the size of the finished image, as all images of a tree have one size."""
+    from torch.nn import functional as F
+
+    if images.shape[-2:] == (height, width):
+        return images
+    return F.interpolate(images, (height, width), mode="bilinear")
 
 
 class ImageWriter:

@@ -17,6 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Repulsion
     from ttsnap.samplers.features import Features, Tap
+    from ttsnap.samplers.previews import Preview
 
 
 class Declined(ValueError):
@@ -161,11 +162,13 @@ class PipelineSampler(ABC):
         )
         self._calls = Batches(max_batch or self.default_max_batch, self.too_big)
         self._decodes = Batches(max_batch or self.default_max_batch, self.too_big)
+        self._previews = Batches(max_batch or self.default_max_batch, self.too_big)
         self._encoded: dict[Hashable, Any] = {}
         self.notes: list[str] = []  # what whoever sees a result should know
         self.on_calls: Callable[[int], None] | None = None
         self.diversity: Repulsion | None = None  # see ttsnap.diversity.negtome.applied
         self.tap: Tap | None = None  # see ttsnap.samplers.features.attach
+        self.preview: Preview | None = None  # see ttsnap.samplers.previews.attach
 
     @property
     def max_batch(self) -> int:
@@ -174,7 +177,7 @@ class PipelineSampler(ABC):
 
     @max_batch.setter
     def max_batch(self, limit: int) -> None:
-        self._calls.limit = self._decodes.limit = limit
+        self._calls.limit = self._decodes.limit = self._previews.limit = limit
 
     @property
     @abstractmethod
@@ -203,10 +206,48 @@ class PipelineSampler(ABC):
     def decode(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] in 0..1 (fp32) of predicted clean latents; of videos [n, frames, 3, h, w]."""
 
+    @torch.no_grad()
     def look(self, trajectories: Trajectories) -> Tensor:
-        """What a look at candidates shows: `decode` of their x0 estimates."""
+        """What a look at candidates shows: `decode` of their x0 estimates, or a preview's pictures, of its own size."""
         assert trajectories.x0 is not None
-        return self.decode(trajectories.x0)
+        x0, preview = trajectories.x0, self.preview_at(trajectories.step)
+        if preview is None:
+            return self.decode(x0)
+        return torch.cat(self._previews(len(x0), lambda rows: preview(self, x0[rows])))
+
+    def preview_at(self, step: int) -> Preview | None:
+        """What makes the pictures of looks after `step` calls; None: the full decoder, as for every finished image."""
+        preview = self.preview
+        return preview if preview and step < self.num_steps and step <= preview.until else None
+
+    # What previews need; families with latents other than [n, channels, height, width] say how.
+
+    def spatial(self, x0: Tensor) -> Tensor:
+        """Predicted clean latents as a picture [n, channels, h, w], normalised as the denoiser sees them.
+
+        Raises:
+            ValueError: this family's latents are no pictures.
+        """
+        if x0.ndim != 4:
+            raise ValueError(f"{type(self.pipe).__name__} has no previews yet; its looks need the full decoder")
+        return x0
+
+    def decode_spatial(self, latents: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 (fp32) of normalised latents [n, channels, h, w] of any size."""
+        return self.decode(latents)
+
+    def encode_spatial(self, images: Tensor) -> Tensor:
+        """Normalised latents [n, channels, h, w] of images [n, 3, h, w] in 0..1; what `decode_spatial` turns back.
+
+        Raises:
+            ValueError: the decoder has no such encoder.
+        """
+        vae, config = self.pipe.vae, self.pipe.vae.config
+        if not hasattr(config, "scaling_factor") or getattr(config, "latents_mean", None) is not None:
+            raise ValueError(f"{type(self.pipe).__name__} has no linear preview; use full, tiny or small")
+        found = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
+        latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+        return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor  # type: ignore[no-any-return]
 
     def shown(self, images: Tensor) -> Tensor:
         """The part of decoded images that is judged: all; of videos, the frames that are looked at."""

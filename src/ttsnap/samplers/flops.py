@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttsnap.cost import CostModel
+from ttsnap.cost import CostModel, LookCost
 from ttsnap.samplers.base import PipelineSampler
 
 _VERSION = 2  # of the way of counting: counts of another version are not used
@@ -64,7 +64,21 @@ def cost_model(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str
     call, decode, prompt_tflop = sampler.counted() or _known(sampler)
     look = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
     name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
-    return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch)
+    early = _early(sampler, rewards, prompt)
+    return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch, early=early)
+
+
+def _early(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str) -> tuple[LookCost, ...]:
+    """The cost of looks that a preview serves; one candidate is really looked at for it."""
+    preview = sampler.preview_at(1)
+    if preview is None:
+        return ()
+    twin = _twin(sampler, {})
+    state = twin.advance(twin.start([prompt], [0]), 1)
+    made: list[torch.Tensor] = []
+    picture = count_tflop(lambda: made.append(twin.look(state)))
+    judge = count_looks(rewards, torch.rand_like(made[0]), prompt)
+    return (LookCost(preview.name, min(preview.until, sampler.num_steps - 1), picture, judge),)
 
 
 def _known(sampler: PipelineSampler) -> list[float]:

@@ -142,8 +142,17 @@ class FluxSampler(FlowSampler):
 
     def decode_batch(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] in 0..1 of packed clean latents [n, tokens, channels]."""
+        return self.decode_spatial(self.spatial(x0.to(self.pipe.vae.dtype)))
+
+    def spatial(self, x0: Tensor) -> Tensor:
+        """Packed latents [n, tokens, channels] as a picture [n, channels, h, w]."""
         pipe = self.pipe
-        latents = pipe._unpack_latents(x0.to(pipe.vae.dtype), self.height, self.width, pipe.vae_scale_factor)
+        return pipe._unpack_latents(x0, self.height, self.width, pipe.vae_scale_factor)  # type: ignore[no-any-return]
+
+    def decode_spatial(self, latents: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 of normalised latents [n, channels, h, w]."""
+        pipe = self.pipe
+        latents = latents.to(pipe.vae.dtype)
         latents = latents / pipe.vae.config.scaling_factor + (pipe.vae.config.shift_factor or 0.0)
         image = pipe.vae.decode(latents, return_dict=False)[0]
         return pipe.image_processor.postprocess(image, output_type="pt").float()  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from typing import Protocol
 from ttsnap.cost import NAMED_COST_MODELS, Budget, CostModel, affordable
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.recordings import Recording
-from ttsnap.types import Policy
+from ttsnap.types import FloatArray, Policy
 
 
 class Accounting(Protocol):
@@ -28,8 +28,8 @@ class Accounting(Protocol):
         """Candidates per prompt that the budget pays for; 0 if not even one."""
         ...
 
-    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: float) -> float:
-        """TFLOP per prompt that a search is charged; `nfe` and `looks` per prompt are what its ledger counted."""
+    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: FloatArray) -> float:
+        """TFLOP per prompt that a search is charged for what its ledger counted: `nfe`, and `looks` [num_steps]."""
         ...
 
 
@@ -45,9 +45,9 @@ class EveryCall:
         least = self.model.of_plan(policy.plan(1, num_steps)).amount(budget.unit)
         return 0 if least > budget.amount * (1 + 1e-12) else affordable(policy, budget, self.model, num_steps)
 
-    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: float) -> float:
+    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: FloatArray) -> float:
         """What the ledger counted, by the cost model."""
-        return self.model.tflop(nfe, looks, looks)
+        return float(self.model.tflop(nfe, looks))
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,23 @@ class Published:
             raise ValueError(f"the published accounting knows budgets in TFLOP only, got {budget}")
         return int(budget.amount / self._one_candidate(policy, num_steps))
 
-    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: float) -> float:
+    def tflop(self, policy: Policy, candidates: int, num_steps: int, nfe: float, looks: FloatArray) -> float:
         """Candidates times the cost of one."""
         return candidates * self._one_candidate(policy, num_steps)
 
     def _one_candidate(self, policy: Policy, num_steps: int) -> float:
-        call, look = self.model.call_tflop, self.model.look_tflop + self.model.decode_tflop
+        call, last = self.model.call_tflop, self.model.look(num_steps).tflop
         if isinstance(policy, BestOfN):
-            return num_steps * call + look
+            return num_steps * call + last
         if not isinstance(policy, SuccessiveHalving) or policy.keep is None:
             kind = "early selection" if isinstance(policy, EarlySelection) else type(policy).__name__
             raise ValueError(f"the published accounting knows best-of-n and halving with keep ratios, not {kind}")
         cost, share, before = 0.0, 1.0, 0
         for step, keep in zip(policy.rungs, policy.keep, strict=True):
-            cost += share * ((step - 1 - before) * call + look)
+            cost += share * ((step - 1 - before) * call + self.model.look(step).tflop)
             share *= keep
             before = step - 1
-        return cost + share * ((num_steps - 1 - before) * call + look)
+        return cost + share * ((num_steps - 1 - before) * call + last)
 
 
 ACCOUNTINGS: dict[str, type[EveryCall] | type[Published]] = {"calls": EveryCall, "published": Published}
@@ -131,7 +131,7 @@ def cost_model_of(
     if name is None:
         recorded = recording.provenance.get("cost_model")
         if isinstance(recorded, dict):
-            return CostModel(**recorded)
+            return CostModel.read(recorded)
         name = {"flux": "flux-512"}.get(str(recording.provenance.get("model")))
     if name is None:
         raise ValueError(

@@ -197,6 +197,7 @@ class Simulation:
             "cost_model",
             "call_tflop",
             "look_tflop",
+            "early_looks",
             "trials",
             "seed",
             "pool",

@@ -57,13 +57,13 @@ class Sampled:
         by_prompt: mean reward over trials [prompts, rewards].
         by_trial: mean reward over prompts [trials, rewards].
         nfe: denoiser calls per prompt and trial.
-        looks: looks per prompt and trial.
+        looks_by_step: looks after each call [num_steps], per prompt and trial.
     """
 
     by_prompt: FloatArray
     by_trial: FloatArray
     nfe: float
-    looks: float
+    looks_by_step: FloatArray
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def replay(
     if most > pool:
         raise ValueError(f"{most} candidates are more than the {pool} recorded")
     rewards = np.zeros((len(tasks), len(prompts), trials, num_rewards))
-    counts = np.zeros((len(tasks), 2))
+    counts = np.zeros((len(tasks), 1 + tasks[0].guide.shape[2]))
     blocks = list(_blocks(len(prompts), max(1, DRAWN // (trials * most))))
     workers = threads or os.cpu_count() or 1
     done = 0
 
-    def one(index: int, block: slice, drawn: IntArray) -> tuple[int, slice, FloatArray, int, int]:
+    def one(index: int, block: slice, drawn: IntArray) -> tuple[int, slice, FloatArray, FloatArray]:
         task = tasks[index]
         first = np.arange(block.start, block.stop)[:, None, None] * pool
         draws = (drawn[:, :, : task.candidates] + first).reshape(-1, task.candidates)
@@ -119,8 +119,8 @@ def replay(
             np.random.default_rng(seed),
             keep_history=False,
         )
-        nfe, looks = int(result.ledger.nfe.sum()), int(result.ledger.looks.sum())
-        return index, block, result.rewards.reshape(block.stop - block.start, trials, num_rewards), nfe, looks
+        counted = np.array([result.ledger.nfe.sum(), *result.ledger.looks_by_step.sum(axis=0)], dtype=float)
+        return index, block, result.rewards.reshape(block.stop - block.start, trials, num_rewards), counted
 
     with ThreadPoolExecutor(workers) as executor:
         for block in blocks:
@@ -130,16 +130,16 @@ def replay(
                 for index, task in enumerate(tasks)
                 for part in _blocks(len(drawn), max(1, BLOCK // (trials * task.candidates)))
             ]
-            for number, (index, part, values, nfe, looks) in enumerate(executor.map(lambda args: one(*args), parts)):
+            for number, (index, part, values, counted) in enumerate(executor.map(lambda args: one(*args), parts)):
                 rewards[index, part] = values
-                counts[index] += nfe, looks
+                counts[index] += counted
                 if on_progress:
                     on_progress(done * len(parts) + number + 1, len(blocks) * len(parts))
             done += 1
     rows = len(prompts) * trials
     return [
-        Sampled(values.mean(axis=1), values.mean(axis=0), nfe / rows, looks / rows)
-        for values, (nfe, looks) in zip(rewards, counts, strict=True)
+        Sampled(values.mean(axis=1), values.mean(axis=0), float(counted[0]), counted[1:])
+        for values, counted in zip(rewards, counts / rows, strict=True)
     ]
 
 
@@ -228,13 +228,14 @@ def simulate(
             result.by_prompt,
             result.by_trial,
             result.nfe,
-            result.looks,
+            result.looks_by_step.sum(),
         )
         policy = contenders[place[0]].policy
-        tflop[place] = accounting.tflop(policy, int(wanted[place]), num_steps, result.nfe, result.looks)
+        tflop[place] = accounting.tflop(policy, int(wanted[place]), num_steps, result.nfe, result.looks_by_step)
 
     mean, std = (np.array([recording.scales.get(name, (0.0, 1.0))[i] for name in recording.rewards]) for i in (0, 1))
-    one_image = accounting.tflop(BestOfN(), 1, num_steps, num_steps, 1)
+    one_look = np.eye(num_steps)[-1]
+    one_image = accounting.tflop(BestOfN(), 1, num_steps, num_steps, one_look)
     baseline = np.full((len(budgets), len(prompts), num_rewards), np.nan)
     baseline[fine] = curve[np.searchsorted(curve_sizes, baseline_sizes[fine])]
     import xarray as xr
@@ -266,6 +267,7 @@ def simulate(
             "cost_model": accounting.model.name,
             "call_tflop": accounting.model.call_tflop,
             "look_tflop": accounting.model.look_tflop + accounting.model.decode_tflop,
+            "early_looks": ", ".join(map(str, accounting.model.early)),
             "one_image_tflop": one_image,
             "pool": pool,
             "num_steps": num_steps,

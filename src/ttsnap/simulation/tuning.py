@@ -238,10 +238,7 @@ def tune(
             "budgets": [budget.amount for budget in used],
             "budget_unit": used[0].unit,
             "accounting": accounting.name,
-            "cost_model": {
-                key: getattr(accounting.model, key)
-                for key in ("name", "call_tflop", "decode_tflop", "look_tflop", "prompt_tflop")
-            },
+            "cost_model": accounting.model.tflops(),
             "folds": None if fit is not None else folds,
             "policy_fitted_on": "the prompts given" if fit is not None else "all recorded prompts",
             "policy_fitted_on_prompts": len(final.fit),
