@@ -200,6 +200,12 @@ class CostModel:
         """The cost model that `tflops` wrote down."""
         return cls(**{**counts, "early": tuple(LookCost(**look) for look in counts.get("early", ()))})
 
+    def under(self, guide: str) -> CostModel:
+        """The cost model where looks see a guide, `aware` or `clean`: a clean reward needs pictures everywhere."""
+        if guide == "aware":
+            return self
+        return replace(self, early=tuple(look for look in self.early if look.source != "features"))
+
     def slower(self, factor: float) -> CostModel:
         """The same with all seconds, if there are any, multiplied by `factor`."""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ttsnap.samplers.base import PipelineSampler, Trajectories
+    from ttsnap.samplers.views import View
 
 PREVIEW_SIDE = 256
 
@@ -65,6 +66,7 @@ class LiveEnvironment:
         seeds: seeds [prompts, candidates].
         previews: keep a small picture of every x0 estimate that was looked at.
         observer: is told of denoiser calls and judged batches, and may stop the work there.
+        only_shown: pictures that were made for `previews` alone, as no reward asked for them; no cost model knows them.
     """
 
     sampler: PipelineSampler
@@ -73,6 +75,7 @@ class LiveEnvironment:
     seeds: IntArray
     previews: bool = False
     observer: Observer = SILENT
+    only_shown: int = 0
     clock: Clock = field(default_factory=Clock)
     pictures: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict, repr=False)
     finished: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
@@ -86,6 +89,13 @@ class LiveEnvironment:
             )
         if not self.rewards:
             raise ValueError("a search needs at least one reward")
+        self.listen()
+
+    def listen(self) -> None:
+        """Have the sampler keep the features that the rewards read; another search may have used it meanwhile."""
+        from ttsnap.samplers.features import attach
+
+        attach(self.sampler, self.rewards)
 
     @property
     def problem(self) -> Problem:
@@ -102,6 +112,7 @@ class LiveEnvironment:
             Interrupted: the observer stopped it; the answer so far is in the exception.
         """
         answer = np.full((*query.mask.shape, len(self.rewards)), np.nan)
+        self.listen()
         self._start([(int(p), int(c)) for p, c in np.argwhere(query.mask)])
         judged = np.zeros_like(query.mask)
         for keys in self._batches(query):
@@ -163,15 +174,15 @@ class LiveEnvironment:
 
     def _look(self, keys: Sequence[tuple[int, int]], group: Trajectories) -> FloatArray:
         """Rewards [n, rewards] of a batch's x0 estimates."""
-        last = group.step == self.problem.num_steps
-        sigma = 0.0 if last else self.sampler.sigmas[group.step - 1]
-        picture = "previews" if self.sampler.preview_at(group.step) else "decodes"
-        with self.clock.measure(picture, group.latents.device):
-            images = self.sampler.look(group)
-            shown = self.sampler.shown(images)
-        with self.clock.measure("looks", group.latents.device):
-            values = [judge(name, reward, shown, group.prompts, sigma) for name, reward in self.rewards.items()]
-        self.keep_pictures(keys, group.step, images, last)
+        from ttsnap.samplers.views import View, need_pictures
+
+        view, device = View(self.sampler, group), group.latents.device
+        if need_pictures(self.rewards, view.sigma):
+            with self.clock.measure("previews" if self.sampler.preview_at(group.step) else "decodes", device):
+                view.images  # noqa: B018 (made here, where the clock knows what for)
+        with self.clock.measure("looks", device):
+            values = [judge(name, reward, view, group.prompts, view.sigma) for name, reward in self.rewards.items()]
+        self.keep_pictures(keys, group.step, view, group.step == self.problem.num_steps)
         return np.stack(values, axis=1).astype(np.float64)
 
     def step_of(self, prompt: int, candidate: int) -> int:
@@ -187,10 +198,13 @@ class LiveEnvironment:
         """Remember where a candidate stands: row `row` of `group`."""
         self._states[prompt, candidate] = group.row(row)
 
-    def keep_pictures(self, where: Sequence[tuple[int, int]], step: int, images: Tensor, last: bool) -> None:
+    def keep_pictures(self, where: Sequence[tuple[int, int]], step: int, view: View, last: bool) -> None:
         """Pictures of the looked at [n], if previews are kept, and of the finished in any case."""
         if not (self.previews or last):
             return
+        if view.made is None:
+            self.only_shown += len(view)
+        images = view.images
         full = to_uint8(images)
         small = to_uint8(shrink(images)) if self.previews else full
         for key, big, little in zip(where, full, small, strict=True):
@@ -211,21 +225,29 @@ class LiveEnvironment:
         return f"prompt {self.prompts[prompt]!r}, seed {int(self.seeds[prompt, candidate])}"
 
 
-def judge(name: str, reward: Any, images: Tensor, prompts: Sequence[str], sigma: float) -> np.ndarray:
-    """Rewards [n] of images [n, 3, h, w], fp32 on the CPU.
+def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], sigma: float) -> np.ndarray:
+    """Rewards [n] of images [n, 3, h, w] in 0..1 or of a view of candidates, fp32 on the CPU.
+
+    Of a view, a reward that reads features is given these wherever it can, and pictures elsewhere.
 
     Raises:
         ValueError: the reward did not answer with one number per image.
     """
     import torch
 
+    from ttsnap.samplers.views import View, reads_features
+
     with torch.no_grad():
-        answer = torch.as_tensor(reward(images, prompts, sigma=sigma)).float().cpu()
-    if answer.shape not in ((len(images),), (len(images), 1)):
+        if isinstance(seen, View) and reads_features(reward, sigma):
+            answer = reward.early(seen.features, prompts, sigma=sigma)
+        else:
+            answer = reward(seen.shown if isinstance(seen, View) else seen, prompts, sigma=sigma)
+        answer = torch.as_tensor(answer).float().cpu()
+    if answer.shape not in ((len(seen),), (len(seen), 1)):
         raise ValueError(
-            f"reward {name!r} must return one number per image, shape [{len(images)}], got {list(answer.shape)}"
+            f"reward {name!r} must return one number per image, shape [{len(seen)}], got {list(answer.shape)}"
         )
-    values: np.ndarray = answer.reshape(len(images)).numpy()
+    values: np.ndarray = answer.reshape(len(seen)).numpy()
     return values
 
 
@@ -254,7 +276,7 @@ def calibrate(
     clock: Callable[[], float] = time.perf_counter,
     patience: float = 5.0,
 ) -> CostModel:
-    """Measure this machine: seconds of a call, a decode and a look (and of those of a preview), for one and a batch.
+    """Measure this machine: seconds of a call, a decode and a look (and of those of early looks), for one and a batch.
 
     Two batch sizes give a fixed part per batch and a part per image. Of up to three repetitions the slowest counts,
     so that a budget in seconds is kept to. Where a full batch would take longer than `patience`, a smaller one is
@@ -268,6 +290,10 @@ def calibrate(
         clock: returns seconds; tests pass their own.
         patience: seconds after which a measurement is not repeated.
     """
+    from ttsnap.samplers.features import attach
+    from ttsnap.samplers.views import View, need_pictures
+
+    attach(sampler, rewards)
 
     def trial(size: int) -> FloatArray:
         start = sampler.start([prompt] * size, list(range(size)))
@@ -275,11 +301,13 @@ def calibrate(
         marks = [_now(clock, device)]
         made = sampler.advance(start, 1)
         marks.append(_now(clock, device))
-        for step in (sampler.num_steps, *(1 for _ in model.early)):
-            images = sampler.shown(sampler.look(replace(made, step=step)))
+        for step in (sampler.num_steps, *(int(look.until) for look in model.early)):
+            view = View(sampler, replace(made, step=step))  # a look there takes as long
+            if need_pictures(rewards, view.sigma):
+                view.images  # noqa: B018
             marks.append(_now(clock, device))
             for name, reward in rewards.items():
-                judge(name, reward, images, [prompt] * size, 0.0 if step == sampler.num_steps else sampler.sigmas[0])
+                judge(name, reward, view, [prompt] * size, view.sigma)
             marks.append(_now(clock, device))
         return np.diff(marks)
 

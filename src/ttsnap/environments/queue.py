@@ -26,9 +26,8 @@ from ttsnap.search import Result, drive
 from ttsnap.types import Combine, FloatArray, IntArray, Policy, Query, Rung
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ttsnap.samplers.base import PipelineSampler, Trajectories
+    from ttsnap.samplers.base import PipelineSampler
+    from ttsnap.samplers.views import View
 
 MOST_PROMPTS = 64  # in one block
 FULL = 0.95  # how full the batches of a block are meant to be
@@ -189,6 +188,7 @@ class Queue:
     def _batch(self, step: int) -> None:
         """Bring as many candidates as fit from `step` to where the first of them is wanted; judge those who are."""
         from ttsnap.samplers.base import Trajectories
+        from ttsnap.samplers.views import View
 
         group = sorted(self._groups.pop(step))
         limit = self.sampler.max_batch
@@ -218,7 +218,7 @@ class Queue:
                 self._open[p].environment.keep(0, c, made, row)
             arrived = [row for row, (p, _) in enumerate(places) if self._wants(p) == to]
             if arrived:
-                self._judge([places[row] for row in arrived], made.select(arrived), to)
+                self._judge([places[row] for row in arrived], View(self.sampler, made.select(arrived)), to)
         seconds = time.perf_counter() - start
         share = {p: sum(q == p for q, _ in places) / len(places) for p in dict.fromkeys(p for p, _ in places)}
         for one in concerned:
@@ -235,14 +235,12 @@ class Queue:
         assert query is not None
         return query.step
 
-    def _judge(self, places: list[_Place], trajectories: Trajectories, step: int) -> None:
+    def _judge(self, places: list[_Place], view: View, step: int) -> None:
         """Decode and judge; a reward that fails on the batch is asked about each prompt alone, and fails only that."""
         last = step == self.sampler.num_steps
-        sigma = 0.0 if last else self.sampler.sigmas[step - 1]
-        images = self.sampler.look(trajectories)
         rows = {p: [row for row, (q, _) in enumerate(places) if q == p] for p in dict.fromkeys(p for p, _ in places)}
         values, errors = judge_apart(
-            self.rewards, self.sampler.shown(images), [self.prompts[p] for p, _ in places], sigma, list(rows.values())
+            self.rewards, view, [self.prompts[p] for p, _ in places], view.sigma, list(rows.values())
         )
         for (p, mine), error in zip(rows.items(), errors, strict=True):
             one = self._open[p]
@@ -253,7 +251,7 @@ class Queue:
             cs = [places[row][1] for row in mine]
             one.answer[0, cs] = values[mine]
             one.missing -= len(cs)
-            one.environment.keep_pictures([(0, c) for c in cs], step, images[mine], last)
+            one.environment.keep_pictures([(0, c) for c in cs], step, view[mine], last)
 
     def _answer(self, one: _Open) -> None:
         """Tell a search what it asked for, and queue what it asks next."""
@@ -278,29 +276,29 @@ class Queue:
 
 
 def judge_apart(
-    rewards: Mapping[str, Any], images: Tensor, prompts: Sequence[str], sigma: float, parts: Sequence[Sequence[int]]
+    rewards: Mapping[str, Any], view: View, prompts: Sequence[str], sigma: float, parts: Sequence[Sequence[int]]
 ) -> tuple[FloatArray, list[Exception | None]]:
-    """Rewards [n, rewards] of images; where they fail on all at once, each part is judged alone.
+    """Rewards [n, rewards] of a view; where they fail on all at once, each part is judged alone.
 
     Args:
         rewards: name -> reward.
-        images: [n, 3, h, w] in 0..1.
-        prompts: one per image [n].
+        view: the candidates [n].
+        prompts: one per candidate [n].
         sigma: noise level.
         parts: rows that stand and fall together.
 
     Returns:
         The values, NaN where they failed, and for each part the error, or None.
     """
-    values = np.full((len(images), len(rewards)), np.nan)
+    values = np.full((len(view), len(rewards)), np.nan)
 
     def look(rows: Sequence[int]) -> None:
-        chosen, texts = images[list(rows)], [prompts[row] for row in rows]
+        chosen, texts = view[list(rows)], [prompts[row] for row in rows]
         values[list(rows)] = np.stack([judge_in_halves(n, r, chosen, texts, sigma) for n, r in rewards.items()], axis=1)
 
     errors: list[Exception | None] = [None] * len(parts)
     try:
-        look(range(len(images)))
+        look(range(len(view)))
     except Exception:
         for number, rows in enumerate(parts):
             try:
@@ -311,20 +309,20 @@ def judge_apart(
     return values, errors
 
 
-def judge_in_halves(name: str, reward: Any, images: Tensor, prompts: Sequence[str], sigma: float) -> np.ndarray:
-    """Rewards [n] of images; where memory runs out, of half as many at a time."""
+def judge_in_halves(name: str, reward: Any, view: View, prompts: Sequence[str], sigma: float) -> np.ndarray:
+    """Rewards [n] of a view; where memory runs out, of half as many at a time."""
     import torch
 
     try:
-        return judge(name, reward, images, prompts, sigma)
+        return judge(name, reward, view, prompts, sigma)
     except torch.OutOfMemoryError as error:
-        if len(images) == 1:
+        if len(view) == 1:
             raise MemoryError(f"one image of reward {name!r} does not fit into memory") from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    half = len(images) // 2
+    half = len(view) // 2
     parts = (slice(None, half), slice(half, None))
-    return np.concatenate([judge_in_halves(name, reward, images[part], prompts[part], sigma) for part in parts])
+    return np.concatenate([judge_in_halves(name, reward, view[part], prompts[part], sigma) for part in parts])
 
 
 class _noted:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ttsnap.samplers.base import PipelineSampler
+    from ttsnap.samplers.views import View
 
 
 def seeds_of(prompts: Sequence[int], per_prompt: int, seed: int = 0) -> IntArray:
@@ -43,15 +44,17 @@ def chosen_calls(calls: Sequence[int] | None, num_steps: int) -> tuple[int, ...]
 
 def walk(
     sampler: PipelineSampler, prompts: Sequence[str], seeds: Sequence[int], calls: Sequence[int]
-) -> Iterator[tuple[int, Tensor]]:
-    """Each of `calls` with pictures [n, 3, h, w] (0..1, fp32) of the x0 estimates of n candidates after it.
+) -> Iterator[View]:
+    """A view of n candidates after each of `calls`.
 
-    The sampler's preview, if it has one, makes those before the last call.
+    The sampler's preview, if it has one, makes their pictures before the last call.
     """
+    from ttsnap.samplers.views import View
+
     state = sampler.start(prompts, seeds)
     for call in calls:
         state = sampler.advance(state, call)
-        yield call, sampler.look(state)
+        yield View(sampler, state)
 
 
 def recorded_names(rewards: Mapping[str, Any]) -> list[str]:
@@ -66,15 +69,23 @@ def recorded_names(rewards: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def judge_all(rewards: Mapping[str, Any], images: Tensor, prompts: Sequence[str], sigma: float) -> np.ndarray:
-    """Clean and noise-aware rewards [2, n, rewards] of images; NaN where no noise-aware weights serve that level."""
-    from ttsnap.environments.live import judge
+def judge_all(rewards: Mapping[str, Any], seen: Tensor | View, prompts: Sequence[str], sigma: float) -> np.ndarray:
+    """Clean and noise-aware rewards [2, n, rewards] of images or a view; NaN where no noise-aware reward serves.
 
-    values = np.full((2, len(images), len(rewards)), np.nan, dtype=np.float32)
+    Raises:
+        ValueError: a reward reads features, and there are only images.
+    """
+    from ttsnap.environments.live import judge
+    from ttsnap.samplers.views import View, reads_features
+
+    images = seen.shown if isinstance(seen, View) else seen
+    values = np.full((2, len(seen), len(rewards)), np.nan, dtype=np.float32)
     for column, (name, reward) in enumerate(rewards.items()):
         values[0, :, column] = judge(name, reward, images, prompts, 0.0 if hasattr(reward, "level") else sigma)
         if hasattr(reward, "level") and reward.level(sigma) is not None:
-            values[1, :, column] = judge(name, reward, images, prompts, sigma)
+            if reads_features(reward, sigma) and seen is images:
+                raise ValueError(f"{name} reads the denoiser's features, which no image holds; use `ttsnap record`")
+            values[1, :, column] = judge(name, reward, seen, prompts, sigma)
     return values
 
 
@@ -118,8 +129,10 @@ def record_rewards(
         ValueError: settings differ from those of the recording that is there, or a reward is not a finite number.
     """
     from ttsnap.provenance import versions
+    from ttsnap.samplers.features import attach
     from ttsnap.samplers.flops import cost_model
 
+    attach(sampler, rewards)
     steps, per_prompt, names = sampler.num_steps, seeds.shape[1], recorded_names(rewards)
     calls = chosen_calls(calls, steps)
     settings = dict(settings or {}) | {"calls": list(calls)}
@@ -151,12 +164,12 @@ def record_rewards(
         sampler.group(texts, numbers.tolist())
         values = np.full((2, len(texts), steps, len(rewards)), np.nan, dtype=np.float32)
         for part in parts:
-            for call, images in walk(sampler, texts[part], numbers[part].tolist(), calls):
-                sigma = 0.0 if call == steps else sampler.sigmas[call - 1]
-                values[:, part, call - 1] = judge_all(rewards, images, texts[part], sigma)
+            for view in walk(sampler, texts[part], numbers[part].tolist(), calls):
+                call = view.group.step
+                values[:, part, call - 1] = judge_all(rewards, view, texts[part], view.sigma)
                 check_finite(values[0, part, call - 1], names, texts[part], numbers[part], call)
                 if on_images:
-                    on_images(len(images))
+                    on_images(len(view))
         for p, clean, aware in zip(rows, *values.reshape(2, len(rows), per_prompt, steps, -1), strict=True):
             if not done[p]:
                 recording.write_prompt(p, clean, aware, seeds=seeds[p])
@@ -215,9 +228,10 @@ def record_images(
                 if not todo:
                     continue
                 texts, seeds = [tree.prompts[p] for p, _ in who], [int(tree.seeds[pair]) for pair in who]
-                for call, images in walk(sampler, texts, seeds, sorted({call for _, call in todo})):
+                for view in walk(sampler, texts, seeds, sorted({call for _, call in todo})):
+                    call = view.group.step
                     chosen = [row for row in range(len(who)) if (row, call) in todo]
-                    pictures = to_uint8(enlarge(images, sampler.height, sampler.width))
+                    pictures = to_uint8(enlarge(view.images, sampler.height, sampler.width))
                     writer.put([(tree.path(*who[row], call), pictures[row]) for row in chosen])
                     made += len(chosen)
                     if on_images:

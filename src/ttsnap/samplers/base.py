@@ -84,7 +84,9 @@ class Trajectories:
         joined: dict[str, Any] = {}
         for name, value in parts[0]._fields().items():
             values = [getattr(part, name) for part in parts]
-            if isinstance(value, Tensor):
+            if any(value is None for value in values):
+                joined[name] = None  # what some lack, such as features, the whole lacks
+            elif isinstance(value, Tensor):
                 joined[name] = torch.cat(values)
             elif isinstance(value, tuple):
                 joined[name] = tuple(itertools.chain(*values))
@@ -253,6 +255,18 @@ class PipelineSampler(ABC):
         """The part of decoded images that is judged: all; of videos, the frames that are looked at."""
         return images
 
+    def features(self, trajectories: Trajectories) -> Features:
+        """What the denoiser knows of the candidates after their last call, for rewards that read it.
+
+        Raises:
+            ValueError: nothing listened to that call.
+        """
+        from ttsnap.samplers.features import Features
+
+        if self.tap is None or trajectories.cells is None:
+            raise ValueError("no features were kept of these candidates; attach the rewards that read them first")
+        return Features(trajectories.cells, self.tap.words(trajectories.prompts))
+
     def text(self, prompt: str) -> Any:
         """Encode a prompt ahead of its candidates, if that can be."""
         return None
@@ -367,18 +381,6 @@ class BaseSampler(PipelineSampler):
         return dataclasses.replace(
             trajectories, step=to_step, latents=latents, x0=x0, cells=cells[0] if cells else None
         )
-
-    def features(self, trajectories: Trajectories) -> Features:
-        """What the denoiser knows of the candidates after their last call, for rewards that read it.
-
-        Raises:
-            ValueError: nothing listened to that call.
-        """
-        from ttsnap.samplers.features import Features
-
-        if self.tap is None or trajectories.cells is None:
-            raise ValueError("no features were kept of these candidates; attach the rewards that read them first")
-        return Features(trajectories.cells, self.tap.words(trajectories.prompts))
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ttsnap.cost import CostModel, LookCost
 from ttsnap.samplers.base import PipelineSampler
+from ttsnap.samplers.views import reads_features
 
 _VERSION = 2  # of the way of counting: counts of another version are not used
 
@@ -64,21 +66,49 @@ def cost_model(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str
     call, decode, prompt_tflop = sampler.counted() or _known(sampler)
     look = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
     name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
-    early = _early(sampler, rewards, prompt)
+    early = _early(sampler, rewards, prompt, decode)
     return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch, early=early)
 
 
-def _early(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str) -> tuple[LookCost, ...]:
-    """The cost of looks that a preview serves; one candidate is really looked at for it."""
-    preview = sampler.preview_at(1)
-    if preview is None:
-        return ()
-    twin = _twin(sampler, {})
-    state = twin.advance(twin.start([prompt], [0]), 1)
-    made: list[torch.Tensor] = []
-    picture = count_tflop(lambda: made.append(twin.look(state)))
-    judge = count_looks(rewards, torch.rand_like(made[0]), prompt)
-    return (LookCost(preview.name, min(preview.until, sampler.num_steps - 1), picture, judge),)
+def _early(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str, decode: float) -> tuple[LookCost, ...]:
+    """The cost of the looks that do without the full decoder, or with other judges than finished images have."""
+    kinds: list[tuple[Any, tuple[bool, ...]]] = []
+    looks: list[LookCost] = []
+    for step in range(1, sampler.num_steps):
+        reading = tuple(reads_features(reward, sampler.sigmas[step - 1]) for reward in rewards.values())
+        kind = (sampler.preview_at(step), reading)
+        if kind[0] is None and not any(reading):
+            break
+        if not kinds or kinds[-1] != kind:
+            kinds.append(kind)
+            looks.append(_look(sampler, rewards, prompt, step, decode))
+        looks[-1] = replace(looks[-1], until=step)
+    return tuple(looks)
+
+
+def _look(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str, step: int, decode: float) -> LookCost:
+    """The cost of a look after `step` calls; for a preview one candidate is really looked at."""
+    sigma, preview = sampler.sigmas[step - 1], sampler.preview_at(step)
+    readers = {name: reward for name, reward in rewards.items() if reads_features(reward, sigma)}
+    others = {name: reward for name, reward in rewards.items() if name not in readers}
+    judge = sum(count_features(reward, prompt, sampler.device) for reward in readers.values())
+    if readers and not others:
+        return LookCost("features", step, 0.0, judge)
+    picture, example = decode, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device)
+    if preview:
+        twin = _twin(sampler, {})
+        state = replace(twin.advance(twin.start([prompt], [0]), 1), step=step)
+        made: list[torch.Tensor] = []
+        picture = count_tflop(lambda: made.append(twin.look(state)))
+        example = torch.rand_like(made[0])
+    return LookCost(preview.name if preview else "full", step, picture, judge + count_looks(others, example, prompt))
+
+
+def count_features(reward: Any, prompt: str, device: Any) -> float:
+    """TFLOP of one look by a reward that reads features."""
+    nothing = reward.blank(device)
+    reward.early(nothing, [prompt], sigma=1.0)  # whatever is kept of a prompt belongs to no look
+    return count_tflop(lambda: reward.early(nothing, [prompt], sigma=1.0))
 
 
 def _known(sampler: PipelineSampler) -> list[float]:

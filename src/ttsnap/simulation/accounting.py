@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ttsnap.cost import NAMED_COST_MODELS, Budget, CostModel, affordable
@@ -24,6 +24,10 @@ class Accounting(Protocol):
         """Cost of one call, decode and look."""
         ...
 
+    def under(self, guide: str) -> Accounting:
+        """The same where looks see the guide `aware` or `clean`; looks of features cost less than pictures."""
+        ...
+
     def candidates(self, policy: Policy, budget: Budget, num_steps: int) -> int:
         """Candidates per prompt that the budget pays for; 0 if not even one."""
         ...
@@ -39,6 +43,10 @@ class EveryCall:
 
     model: CostModel
     name: str = "calls"
+
+    def under(self, guide: str) -> EveryCall:
+        """The same where looks see the guide `aware` or `clean`."""
+        return replace(self, model=self.model.under(guide))
 
     def candidates(self, policy: Policy, budget: Budget, num_steps: int) -> int:
         """The largest number whose plan fits the budget."""
@@ -60,6 +68,10 @@ class Published:
 
     model: CostModel
     name: str = "published"
+
+    def under(self, guide: str) -> Published:
+        """The same where looks see the guide `aware` or `clean`."""
+        return replace(self, model=self.model.under(guide))
 
     def candidates(self, policy: Policy, budget: Budget, num_steps: int) -> int:
         """The budget divided by the cost of one candidate, rounded down."""

@@ -197,7 +197,8 @@ def simulate(
     combine = WeightedSum(weights) if weights is not None else RankSum()
     guides = {kind: recording.guide(kind, prompts) for kind in {contender.guide for contender in contenders}}
 
-    wanted = np.array([[accounting.candidates(c.policy, b, num_steps) for b in budgets] for c in contenders])
+    charges = {kind: accounting.under(kind) for kind in guides}
+    wanted = np.array([[charges[c.guide].candidates(c.policy, b, num_steps) for b in budgets] for c in contenders])
     usable = (wanted >= 1) & (wanted <= pool)
     where = [(int(row), int(column)) for row, column in np.argwhere(usable)]
     tasks = [Task(contenders[r].policy, int(wanted[r, b]), guides[contenders[r].guide]) for r, b in where]
@@ -230,8 +231,11 @@ def simulate(
             result.nfe,
             result.looks_by_step.sum(),
         )
-        policy = contenders[place[0]].policy
-        tflop[place] = accounting.tflop(policy, int(wanted[place]), num_steps, result.nfe, result.looks_by_step)
+        contender = contenders[place[0]]
+        policy = contender.policy
+        tflop[place] = charges[contender.guide].tflop(
+            policy, int(wanted[place]), num_steps, result.nfe, result.looks_by_step
+        )
 
     mean, std = (np.array([recording.scales.get(name, (0.0, 1.0))[i] for name in recording.rewards]) for i in (0, 1))
     one_look = np.eye(num_steps)[-1]

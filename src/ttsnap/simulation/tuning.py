@@ -151,6 +151,7 @@ def tune(
     import optuna
 
     started = time.monotonic()
+    accounting = accounting.under(guide)
     splits = _splits(recording, folds, fit, test, seed)
     used, notes = _usable(recording, budgets, accounting)
     _check(recording, weights, trials, seconds)
