@@ -268,11 +268,11 @@ def prepare(
         prompt: a prompt to count and calibrate with.
         device: where a model that is named runs.
         dtype: its dtype.
-        diversity: push the candidates of a prompt apart (FLUX only).
+        diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
             `ttsnap.samplers.previews`); finished images always use the full decoder.
-        **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
-            max_sequence_length, max_batch.
+        **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, max_batch and what else
+            its family has, see its class.
 
     Raises:
         ValueError: what was wrong and what would work.

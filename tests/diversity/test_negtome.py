@@ -42,14 +42,14 @@ def plain(x, y, parameters):
     """The update, token by token."""
     result = x.clone()
     for i, token in enumerate(x):
-        similarities = [float(torch.cosine_similarity(token, other, dim=0)) for other in y]
+        similarities = [float(torch.cosine_similarity(token.double(), other.double(), dim=0)) for other in y]
         best = int(np.argmax(similarities))
         if parameters.repel or similarities[best] > parameters.merging_threshold:
             result[i] = token + parameters.merging_alpha * (token - y[best])
     return result
 
 
-@pytest.mark.parametrize("parameters", [Negtome(merging_threshold=0.2), Negtome(repel=True)])
+@pytest.mark.parametrize("parameters", [Negtome(0.9, 0.2), Negtome(0.9, repel=True)])
 def test_the_update_is_the_plain_one(parameters):
     x, y = torch.randn(2, 7, 6), torch.randn(2, 5, 6)
     expected = torch.stack([plain(a, b, parameters) for a, b in zip(x, y, strict=True)])
@@ -208,7 +208,7 @@ def test_names():
         parse(None, "merging_alpha=1")
     from tests.samplers.toy import ToySampler
 
-    with pytest.raises(ValueError, match="works with FluxPipeline, not with"), applied(ToySampler()):
+    with pytest.raises(ValueError, match=r"works with FluxPipeline, .*, not with"), applied(ToySampler()):
         pass
 
 

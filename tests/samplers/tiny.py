@@ -52,3 +52,6 @@ class Redness:
 
     def __call__(self, images, prompts, *, sigma):
         return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+
+redness = Redness()

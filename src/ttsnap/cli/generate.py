@@ -59,7 +59,7 @@ def generate(
     ] = None,
     diversity: Annotated[
         str | None,
-        typer.Option(help="Push the candidates of a prompt apart: negtome or repel (FLUX).", rich_help_panel=_SEARCH),
+        typer.Option(help="Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).", rich_help_panel=_SEARCH),
     ] = None,
     diversity_options: Annotated[
         str | None, typer.Option(help="Its parameters, such as merging_alpha=1.2,t_end=800.", rich_help_panel=_SEARCH)
@@ -72,6 +72,13 @@ def generate(
         str | None, typer.Option(help="Image size in pixels: 512 or 768x512 (width x height).", rich_help_panel=_MODEL)
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the model.", rich_help_panel=_MODEL)] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What guidance leads away from (SDXL, SD, SD3).", rich_help_panel=_MODEL)
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="euler, euler-karras, ddim instead of the model's own (SDXL, SD).", rich_help_panel=_MODEL),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,
     max_batch: Annotated[
@@ -111,6 +118,8 @@ def generate(
             options={
                 "num_steps": steps,
                 "guidance_scale": guidance,
+                "negative_prompt": negative_prompt,
+                "scheduler": scheduler,
                 "max_batch": max_batch,
                 **read_size(size),
             },

@@ -50,6 +50,8 @@ class Request:
         found = {"num_steps": sampler.num_steps, **sampler.call_options()}
         del found["num_inference_steps"]
         dtype = str(sampler.pipe.dtype).removeprefix("torch.")
+        if scheduler := self.options.get("scheduler"):
+            found["scheduler"] = scheduler
         settings = {"model": self.model, "dtype": dtype, **found, "seed": self.seed}
         settings |= {"preview": self.preview} if sampler.preview else {}
         return settings | ({"diversity": self.diversity.to_dict()} if self.diversity else {})

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ttsnap.diversity.sites import ALPHAS, sites_of
 
 if TYPE_CHECKING:
     from ttsnap.samplers.base import BaseSampler, PipelineSampler
@@ -24,30 +26,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Negtome:
-    """The published parameters; the defaults are the authors' for FLUX.
+    """The published parameters; the defaults are the authors'.
 
     Attributes:
-        merging_alpha: how far a token is pushed; 0 changes nothing.
+        merging_alpha: how far a token is pushed; 0 changes nothing (default: 0.9 on FLUX, 1.9 on SDXL).
         merging_threshold: least cosine similarity to the best match for a token to be pushed.
         merging_dropout: share of tokens left alone, drawn from the candidate's seed.
         t_start: highest timestep (0..1000) at which tokens are pushed.
         t_end: lowest.
-        num_joint_blocks: the first so many joint blocks take part; -1: all.
+        num_joint_blocks: the first so many joint blocks of FLUX take part; -1: all.
         num_single_blocks: the same for single blocks.
+        blocks: parts of a UNet that take part: down_blocks, mid_block, up_blocks, joined by +.
+        min_attn_dim: attentions of a UNet over smaller pictures (in latent pixels) take no part.
         repel: push every token from its best match, however little alike they are.
     """
 
-    merging_alpha: float = 0.9
+    merging_alpha: float | None = None
     merging_threshold: float = 0.65
     merging_dropout: float = 0.0
     t_start: float = 1000.0
     t_end: float = 900.0
     num_joint_blocks: int = -1
     num_single_blocks: int = -1
+    blocks: str = "up_blocks"
+    min_attn_dim: int = 32
     repel: bool = False
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.merging_alpha):
+        if self.merging_alpha is not None and not math.isfinite(self.merging_alpha):
             raise ValueError(f"merging_alpha must be a finite number, got {self.merging_alpha}")
         if not -1 <= self.merging_threshold <= 1:
             raise ValueError(f"merging_threshold must be in -1..1, got {self.merging_threshold}")
@@ -58,6 +64,8 @@ class Negtome:
         for name in ("num_joint_blocks", "num_single_blocks"):
             if getattr(self, name) < -1:
                 raise ValueError(f"{name} must be -1 (all) or more, got {getattr(self, name)}")
+        if wrong := set(self.blocks.split("+")) - {"down_blocks", "mid_block", "up_blocks"}:
+            raise ValueError(f"blocks are down_blocks, mid_block, up_blocks, joined by +, got {', '.join(wrong)!r}")
 
     def active(self, timestep: float) -> bool:
         """Whether tokens are pushed at a timestep (0..1000)."""
@@ -77,7 +85,7 @@ def convert(text: str) -> dict[str, Any]:
     Raises:
         ValueError: not of that form, or no such parameter.
     """
-    kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(Negtome)}
+    kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(Negtome)} | {"merging_alpha": float}
     found: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -86,7 +94,7 @@ def convert(text: str) -> dict[str, Any]:
         try:
             found[name] = {"true": True, "false": False}[value.lower()] if kinds[name] is bool else kinds[name](value)
         except (KeyError, ValueError):
-            example = {bool: "true", int: "-1"}.get(kinds[name], "0.5")
+            example = {bool: "true", int: "1"}.get(kinds[name], "0.5")
             raise ValueError(f"{name} takes a value such as {name}={example}, got {value!r}") from None
     return found
 
@@ -104,13 +112,28 @@ def push(tokens: Tensor, reference: Tensor, parameters: Negtome, kept: Tensor | 
         Tokens [n, t, d] in the dtype of `tokens`.
     """
     alpha = parameters.merging_alpha
-    similarity = F.normalize(tokens.float(), dim=-1) @ F.normalize(reference.float(), dim=-1).transpose(1, 2)
-    best, index = similarity.max(dim=-1)
+    assert alpha is not None
+    best, index = best_match(F.normalize(tokens.float(), dim=-1), F.normalize(reference.float(), dim=-1))
     match = reference.gather(1, index[..., None].expand(-1, -1, reference.shape[-1]))
     pushed = torch.ones_like(best, dtype=torch.bool) if parameters.repel else best > parameters.merging_threshold
     if kept is not None:
         pushed = pushed & kept
     return torch.where(pushed[..., None], (1 + alpha) * tokens - alpha * match, tokens)
+
+
+def best_match(tokens: Tensor, others: Tensor, close: int = 8) -> tuple[Tensor, Tensor]:
+    """Greatest cosine similarity [n, t] of unit vectors [n, t, d] among others [n, t', d], and whose it is [n, t].
+
+    The products choose the `close` most alike, their distances, 2 - 2 cos, decide: near 1 a cosine in fp32 cannot tell
+    angles below 5e-4 apart, and then the rounding of the batch would.
+    """
+    ranked = (tokens @ others.transpose(1, 2)).topk(min(close, others.shape[1]), dim=-1).indices
+    distances = [
+        (tokens - others.gather(1, ranked[..., k, None].expand(-1, -1, others.shape[-1]))).square().sum(-1)
+        for k in range(ranked.shape[-1])
+    ]
+    nearest, which = torch.stack(distances, dim=-1).min(dim=-1)
+    return 1 - nearest / 2, ranked.gather(-1, which[..., None])[..., 0]
 
 
 @dataclass
@@ -164,7 +187,9 @@ class Repulsion:
         everybody = who + absent
         source = [everybody.index(leaders[prompt]) for prompt, _ in everybody]
         rows = [row for row, leader in enumerate(source) if everybody[row] != everybody[leader]]
-        with self._hooks(sampler, latents, rows, [source[row] for row in rows], [who[row][1] for row in rows], index):
+        pushed = Pushed(self.parameters, len(latents), rows, [source[row] for row in rows])
+        drawn = self._drawn([who[row][1] for row in rows], index)
+        with pushed.hooked(sampler, drawn):
             following, x0 = sampler.call(latents, encoded, index)
         for leader in leaders.values():
             row = everybody.index(leader)
@@ -182,74 +207,82 @@ class Repulsion:
             self.extra_calls += 1
         return self._path[key]
 
+    def _drawn(self, seeds: list[int], index: int) -> list[torch.Generator]:
+        """What decides which tokens are left alone in a call: of each candidate its own seed."""
+        if self.parameters.merging_dropout == 0:
+            return []
+        return [torch.Generator("cpu").manual_seed(1000 * seed + index) for seed in seeds]
+
+
+@dataclass
+class Pushed:
+    """Hooks that push tokens in one call.
+
+    Attributes:
+        parameters: how.
+        count: candidates in the call; a batch of attention holds them once, or twice with guidance.
+        rows: which of them are pushed.
+        sources: the reference of each.
+    """
+
+    parameters: Negtome
+    count: int
+    rows: list[int]
+    sources: list[int]
+
     @contextmanager
-    def _hooks(
-        self,
-        sampler: BaseSampler,
-        latents: Tensor,
-        rows: list[int],
-        sources: list[int],
-        seeds: list[int],
-        index: int,
-    ) -> Iterator[None]:
-        """Hooks on the attention of the transformer that push `rows`; they are there for one call only."""
-        if not rows:
-            yield
-            return
-        parameters, tokens = self.parameters, latents.shape[1]
-        transformer = sampler.pipe.transformer
-        joint = _first(transformer.transformer_blocks, parameters.num_joint_blocks)
-        single = _first(transformer.single_transformer_blocks, parameters.num_single_blocks)
-        kept = self._kept(seeds, index, len(joint) + len(single), tokens)
+    def hooked(self, sampler: BaseSampler, generators: list[torch.Generator]) -> Iterator[None]:
+        """The hooks are there for as long as the context is.
 
-        def pushed(image: Tensor, block: int) -> Tensor:
-            mask = None if kept is None else kept[:, block].to(image.device)
-            image = image.clone()
-            image[rows] = push(image[rows], image[sources], parameters, mask)
-            return image
-
-        def before_projection(block: int) -> Any:
-            return lambda _, inputs: (pushed(inputs[0], block), *inputs[1:])
-
-        def after_attention(block: int) -> Any:  # text tokens come first
-            return lambda _, inputs, output: torch.cat([output[:, :-tokens], pushed(output[:, -tokens:], block)], dim=1)
-
+        Args:
+            sampler: whose denoiser is hooked.
+            generators: with dropout, one for each row; sites draw from them in turn.
+        """
         handles = []
         try:
-            for number, block in enumerate(joint):
-                handles.append(block.attn.to_out[0].register_forward_pre_hook(before_projection(number)))
-            for number, block in enumerate(single, len(joint)):
-                handles.append(block.attn.register_forward_hook(after_attention(number)))
+            for module, before, image in sites_of(sampler, self.parameters) if self.rows else []:
+                kept = None
+                if generators:
+                    share = torch.stack([torch.rand(image, generator=generator) for generator in generators])
+                    kept = share >= self.parameters.merging_dropout
+                if before:
+                    handles.append(module.register_forward_pre_hook(self._before(image, kept)))
+                else:
+                    handles.append(module.register_forward_hook(self._after(image, kept)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _kept(self, seeds: list[int], index: int, blocks: int, tokens: int) -> Tensor | None:
-        """Which tokens may be pushed [n, blocks, tokens]: of each candidate as its own seed says."""
-        if self.parameters.merging_dropout == 0:
-            return None
-        drawn = [
-            torch.rand(blocks, tokens, generator=torch.Generator("cpu").manual_seed(1000 * seed + index))
-            for seed in seeds
-        ]
-        return torch.stack(drawn) >= self.parameters.merging_dropout
+    def _before(self, image: int, kept: Tensor | None) -> Any:
+        return lambda _, inputs: (self(inputs[0], image, kept), *inputs[1:])
 
+    def _after(self, image: int, kept: Tensor | None) -> Any:
+        return lambda _, inputs, output: self(output, image, kept)
 
-def _first(blocks: Any, count: int) -> list[Any]:
-    return list(blocks if count < 0 else blocks[:count])
+    def __call__(self, tokens: Tensor, image: int, kept: Tensor | None) -> Tensor:
+        """Tokens [n, t, d] of a batch, the last `image` of which are pushed where `kept` [rows, image] allows it."""
+        tokens = tokens.clone()
+        for first in range(0, len(tokens), self.count):  # each half of guidance by itself
+            part = tokens[first : first + self.count, -image:]
+            mask = None if kept is None else kept.to(tokens.device)
+            part[self.rows] = push(part[self.rows], part[self.sources], self.parameters, mask)
+        return tokens
 
 
 def attach(sampler: PipelineSampler, parameters: Negtome | None) -> None:
     """Let a sampler work with negative token merging from now on, or (None) without.
 
     Raises:
-        ValueError: the model is not FLUX.
+        ValueError: not a model it works with.
     """
-    name = type(sampler.pipe).__name__
-    if parameters is not None and (name != "FluxPipeline" or not hasattr(sampler, "call")):
-        how = "" if name != "FluxPipeline" else " with its own call (the fallback sampler)"
-        raise ValueError(f"negtome works with FluxPipeline, not with {name}{how}")
+    if parameters is not None:
+        name = type(sampler.pipe).__name__
+        if name not in ALPHAS or not hasattr(sampler, "call"):
+            how = "" if name not in ALPHAS else " with its own call (the fallback sampler)"
+            raise ValueError(f"negtome works with {', '.join(ALPHAS)}, not with {name}{how}")
+        if parameters.merging_alpha is None:
+            parameters = replace(parameters, merging_alpha=ALPHAS[name])
     sampler.diversity = None if parameters is None else Repulsion(parameters)
 
 
