@@ -33,13 +33,13 @@ _VERSION = 2  # of the way of counting: counts of another version are not used
 def count_tflop(work: Callable[[], Any]) -> float:
     """TFLOP (1e12 operations) of a piece of work."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), _plain_attention(), counter:
+    with torch.no_grad(), plain_attention(), counter:
         work()
     return counter.get_total_flops() / 1e12
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Attention as matrix products: torch's counter does not know the fused kernels of every device (CPU, MPS)."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

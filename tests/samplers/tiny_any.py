@@ -1,0 +1,165 @@
+"""Tiny random pipelines of real classes that run with their own call."""
+
+from __future__ import annotations
+
+import torch
+
+
+def _ready(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    return pipe
+
+
+def _vae(**options):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        sample_size=32,
+        **options,
+    )
+
+
+def _blocks():
+    return {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "cross_attention_dim": 128,
+        "attention_head_dim": 2,
+    }
+
+
+def _unet(**options):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(sample_size=16, up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **_blocks(), **options)
+
+
+def _parts(**unet):
+    from ttsnap.shapes.make.text import encoders, tokenizers
+
+    torch.manual_seed(0)
+    clip, t5 = tokenizers()
+    clip_model, _ = encoders(clip, t5)
+    return {
+        "vae": _vae(),
+        "text_encoder": clip_model,
+        "tokenizer": clip,
+        "unet": _unet(**unet),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def scheduler(kind="DPMSolverMultistepScheduler", **options):
+    import diffusers
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return getattr(diffusers, kind)(**betas, **options)
+
+
+def stable_diffusion(kind="DPMSolverMultistepScheduler", pipeline="StableDiffusionPipeline", unet=None, **options):
+    """A random StableDiffusionPipeline, or one of its relatives, that makes 32 x 32 images with this scheduler."""
+    import diffusers
+
+    parts = _parts(**(unet or {}))
+    if "ControlNet" in pipeline:
+        from diffusers import ControlNetModel
+
+        parts["controlnet"] = ControlNetModel(**_blocks(), conditioning_embedding_out_channels=(4, 8))
+        for block in parts["controlnet"].controlnet_down_blocks:
+            torch.nn.init.normal_(block.weight, std=0.3)
+    return _ready(getattr(diffusers, pipeline)(scheduler=scheduler(kind, **options), **parts))
+
+
+def _t5():
+    from ttsnap.shapes.make.text import encoders, tokenizers
+
+    torch.manual_seed(0)
+    clip, t5 = tokenizers()
+    return t5, encoders(clip, t5)[1]
+
+
+def pixart_alpha():
+    """PixArt-alpha: DPM-Solver++, a learned variance, and a call without `callback_on_step_end`."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+
+    tokenizer, encoder = _t5()
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        cross_attention_dim=16,
+        caption_channels=128,
+        sample_size=16,
+        use_additional_conditions=False,
+    )
+    return _ready(PixArtAlphaPipeline(tokenizer, encoder, _vae(), transformer, DPMSolverMultistepScheduler()))
+
+
+def aura_flow():
+    """AuraFlow, a flow-matching model without an adapter."""
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    tokenizer, encoder = _t5()
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=128,
+        caption_projection_dim=16,
+        out_channels=4,
+        pos_embed_max_size=64,
+    )
+    return _ready(AuraFlowPipeline(tokenizer, encoder, _vae(), transformer, FlowMatchEulerDiscreteScheduler(shift=1.7)))
+
+
+def ltx(timestep_conditioning=False):
+    """LTX-Video: 9 frames of 32 x 32; with timestep conditioning its decoder draws noise."""
+    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+
+    tokenizer, encoder = _t5()
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=1,
+        caption_channels=128,
+    )
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        timestep_conditioning=timestep_conditioning,
+        patch_size=1,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    )
+    return _ready(LTXPipeline(FlowMatchEulerDiscreteScheduler(), vae, encoder, tokenizer, transformer))
