@@ -193,7 +193,8 @@ class AnyPipelineSampler(PipelineSampler):
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] (videos [n, frames, 3, h, w]) in 0..1, fp32, of predicted clean latents [n, ...]."""
-        return torch.cat([self._decode(row, self._some_prompt, 0) for row in x0[:, None]])
+        rows = (x0[row : row + 1] for row in range(len(x0)))
+        return torch.cat([self._decode(row, self._some_prompt, 0) for row in rows])
 
     def shown(self, images: Tensor) -> Tensor:
         """Of videos, the frames that are looked at."""
