@@ -115,7 +115,7 @@ class Block:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
-        notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+        notes = [*self.searcher.sampler.notes, *(str(w.message) for w in caught if issubclass(w.category, UserWarning))]
         if diversity and diversity.extra_calls > before:
             notes.append(f"{diversity.extra_calls - before} denoiser calls of references are not in the cost (negtome)")
         for note in dict.fromkeys(notes):
@@ -146,7 +146,7 @@ class Block:
                 num_steps=s.sampler.num_steps,
                 reproduce=self._reproduce(p),
                 budget=s.budget,
-                notes=list(self.notes),
+                notes=list(dict.fromkeys([*s.sampler.notes, *self.notes])),
                 diversity=diversity.parameters.to_dict() if diversity else None,
                 rewards=list(s.judges),
                 stopped=result.stopped,
@@ -183,8 +183,10 @@ class Block:
         from PIL import Image
 
         by_name = {name: float(value) for name, value in zip(self.searcher.judges, values, strict=True)}
-        image = Image.fromarray(environment.finished[p, c])
-        return Finished(int(environment.seeds[p, c]), float(combined), by_name, image)
+        array, frames = environment.finished[p, c], None
+        if array.ndim == 4:  # a video
+            array, frames = array[len(array) // 2], array
+        return Finished(int(environment.seeds[p, c]), float(combined), by_name, Image.fromarray(array), frames)
 
     def _equal_cost(self, p: int) -> BestOfNComparison:
         """How many finished images the same TFLOP buy."""

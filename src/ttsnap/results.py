@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 
 class Finished(NamedTuple):
-    """One finished image: its seed, its reward (combined, if there are several), each reward by name."""
+    """One finished image: its seed, its reward (combined, if there are several), each reward by name.
+
+    Of a video, `image` is its middle frame and `frames` are all of them, uint8 [frames, h, w, 3].
+    """
 
     seed: int
     reward: float
     rewards: dict[str, float]
     image: Image
+    frames: Any = None
 
 
 class Seen(NamedTuple):
@@ -185,9 +189,13 @@ class SearchResult:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = ["best.png", *(f"top{n}.png" for n in range(2, len(self.images) + 1))]
-        files = {"images": names[: len(self.images)]}
+        files: dict[str, Any] = {"images": names[: len(self.images)]}
         for name, finished in zip(files["images"], self.images, strict=True):
             save_image(finished.image, folder / name)
+            if finished.frames is not None:
+                films = files.setdefault("videos", [])
+                films.append(str(Path(name).with_suffix(".webp")))
+                save_video(finished.frames, folder / films[-1])
         record = self.to_dict() | {"files": files}
         if self.best_of_n.best:
             record["files"]["best_of_n"] = "best_of_n.png"
@@ -210,6 +218,15 @@ def cost_line(cost: Cost) -> str:
 def save_image(image: Image, path: Path) -> None:
     """Write a PNG atomically."""
     atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def save_video(frames: Any, path: Path, *, milliseconds: int = 42) -> None:
+    """Write frames [n, h, w, 3] (uint8) as a lossless animated WebP, 24 frames a second, atomically."""
+    from PIL import Image
+
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    options = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0, "lossless": True}
+    atomically(path, lambda temporary: first.save(temporary, format="WEBP", **options))
 
 
 def write_json(data: Any, path: Path) -> None:

@@ -42,7 +42,9 @@ def _blocks():
 def _unet(**options):
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(sample_size=16, up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **_blocks(), **options)
+    return UNet2DConditionModel(
+        sample_size=16, up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **_blocks(), **options
+    )
 
 
 def _parts(**unet):
@@ -133,7 +135,12 @@ def aura_flow():
 
 def ltx(timestep_conditioning=False):
     """LTX-Video: 9 frames of 32 x 32; with timestep conditioning its decoder draws noise."""
-    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
 
     tokenizer, encoder = _t5()
     transformer = LTXVideoTransformer3DModel(

@@ -206,7 +206,7 @@ class LiveEnvironment:
             self.only_shown += len(view)
         images = view.images
         full = to_uint8(images)
-        small = to_uint8(shrink(images)) if self.previews else full
+        small = to_uint8(shrink(view.shown)) if self.previews else full
         for key, big, little in zip(where, full, small, strict=True):
             if last:
                 self.finished[key] = big
@@ -241,7 +241,7 @@ def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], s
         if isinstance(seen, View) and reads_features(reward, sigma):
             answer = reward.early(seen.features, prompts, sigma=sigma)
         else:
-            answer = reward(seen.shown if isinstance(seen, View) else seen, prompts, sigma=sigma)
+            answer = _of_frames(reward, seen.shown if isinstance(seen, View) else seen, prompts, sigma)
         answer = torch.as_tensor(answer).float().cpu()
     if answer.shape not in ((len(seen),), (len(seen), 1)):
         raise ValueError(
@@ -251,16 +251,31 @@ def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], s
     return values
 
 
+def _of_frames(reward: Any, images: Tensor, prompts: Sequence[str], sigma: float) -> Any:
+    """What a reward says of images [n, 3, h, w]; of videos [n, frames, 3, h, w], its mean over the frames."""
+    import torch
+
+    if images.ndim == 4:
+        return reward(images, prompts, sigma=sigma)
+    videos, frames = images.shape[:2]
+    values = torch.as_tensor(reward(images.flatten(0, 1), [p for p in prompts for _ in range(frames)], sigma=sigma))
+    if values.numel() != videos * frames:
+        raise ValueError(f"a reward must return one number per frame, [{videos * frames}], got {list(values.shape)}")
+    return values.reshape(videos, frames).float().mean(1)
+
+
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Images [n, 3, h, w] in 0..1 as uint8 [n, h, w, 3], rounded as the stock pipelines do."""
-    array: np.ndarray = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    """Images [..., 3, h, w] in 0..1 as uint8 [..., h, w, 3], rounded as the stock pipelines do."""
+    array: np.ndarray = (images * 255).round().clamp(0, 255).byte().movedim(-3, -1).cpu().numpy()
     return array
 
 
 def shrink(images: Tensor) -> Tensor:
-    """Images with a longest side of at most PREVIEW_SIDE pixels."""
+    """Images with a longest side of at most PREVIEW_SIDE pixels; of videos the middle frame."""
     from torch.nn import functional as F
 
+    if images.ndim == 5:
+        images = images[:, images.shape[1] // 2]
     longest = max(images.shape[-2:])
     if longest <= PREVIEW_SIDE:
         return images

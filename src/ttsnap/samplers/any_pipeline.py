@@ -97,7 +97,7 @@ class AnyPipelineSampler(PipelineSampler):
         self._pictures = Memo(limit=8)
         self._processors = _processors(pipe)
         self._swaps_processors = False
-        self._skips = True
+        self._skips = self._decodes_exactly = True
         self._some_prompt = "a"
         self.probe, image, latents = self._learn()
         frames = image.shape[1] if image.ndim == 5 else 0
@@ -177,14 +177,17 @@ class AnyPipelineSampler(PipelineSampler):
         """Images [n, 3, h, w] (videos [n, frames, 3, h, w]) of candidates; of finished ones what their calls return."""
         assert isinstance(trajectories, Calls)
         assert trajectories.x0 is not None
+        if self.preview_at(trajectories.step):
+            return super().look(trajectories)
         images = []
         for row, call in enumerate(trajectories.calls):
             prompt, seed = trajectories.prompts[row], trajectories.seeds[row]
             with self._named(prompt, seed):
-                if trajectories.step < self.num_steps:
+                waits = call is not None and call.waits_at(self.num_steps)
+                if not waits and (self._decodes_exactly or trajectories.step < self.num_steps):
                     images.append(self._decode(trajectories.x0[row : row + 1], prompt, seed))
                     continue
-                if call is None or not call.waits_at(self.num_steps):
+                if call is None or not waits:  # it has returned, or belongs to another thread
                     call = self._begin(prompt, seed)
                     self._run(call, self.num_steps)
                 images.append(as_images(self._resume(call), self.device))
@@ -195,6 +198,10 @@ class AnyPipelineSampler(PipelineSampler):
         """Images [n, 3, h, w] (videos [n, frames, 3, h, w]) in 0..1, fp32, of predicted clean latents [n, ...]."""
         rows = (x0[row : row + 1] for row in range(len(x0)))
         return torch.cat([self._decode(row, self._some_prompt, 0) for row in rows])
+
+    def decode_spatial(self, latents: Tensor) -> Tensor:
+        """Raises ValueError: only the pipeline decodes, and only latents of its own size."""
+        raise ValueError(f"{type(self.pipe).__name__} runs with its own call, which has no small preview")
 
     def shown(self, images: Tensor) -> Tensor:
         """Of videos, the frames that are looked at."""
@@ -325,7 +332,8 @@ class AnyPipelineSampler(PipelineSampler):
         """Decoding apart from the call, with skipped steps or without, must give the call's own image; else warn."""
         with counting(self.device):  # with the kernels that made the image
             for self._skips in (True, False):
-                if torch.equal(self._decode(latents, self._some_prompt, 0), image):
+                self._decodes_exactly = torch.equal(self._decode(latents, self._some_prompt, 0), image)
+                if self._decodes_exactly:
                     return
         self.notes.append(
             f"{type(self.pipe).__name__} draws noise when it decodes, or decodes more than its last latents: early "

@@ -138,5 +138,9 @@ def attach(sampler: Any, rewards: Any) -> None:
         names = ", ".join(sorted(place.module for place in places))
         raise ValueError(f"rewards that read features must read the same ones, got {names}")
     place = next(iter(places), None)
+    if place and not hasattr(sampler, "call"):
+        raise ValueError(
+            f"rewards that read features need an adapter; {type(sampler.pipe).__name__} runs with its own call"
+        )
     if place != (sampler.tap.place if sampler.tap else None):
         sampler.tap = Tap(sampler.pipe, place, sampler.height / sampler.width) if place else None
