@@ -106,6 +106,7 @@ def test_interleaved_candidates_end_as_the_plain_calls_do(case):
             assert torch.equal(state.x0.to(state.latents.dtype), state.latents)
             if case not in BEHIND_THE_STEP:
                 assert torch.equal(state.latents, stock(pipe, sampler, prompt, seed, "latent"))
+            if case not in (*BEHIND_THE_STEP, "LTX-Video, noise in the decoder"):  # these need the seed
                 assert torch.equal(sampler.decode(state.x0), image)
             assert torch.equal(sampler.look(state), image)  # a second look, when the call has returned
 

@@ -71,7 +71,8 @@ def _sigma(scheduler, timestep, mix):
 
 def test_an_unknown_scheduler_is_named():
     class Odd:
-        config: dict = {}
+        def __init__(self):
+            self.config = {}
 
         def step(self):
             """Tells nothing."""

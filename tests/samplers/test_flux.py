@@ -100,14 +100,14 @@ def test_a_long_prompt_is_warned_about():
 
 
 def test_unknown_pipelines_and_schedulers_are_refused():
-    with pytest.raises(ValueError, match="no sampler for dict; known pipelines are FluxPipeline"):
+    with pytest.raises(ValueError, match="a pipeline with a scheduler that takes prompt and generator; dict is none"):
         samplers.for_pipeline({})
     pipe = tiny.flux()
     from diffusers import FlowMatchHeunDiscreteScheduler
 
     pipe.scheduler = FlowMatchHeunDiscreteScheduler()
     with pytest.raises(ValueError, match="needs a FlowMatchEulerDiscreteScheduler"):
-        samplers.for_pipeline(pipe)
+        samplers.for_pipeline(pipe, sampler="adapter")
     with pytest.raises(ValueError, match="multiples of"):
         samplers.for_pipeline(tiny.flux(), height=33, width=32)
 
