@@ -1,4 +1,4 @@
-"""What record, label and train need on FLUX.1-dev and SDXL with ImageReward, PickScore and HPSv2, counted without weights.
+"""What record, label and train need on FLUX.1-dev and SDXL with the three published rewards, counted without weights.
 
     python benchmarks/full_size.py --images 5000 --size 512 --steps 20
 
@@ -79,7 +79,7 @@ def without_data(module, mode):
 
 
 def measure(build, method, *, precision, checkpointing=False):
-    """TFLOP of a look and of a trained image, parameters, and bytes kept for the backward pass: fixed, and per image."""
+    """TFLOP of a look and of a trained image, parameters, and bytes kept for the backward pass: fixed, per image."""
     with torch.device("meta"):
         reward = build()
         trained = adapt(reward, method, RANK, RANK)
@@ -193,7 +193,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, choices=(512, 1024))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--levels", type=int, default=15)
-    parser.add_argument("--throughput", type=float, default=300, help="TFLOP/s: about a third of an H100's peak in bf16")
+    parser.add_argument(
+        "--throughput", type=float, default=300, help="TFLOP/s: about a third of an H100's peak in bf16"
+    )
     a = parser.parse_args()
     console = Console(width=180)
     console.print(data_table(a.images, a.size, a.steps, a.throughput))

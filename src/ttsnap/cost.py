@@ -37,7 +37,7 @@ class Budget:
         name, factor = _UNITS[unit]
         amount = float(match[1]) * factor
         if not (0 < amount < math.inf):
-            raise ValueError(f"budget {text!r} must be above zero")
+            raise ValueError(f"budget {text!r} must be above zero and finite")
         return cls(amount, name)
 
     def __str__(self) -> str:

@@ -53,7 +53,7 @@ def load_model(model: str, device: str | None = None, dtype: str | None = None) 
 
     kind = kind or (torch.float32 if where.type == "cpu" else torch.bfloat16)
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=kind)
+        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=kind, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load model {model!r}: {str(error).strip().splitlines()[0]}") from error
     pipe.set_progress_bar_config(disable=True)

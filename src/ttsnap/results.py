@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ttsnap.cost import Cost, format_amount
+from ttsnap.storage import AnyPath, atomically, location, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -180,13 +179,13 @@ class SearchResult:
         winner = self.images[0].seed if self.images else None
         return draw(self.prompt, self.num_steps, rows, winner, finishes, facts)
 
-    def save(self, folder: str | Path, *, board: bool = True) -> dict[str, Any]:
+    def save(self, folder: str | AnyPath, *, board: bool = True) -> dict[str, Any]:
         """Write the images, the board and `result.json` (last, so that its presence means "complete").
 
         Returns:
             The JSON object, with the file names.
         """
-        folder = Path(folder)
+        folder = location(folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = ["best.png", *(f"top{n}.png" for n in range(2, len(self.images) + 1))]
         files: dict[str, Any] = {"images": names[: len(self.images)]}
@@ -194,7 +193,7 @@ class SearchResult:
             save_image(finished.image, folder / name)
             if finished.frames is not None:
                 films = files.setdefault("videos", [])
-                films.append(str(Path(name).with_suffix(".webp")))
+                films.append(name.removesuffix(".png") + ".webp")
                 save_video(finished.frames, folder / films[-1])
         record = self.to_dict() | {"files": files}
         if self.best_of_n.best:
@@ -215,38 +214,27 @@ def cost_line(cost: Cost) -> str:
     return ", ".join(parts)
 
 
-def save_image(image: Image, path: Path) -> None:
+def save_image(image: Image, path: AnyPath) -> None:
     """Write a PNG atomically."""
-    atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write(path, buffer.getvalue())
 
 
-def save_video(frames: Any, path: Path, *, milliseconds: int = 42) -> None:
+def save_video(frames: Any, path: AnyPath, *, milliseconds: int = 42) -> None:
     """Write frames [n, h, w, 3] (uint8) as a lossless animated WebP, 24 frames a second, atomically."""
     from PIL import Image
 
     first, *others = [Image.fromarray(frame) for frame in frames]
     options = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0, "lossless": True}
-    atomically(path, lambda temporary: first.save(temporary, format="WEBP", **options))
+    buffer = io.BytesIO()
+    first.save(buffer, format="WEBP", **options)
+    write(path, buffer.getvalue())
 
 
-def write_json(data: Any, path: Path) -> None:
+def write_json(data: Any, path: AnyPath) -> None:
     """Write JSON atomically."""
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
-def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a temporary file beside `path`, then rename it: readers see all of it or nothing."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-__all__: Sequence[str] = ["BestOfNComparison", "Finished", "SearchResult", "Seen", "cost_line"]
+__all__: Sequence[str] = ["BestOfNComparison", "Finished", "SearchResult", "Seen", "atomically", "cost_line"]

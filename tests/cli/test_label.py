@@ -53,7 +53,8 @@ def test_bad_images_are_named_and_counted_and_strict_stops(ttsnap, made, tmp_pat
     path.write_bytes(good[:-7])
     try:
         code, out, err = ttsnap("label", tree.root, tmp_path / "out", "--reward", "shapes", "--json")
-        assert code == 0
+        assert code == 3  # all is done but for some prompts
+        assert json.loads((tmp_path / "out.failures.json").read_text())["failures"] == json.loads(out)["failures"]
         assert json.loads(out)["bad_images"] == [{"path": str(path), "fault": "is truncated"}]
         assert json.loads(out)["prompts_left_out"] == [1]
         assert f"warning: image {path} is truncated" in err

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.samplers.toy import ToyReward, ToySampler
+from ttsnap.environments.faults import judge_in_halves
 from ttsnap.environments.live import LiveEnvironment
-from ttsnap.environments.queue import Queue, judge_apart, prompts_per_block
+from ttsnap.environments.queue import Queue, prompts_per_block
 from ttsnap.observers import Observer
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.search import run
@@ -156,16 +157,15 @@ def test_a_reward_that_runs_out_of_memory_is_given_less():
             raise torch.OutOfMemoryError("full")
         return images.mean((1, 2, 3))
 
-    values, errors = judge_apart({"r": reward}, torch.rand(7, 3, 4, 4), ["a"] * 7, 0.0, [range(7)])
-    assert errors == [None]
+    values = judge_in_halves("r", reward, torch.rand(7, 3, 4, 4), ["a"] * 7, 0.0)
     assert np.isfinite(values).all()
-    assert max(n for n in asked if n <= 2) == 2
+    assert asked == [7, 3, 1, 2, 4, 2, 2]
 
     def never(images, prompts, *, sigma):
         raise torch.OutOfMemoryError("full")
 
-    _, errors = judge_apart({"r": never}, torch.rand(2, 3, 4, 4), ["a"] * 2, 0.0, [range(2)])
-    assert isinstance(errors[0], MemoryError)
+    with pytest.raises(MemoryError, match="one image of reward 'r' does not fit"):
+        judge_in_halves("r", never, torch.rand(2, 3, 4, 4), ["a"] * 2, 0.0)
 
 
 def test_warnings_become_notes_of_the_prompts_concerned():

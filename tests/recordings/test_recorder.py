@@ -164,6 +164,7 @@ def test_store_size(tmp_path):
 
 def test_a_full_disk_stops_it_and_the_tree_goes_on(tmp_path, monkeypatch):
     tree = tree_at(tmp_path / "tree")
+    tree.save()
     write, written = Path.write_bytes, []
 
     def full(self, data):

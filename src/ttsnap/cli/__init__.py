@@ -59,7 +59,7 @@ def main() -> None:
     """
     try:
         app()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, RecursionError) as error:
         if os.environ.get("TTSNAP_DEBUG"):
             raise
         if isinstance(error, BrokenPipeError):
@@ -69,14 +69,20 @@ def main() -> None:
         sys.exit(2)
 
 
+_EXTRAS = {"gradio": "app", "peft": "train", "accelerate": "train"}
+_EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "cluster")
+
+
 def explain(error: Exception) -> str:
     """One sentence for an error; a missing extra names its install command."""
     if isinstance(error, ModuleNotFoundError):
-        extra = {"gradio": "app", "ray": "cluster", "peft": "train", "accelerate": "train"}.get(error.name or "")
+        extra = _EXTRAS.get(error.name or "")
         extra = extra or (
             "replay" if error.name in ("xarray", "zarr", "scipy", "pandas", "optuna", "yaml") else "diffusion"
         )
         return f"{error.name} is not installed; it comes with: pip install 'ttsnap[{extra}]'"
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split())

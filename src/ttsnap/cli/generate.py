@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ttsnap.cli.options import read_policy, read_prompts, read_size
+from ttsnap.cli.options import (
+    MAX_SEED,
+    MAX_STEPS,
+    RayAddress,
+    Workers,
+    check_ranges,
+    read_policy,
+    read_prompts,
+    read_size,
+)
 
 _SEARCH, _MODEL, _OUTPUT = "Search", "Model", "Output"
 
@@ -20,7 +28,11 @@ def generate(
         str | None, typer.Option(help="File with prompts: .txt (one per line) or .json (a list of strings).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Output directory (default: out/ and the prompt).", rich_help_panel=_OUTPUT)
+        str | None,
+        typer.Option(
+            help="Output folder, local or such as s3://bucket/x (default: out/ and the prompt).",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(help="`shapes` (embedded), a hub id, or a diffusers directory.", rich_help_panel=_MODEL)
@@ -91,6 +103,8 @@ def generate(
         typer.Option("--compare", help="Also run best-of-N at the same cost and show it.", rich_help_panel=_OUTPUT),
     ] = False,
     board: Annotated[bool, typer.Option(help="Draw the pruning board.", rich_help_panel=_OUTPUT)] = True,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -100,12 +114,21 @@ def generate(
     Try: ttsnap generate "a red circle left of a blue square"
     """
     from ttsnap.cli.generating import Request, execute
+    from ttsnap.cli.scaling import Scale
+    from ttsnap.cost import MAX_CANDIDATES
     from ttsnap.diversity import parse
+    from ttsnap.storage import location
 
+    check_ranges(
+        candidates=(candidates, 1, MAX_CANDIDATES),
+        seed=(seed, 0, MAX_SEED),
+        steps=(steps, 1, MAX_STEPS),
+        max_batch=(max_batch, 1, MAX_CANDIDATES),
+    )
     execute(
         Request(
             prompts=read_prompts(prompt or [], prompts),
-            out=out,
+            out=None if out is None else location(out, absolute=True),
             model=model,
             reward=reward,
             policy=read_policy(policy, rungs, keep),
@@ -127,6 +150,7 @@ def generate(
             dtype=dtype,
             diversity=parse(diversity, diversity_options),
             preview=preview,
+            scale=Scale(workers, ray_address),
         ),
         as_json=json,
     )

@@ -8,25 +8,26 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ttsnap import policies
+from ttsnap.cli.scaling import Scale
+from ttsnap.cluster.generate import SETTINGS, read_record
 from ttsnap.cost import Ledger, format_amount
 from ttsnap.observers import Observer, Start
 from ttsnap.results import cost_line, write_json
 from ttsnap.search import Look, Result
+from ttsnap.storage import AnyPath, check_writable, locked
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
     from ttsnap.generation import Searcher
-    from ttsnap.results import SearchResult
-
-SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Request:
     """The options of one command."""
 
     prompts: list[str]
-    out: Path | None
+    out: AnyPath | None
     model: str
     reward: str | None
     policy: Any
@@ -49,6 +50,30 @@ class Request:
     dtype: str | None = None
     diversity: Negtome | None = None
     preview: str | None = None
+    scale: Scale = field(default_factory=Scale)
+
+    def prepare(self, fixed: int | None) -> Searcher:
+        """Load everything a search needs; `fixed` candidates if a run that is gone on with has settled on them."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quiet_libraries()
+            from ttsnap import generation
+
+            searcher = generation.prepare(
+                self.model,
+                reward=self.reward,
+                budget=None if fixed else self.budget,
+                candidates=fixed or self.candidates,
+                policy=self.policy,
+                prompt=self.prompts[0],
+                device=self.device,
+                dtype=self.dtype,
+                diversity=self.diversity,
+                preview=self.preview,
+                **self.options,
+            )
+        searcher.budget = self.budget
+        return searcher
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result; a directory is resumed only with the same settings."""
@@ -95,83 +120,70 @@ def execute(request: Request, *, as_json: bool) -> None:
         rewards.names_of(request.reward)
     if isinstance(request.policy, str) and request.policy.endswith(".json"):
         policies.load(request.policy)
+    request.scale.check_device(request.device)
     settings = request.settings()
     out, fixed = open_directory(request.out, settings)
-    folders = [out] if len(request.prompts) == 1 else [out / f"p{i:04d}" for i in range(len(request.prompts))]
-    todo = [i for i, folder in enumerate(folders) if read_record(folder) is None]
-    show = Display(quiet=as_json or not todo, total=len(request.prompts), done=len(request.prompts) - len(todo))
+    if len(request.prompts) > 1:
+        _many(request, settings, out, fixed, as_json)
+        return
+    if not request.scale.alone:
+        raise ValueError("--workers and --ray-address are for many prompts; one prompt runs in one process")
+    resumed = read_record(out) is not None
+    show = Display(quiet=as_json or resumed)
     try:
-        if todo:
-            _search(request, settings, out, fixed, folders, todo, show)
+        if not resumed:
+            with locked(out):
+                _search(request, settings, out, fixed, show)
     except KeyboardInterrupt:
-        done = sum(read_record(folder) is not None for folder in folders)
         show.close()
-        print(
-            f"stopped: {done} of {len(folders)} prompts are done; the same command goes on from there ({out})",
-            file=sys.stderr,
-        )
+        print(f"stopped: the same command begins again ({out})", file=sys.stderr)
         raise typer.Exit(130) from None
     show.close()
+    _report([read_record(out)], [out], out, as_json, resumed=resumed)
+
+
+def _many(request: Request, settings: dict[str, Any], out: AnyPath, fixed: int | None, as_json: bool) -> None:
+    """Many prompts, here or on many workers; one that fails takes nobody with it."""
+    from ttsnap.cli.scaling import PARTLY, Board, failures_file, report_failures, run
+    from ttsnap.cluster.generate import Generate
+
+    prepare = partial(request.prepare, fixed)
+    choices = (request.seed, request.top, request.compare, request.board)
+    job = Generate(prepare, request.prompts, out, settings, fixed, *choices)
+    folders = [job.folder(p) for p in range(len(request.prompts))]
     records = [read_record(folder) for folder in folders]
-    _report(records, folders, out, as_json, resumed=not todo)
+    failures, resumed = [], None not in records
+    if not resumed:
+        show = Board("searching", "prompts", quiet=as_json, workers=not request.scale.alone)
+        outcome = run(job, request.scale, out, show)
+        records = [read_record(folder) for folder in folders]
+        failures = report_failures(outcome, failures_file(out, inside=True), lambda p: request.prompts[p])
+        if not as_json:
+            typer.echo(f"{len(outcome.stored)} prompts, {show.summary()}", err=True)
+    done = [p for p, record in enumerate(records) if record is not None]
+    _report([records[p] for p in done], [folders[p] for p in done], out, as_json, resumed=resumed, failures=failures)
+    if failures:
+        raise typer.Exit(PARTLY)
 
 
-def _search(
-    request: Request,
-    settings: dict[str, Any],
-    out: Path,
-    fixed: int | None,
-    folders: list[Path],
-    todo: list[int],
-    show: Display,
-) -> None:
+def _search(request: Request, settings: dict[str, Any], out: AnyPath, fixed: int | None, show: Display) -> None:
     show.status("loading the model")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quiet_libraries()
-        from ttsnap import generation
-
-        searcher = generation.prepare(
-            request.model,
-            reward=request.reward,
-            budget=None if fixed else request.budget,
-            candidates=fixed or request.candidates,
-            policy=request.policy,
-            prompt=request.prompts[todo[0]],
-            device=request.device,
-            dtype=request.dtype,
-            diversity=request.diversity,
-            preview=request.preview,
-            **request.options,
-        )
-    searcher.budget = request.budget
+    searcher = request.prepare(fixed)
     if fixed is None:  # a budget in seconds is turned into candidates once, so that a resumed run ends the same
         write_json({"settings": settings, "candidates": searcher.candidates}, out / SETTINGS)
-    block = _block_size(searcher)
-    for start in range(0, len(todo), block):
-        rows = todo[start : start + block]
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            results = searcher.block(
-                [request.prompts[i] for i in rows],
-                seed=request.seed,
-                top=request.top,
-                compare=request.compare,
-                previews=request.board,
-                observer=show,
-            )
-        for note in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
-            print(f"warning: {note}", file=sys.stderr)
-        for i, result in zip(rows, results, strict=True):
-            result.save(folders[i], board=request.board)
-        show.finished(results)
-
-
-def _block_size(searcher: Searcher) -> int:
-    """Prompts that run together: enough that even the last survivors fill a batch, at most 16."""
-    survivors: int = searcher.policy.plan(searcher.candidates, searcher.sampler.num_steps)[-1].size
-    batch: int = searcher.sampler.max_batch
-    return max(1, min(16, batch // max(1, survivors)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = searcher.block(
+            request.prompts,
+            seed=request.seed,
+            top=request.top,
+            compare=request.compare,
+            previews=request.board,
+            observer=show,
+        )
+    for note in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
+        print(f"warning: {note}", file=sys.stderr)
+    results[0].save(out, board=request.board)
 
 
 def quiet_libraries() -> None:
@@ -182,11 +194,11 @@ def quiet_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
+        logging.set_verbosity(CRITICAL)  # what they log as errors, tracebacks and all, is raised as well
         logging.disable_progress_bar()
 
 
-def open_directory(out: Path | None, settings: dict[str, Any]) -> tuple[Path, int | None]:
+def open_directory(out: AnyPath | None, settings: dict[str, Any]) -> tuple[AnyPath, int | None]:
     """The output directory, and the number of candidates if a run with these settings has begun there.
 
     Raises:
@@ -194,20 +206,12 @@ def open_directory(out: Path | None, settings: dict[str, Any]) -> tuple[Path, in
     """
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", settings["prompts"][0].lower()).strip("-")[:48].strip("-") or "image"
-        name, number = Path("out") / slug, 1
+        name, number = Path("out").absolute() / slug, 1
         out = name
         while (before := _settings_of(out)) is not None and before["settings"] != settings:
             number += 1
             out = name.with_name(f"{slug}-{number}")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"output path {out} is a file; give a directory")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror}; give another --out") from error
+    check_writable(out)
     before = _settings_of(out)
     if before is None:
         return out, None
@@ -217,7 +221,7 @@ def open_directory(out: Path | None, settings: dict[str, Any]) -> tuple[Path, in
     return out, int(before["candidates"])
 
 
-def _settings_of(folder: Path) -> dict[str, Any] | None:
+def _settings_of(folder: AnyPath) -> dict[str, Any] | None:
     try:
         data = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -225,25 +229,14 @@ def _settings_of(folder: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) and {"settings", "candidates"} <= set(data) else None
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a prompt that is complete, else None."""
-    try:
-        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "files" in record else None
-
-
 class Display(Observer):
     """Live progress on stderr: per look how many are alive, the best reward so far, cost and time left."""
 
-    def __init__(self, *, quiet: bool, total: int, done: int) -> None:
+    def __init__(self, *, quiet: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         self.console = Console(stderr=True, quiet=quiet)
-        self.total, self.before, self.done = total, done, 0
-        self.start = time.perf_counter()
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -262,14 +255,14 @@ class Display(Observer):
         self.progress.update(self.task, description=text)
 
     def started(self, start: Start) -> None:
-        """A block of prompts starts."""
+        """The search starts."""
         from rich.markup import escape
 
         self.model, self.steps = start.cost_model, start.problem.num_steps
         self.block_start = time.perf_counter()
-        self.planned = start.cost_model.of_plan(start.plan, len(start.prompts))
+        self.planned = start.cost_model.of_plan(start.plan)
         name = policies.to_dict(start.policy)["policy"]
-        what = escape(f"“{start.prompts[0]}”") if len(start.prompts) == 1 else f"{len(start.prompts)} prompts together"
+        what = escape(f"“{start.prompts[0]}”")
         budget = f", budget {start.budget}" if start.budget else ""
         candidates = start.problem.num_candidates
         self.console.print(f"{what}: {candidates} candidates, {name}{budget}, reward {', '.join(start.rewards)}")
@@ -302,29 +295,26 @@ class Display(Observer):
         """What follows, if anything, is the comparison."""
         self.progress.update(self.task, description="finishing", total=None, left="")
 
-    def finished(self, results: Sequence[SearchResult]) -> None:
-        """A block is saved."""
-        self.done += len(results)
-        if self.total > 1:
-            seconds = time.perf_counter() - self.start
-            left = seconds / self.done * (self.total - self.before - self.done)
-            self.console.print(
-                f"  {self.before + self.done} of {self.total} prompts done, {left:.0f} s left", highlight=False
-            )
-
     def close(self) -> None:
         """Stop the live part."""
         self.progress.stop()
 
 
-def _report(records: list[Any], folders: list[Path], out: Path, as_json: bool, resumed: bool) -> None:
+def _report(
+    records: list[Any],
+    folders: list[AnyPath],
+    out: AnyPath,
+    as_json: bool,
+    resumed: bool,
+    failures: list[dict[str, Any]] | None = None,
+) -> None:
     for record, folder in zip(records, folders, strict=True):
         record["files"] = {
             kind: [str(folder / name) for name in names] if isinstance(names, list) else str(folder / names)
             for kind, names in record["files"].items()
         }
     if as_json:
-        whole = records[0] if len(records) == 1 else {"results": records}
+        whole = records[0] if failures is None else {"results": records, "failures": failures}
         typer.echo(json.dumps(whole | {"out": str(out)}, indent=1, allow_nan=False))
         return
     from rich.console import Console

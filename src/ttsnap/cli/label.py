@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ttsnap.cli.options import RayAddress, Workers
 
 _TRUTH = "Published labels"
 
 
 def label(
-    source: Annotated[Path, typer.Argument(metavar="TREE", help="Image tree, as `ttsnap record` writes it.")],
-    out: Annotated[Path, typer.Argument(help="Recording to write; the same command goes on with it.")],
+    source: Annotated[str, typer.Argument(metavar="TREE", help="Image tree, as `ttsnap record` writes it.")],
+    out: Annotated[
+        str, typer.Argument(help="Recording to write, local or s3://bucket/x; the same command goes on with it.")
+    ],
     reward: Annotated[str | None, typer.Option(help="Reward, or several separated by commas.")] = None,
     final_only: Annotated[bool, typer.Option("--final-only", help="Judge finished images only.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that is missing or damaged.")] = False,
@@ -20,7 +23,9 @@ def label(
         str | None, typer.Option(help="File with the prompts, for a tree without a manifest (.txt or .json).")
     ] = None,
     max_batch: Annotated[int, typer.Option(help="Most images in one look.")] = 32,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode images (default: one per core).")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that decode images (default: one per core).")] = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
     ground_truth: Annotated[
         list[str] | None,
@@ -42,22 +47,27 @@ def label(
 
     Try: ttsnap label tree tree.zarr --reward shapes
     """
-    from ttsnap.cli.labelling import import_labels, judge_tree
+    from ttsnap.cli.labelling import Request, import_labels, judge_tree
+    from ttsnap.cli.scaling import Scale
+    from ttsnap.storage import location
 
     if (reward is None) == (not ground_truth):
         raise ValueError("give --reward, such as --reward shapes, or --ground-truth FILE")
     if ground_truth:
-        import_labels(source, out, ground_truth, prompts, steps, as_json=json)
+        import_labels(location(source), location(out), ground_truth, prompts, steps, as_json=json)
     else:
         judge_tree(
-            source,
-            out,
-            reward or "",
-            prompts=prompts,
-            final_only=final_only,
-            strict=strict,
-            batch=max_batch,
-            workers=workers,
-            device=device,
+            Request(
+                location(source, absolute=True),
+                location(out, absolute=True),
+                reward or "",
+                prompts,
+                final_only,
+                strict,
+                max_batch,
+                threads,
+                device,
+                Scale(workers, ray_address),
+            ),
             as_json=json,
         )

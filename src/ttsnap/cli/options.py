@@ -10,6 +10,12 @@ import typer
 if TYPE_CHECKING:
     from ttsnap.types import Policy
 
+MAX_PROMPT = 10_000  # characters
+MAX_FILE = 64 << 20  # bytes of a file with prompts
+MAX_SEED = 2**62  # seeds of candidates count up from the first
+MAX_STEPS = 1000
+MAX_SIDE = 16_384  # pixels
+
 RecordingPath = Annotated[Path, typer.Argument(help="A recording (see import-values and record).")]
 Accounting = Annotated[
     str, typer.Option(help="calls: everything counts; published: as the TTSnap authors charge.", rich_help_panel="Cost")
@@ -32,6 +38,19 @@ AsJson = Annotated[
 ]
 
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Worker processes, one per GPU, with the same results as one (needs the extra `cluster`).",
+        rich_help_panel="Many workers",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Of a Ray cluster, such as auto or ray://host:10001.", rich_help_panel="Many workers"),
+]
+
+
 def read_prompts(given: list[str], source: str | None, *, verb: str = "generate") -> list[str]:
     """Prompts of the command line, or of a file or built-in list."""
     if source is None:
@@ -47,7 +66,20 @@ def read_prompts(given: list[str], source: str | None, *, verb: str = "generate"
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise ValueError(f"prompt {number} is empty; a prompt needs at least one word")
+        if len(prompt) > MAX_PROMPT:
+            raise ValueError(f"prompt {number} has {len(prompt)} characters; at most {MAX_PROMPT} are taken")
+        if not prompt.isprintable() and any(ord(c) < 32 and not c.isspace() for c in prompt):
+            raise ValueError(f"prompt {number} has a control character: {prompt[:40]!r}")
     return [" ".join(prompt.split()) for prompt in prompts]
+
+
+def check_ranges(**options: tuple[int | None, int, int]) -> None:
+    """Raise ValueError about the first option (value, least, most) that is given and out of range."""
+    for name, (value, least, most) in options.items():
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if value is not None and value > most:
+            raise ValueError(f"--{name.replace('_', '-')} must be at most {most}, got {value}")
 
 
 def _shapes_prompts(source: str) -> list[str]:
@@ -65,6 +97,8 @@ def _read_file(file: Path) -> list[str]:
     import json
 
     try:
+        if file.stat().st_size > MAX_FILE:
+            raise ValueError(f"{file} is larger than {MAX_FILE >> 20} MiB; split the prompts")
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot read prompts from {file}: {error.strerror}") from error
@@ -74,7 +108,7 @@ def _read_file(file: Path) -> list[str]:
         return [line for line in text.splitlines() if line.strip()]
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(data, list) or not all(isinstance(item, str) for item in data):
         raise ValueError(f'{file} must hold a JSON list of strings, such as ["a red circle", "a blue square"]')
@@ -96,6 +130,8 @@ def read_size(text: str | None) -> dict[str, int]:
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise ValueError(f"--size takes pixels such as 512 or 768x512 (width x height), got {text!r}")
+    if max(map(int, parts)) > MAX_SIDE:
+        raise ValueError(f"--size is at most {MAX_SIDE} pixels a side, got {text}")
     return {"width": int(parts[0]), "height": int(parts[-1])}
 
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ttsnap.cli.options import read_calls, read_prompts, read_range, read_size
+from ttsnap.cli.options import (
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    RayAddress,
+    Workers,
+    check_ranges,
+    read_calls,
+    read_prompts,
+    read_range,
+    read_size,
+)
 
 _MODEL, _WHAT = "Model", "What is recorded"
 
 
 def record(
-    out: Annotated[Path, typer.Option(help="Directory to write; the same command goes on with it.")],
+    out: Annotated[
+        str, typer.Option(help="Folder to write, local or such as s3://bucket/x; the same command goes on with it.")
+    ],
     prompt: Annotated[list[str] | None, typer.Argument(help="Prompts.")] = None,
     prompts: Annotated[
         str | None,
@@ -81,6 +93,8 @@ def record(
         int | None,
         typer.Option(help="Most candidates in one batch (halved when memory runs out).", rich_help_panel=_MODEL),
     ] = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.
@@ -90,8 +104,18 @@ def record(
     Try: ttsnap record --prompts shapes:held-out --prompt-range 0:10 --out tree
     """
     from ttsnap.cli.recording import Request, execute
+    from ttsnap.cli.scaling import Scale
+    from ttsnap.cost import MAX_CANDIDATES
     from ttsnap.diversity import parse
+    from ttsnap.storage import location
 
+    check_ranges(
+        per_prompt=(per_prompt, 1, MAX_CANDIDATES),
+        seed=(seed, 0, MAX_SEED),
+        steps=(steps, 1, MAX_STEPS),
+        max_batch=(max_batch, 1, MAX_CANDIDATES),
+        store_size=(store_size, 1, MAX_SIDE),
+    )
     texts = read_prompts(prompt or [], prompts, verb="record --out DIR")
     execute(
         Request(
@@ -103,7 +127,7 @@ def record(
             store_size=store_size,
             image_format=image_format,
             seed=seed,
-            out=out,
+            out=location(out, absolute=True),
             model=model,
             options={
                 "num_steps": steps,
@@ -117,6 +141,7 @@ def record(
             dtype=dtype,
             diversity=parse(diversity, diversity_options),
             preview=preview,
+            scale=Scale(workers, ray_address),
         ),
         as_json=json,
     )

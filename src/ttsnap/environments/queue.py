@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.environments.live import LiveEnvironment, judge
+from ttsnap.environments.faults import apart, judge_in_halves
+from ttsnap.environments.live import LiveEnvironment
 from ttsnap.observers import Observer
 from ttsnap.search import Result, drive
 from ttsnap.types import Combine, FloatArray, IntArray, Policy, Query, Rung
@@ -239,9 +240,15 @@ class Queue:
         """Decode and judge; a reward that fails on the batch is asked about each prompt alone, and fails only that."""
         last = step == self.sampler.num_steps
         rows = {p: [row for row, (q, _) in enumerate(places) if q == p] for p in dict.fromkeys(p for p, _ in places)}
-        values, errors = judge_apart(
-            self.rewards, view, [self.prompts[p] for p, _ in places], view.sigma, list(rows.values())
-        )
+        texts = [self.prompts[p] for p, _ in places]
+        values = np.full((len(places), len(self.rewards)), np.nan)
+
+        def look(chosen: Sequence[int]) -> None:
+            seen, prompts = view[chosen], [texts[row] for row in chosen]
+            for column, (name, reward) in enumerate(self.rewards.items()):
+                values[list(chosen), column] = judge_in_halves(name, reward, seen, prompts, view.sigma)
+
+        errors = apart(look, list(rows.values()))
         for (p, mine), error in zip(rows.items(), errors, strict=True):
             one = self._open[p]
             if error is not None:
@@ -273,56 +280,6 @@ class Queue:
             if not self._groups[step]:
                 del self._groups[step]
         self._ended.append(Ended(one.prompt, one.environment, result, error, one.seconds, one.notes))
-
-
-def judge_apart(
-    rewards: Mapping[str, Any], view: View, prompts: Sequence[str], sigma: float, parts: Sequence[Sequence[int]]
-) -> tuple[FloatArray, list[Exception | None]]:
-    """Rewards [n, rewards] of a view; where they fail on all at once, each part is judged alone.
-
-    Args:
-        rewards: name -> reward.
-        view: the candidates [n].
-        prompts: one per candidate [n].
-        sigma: noise level.
-        parts: rows that stand and fall together.
-
-    Returns:
-        The values, NaN where they failed, and for each part the error, or None.
-    """
-    values = np.full((len(view), len(rewards)), np.nan)
-
-    def look(rows: Sequence[int]) -> None:
-        chosen, texts = view[list(rows)], [prompts[row] for row in rows]
-        values[list(rows)] = np.stack([judge_in_halves(n, r, chosen, texts, sigma) for n, r in rewards.items()], axis=1)
-
-    errors: list[Exception | None] = [None] * len(parts)
-    try:
-        look(range(len(view)))
-    except Exception:
-        for number, rows in enumerate(parts):
-            try:
-                look(rows)
-            except Exception as error:
-                values[list(rows)] = np.nan
-                errors[number] = error
-    return values, errors
-
-
-def judge_in_halves(name: str, reward: Any, view: View, prompts: Sequence[str], sigma: float) -> np.ndarray:
-    """Rewards [n] of a view; where memory runs out, of half as many at a time."""
-    import torch
-
-    try:
-        return judge(name, reward, view, prompts, sigma)
-    except torch.OutOfMemoryError as error:
-        if len(view) == 1:
-            raise MemoryError(f"one image of reward {name!r} does not fit into memory") from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = len(view) // 2
-    parts = (slice(None, half), slice(half, None))
-    return np.concatenate([judge_in_halves(name, reward, view[part], prompts[part], sigma) for part in parts])
 
 
 class _noted:

@@ -114,7 +114,7 @@ def load_with_notes(path: str | Path) -> tuple[Policy, dict[str, Any]]:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read policy file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"policy file {path} is not valid JSON: {error}") from error
     try:
         return from_dict(data), {key: data[key] for key in NOTES if key in data}

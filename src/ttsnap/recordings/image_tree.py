@@ -14,15 +14,16 @@ import json
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ttsnap.results import write_json
+from ttsnap.storage import AnyPath, Remote, location
 from ttsnap.types import IntArray
 
 MANIFEST = "manifest.json"
@@ -35,9 +36,12 @@ _IMAGE = re.compile(rf"s(\d{{2,5}})\.({'|'.join(FORMATS)})")
 class BadImageError(ValueError):
     """An image that is missing, damaged or of the wrong size."""
 
-    def __init__(self, path: Path, fault: str) -> None:
+    def __init__(self, path: AnyPath, fault: str) -> None:
         super().__init__(f"image {path} {fault}")
         self.path, self.fault = path, fault
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.path, self.fault)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class ImageTree:
         cost_model: TFLOP of the model that made them, as of `CostModel.tflops`; empty where unknown.
     """
 
-    root: Path
+    root: AnyPath
     prompts: tuple[str, ...]
     seeds: IntArray
     num_steps: int
@@ -103,7 +107,7 @@ class ImageTree:
         write_json(mine, self.root / MANIFEST)
 
     @classmethod
-    def open(cls, root: str | Path, prompts: Sequence[str] | None = None) -> ImageTree:
+    def open(cls, root: str | AnyPath, prompts: Sequence[str] | None = None) -> ImageTree:
         """A tree by its manifest, or without one by its files.
 
         Args:
@@ -113,7 +117,7 @@ class ImageTree:
         Raises:
             ValueError: no tree, or a manifest that is not valid.
         """
-        root = Path(root)
+        root = location(root)
         if not root.is_dir():
             raise ValueError(f"there is no image tree at {root}")
         if (root / MANIFEST).exists():
@@ -124,7 +128,7 @@ class ImageTree:
         return cls._of_files(root, prompts)
 
     @classmethod
-    def _of_manifest(cls, root: Path, data: dict[str, Any]) -> ImageTree:
+    def _of_manifest(cls, root: AnyPath, data: dict[str, Any]) -> ImageTree:
         try:
             tree = cls(
                 root,
@@ -150,7 +154,7 @@ class ImageTree:
         return tree
 
     @classmethod
-    def _of_files(cls, root: Path, prompts: Sequence[str] | None) -> ImageTree:
+    def _of_files(cls, root: AnyPath, prompts: Sequence[str] | None) -> ImageTree:
         """The layout alone: as many candidates as the fullest prompt has, calls and size of the first candidate."""
         folders = {int(match[1]): path for path in root.iterdir() if (match := _PROMPT.fullmatch(path.name))}
         if not folders:
@@ -162,15 +166,20 @@ class ImageTree:
         candidates = max(
             (int(match[1]) + 1 for folder in folders.values() for match in _matches(folder, _CANDIDATE)), default=0
         )
-        first = next((inner for _, folder in sorted(folders.items()) for inner in sorted(folder.glob("id*"))), root)
+        inner: list[AnyPath] = [path for number in sorted(folders) for path in folders[number].glob("id*")]
+        first = min(inner, key=str, default=root)
         images = sorted(((int(match[1]) + 1, match[2]) for match in _matches(first, _IMAGE)), key=lambda pair: pair[0])
         if not candidates or not images:
             raise ValueError(f"{root} is not an image tree: it holds no image such as p0000/id000/s00.png")
         from PIL import Image
 
         last, kind = images[-1]
-        with Image.open(first / f"s{last - 1:02d}.{kind}") as image:
-            size = image.size
+        path = first / f"s{last - 1:02d}.{kind}"
+        try:
+            with path.open("rb") as file, Image.open(file) as image:
+                size = image.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise BadImageError(path, f"is damaged: {error}") from error
         return cls(
             root,
             tuple(prompts),
@@ -199,7 +208,7 @@ class ImageTree:
         }
         return dict(json.loads(json.dumps(data)))
 
-    def path(self, prompt: int, candidate: int, call: int) -> Path:
+    def path(self, prompt: int, candidate: int, call: int) -> AnyPath:
         """Where the image after `call` denoiser calls lies (its number is one less)."""
         return self.root / f"p{prompt:04d}" / f"id{candidate:03d}" / f"s{call - 1:02d}.{self.format}"
 
@@ -211,13 +220,16 @@ class ImageTree:
         """What is wrong with an image, such as `is missing`, from the ends of its file; None if nothing is."""
         return _fault(self.path(prompt, candidate, call), self.size)
 
-    def write(self, path: Path, image: np.ndarray) -> None:
+    def write(self, path: AnyPath, image: np.ndarray) -> None:
         """Store an image [h, w, 3] uint8 under `path`, scaled to the stored size, all of it or nothing."""
         from PIL import Image
 
         if image.shape[1::-1] != self.size:
             image = np.asarray(Image.fromarray(image).resize(self.size, Image.Resampling.BICUBIC))
         data = _ENCODERS[self.format](image)
+        if isinstance(path, Remote):
+            path.write_bytes(data)
+            return
         # The name is always the same, so that what a killed run left behind is used again.
         temporary = path.with_name(f".{path.name}.tmp")
         try:
@@ -240,12 +252,18 @@ class ImageTree:
         from PIL import Image
 
         path = self.path(prompt, candidate, call)
-        if fault := _fault(path, self.size):
-            raise BadImageError(path, fault)
         try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+            with path.open("rb") as file:
+                if fault := _fault_of(file, path.suffix, self.size):
+                    raise BadImageError(path, fault)
+                file.seek(0)
+                with Image.open(file) as image:
+                    return np.asarray(image.convert("RGB"))
+        except FileNotFoundError:
+            raise BadImageError(path, "is missing") from None
+        except BadImageError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BadImageError(path, f"is damaged: {error}") from error
 
 
@@ -283,17 +301,26 @@ def _webp(image: np.ndarray) -> bytes:
 _ENCODERS = {"png": _png, "webp": _webp}
 
 
-def _fault(path: Path, size: tuple[int, int]) -> str | None:
-    from PIL import Image
-
+def _fault(path: AnyPath, size: tuple[int, int]) -> str | None:
     try:
         with path.open("rb") as file:
-            if cut := _cut(file, path.suffix):
-                return cut
-            with Image.open(file) as image:
-                found = image.size
+            return _fault_of(file, path.suffix, size)
     except FileNotFoundError:
         return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def _fault_of(file: BinaryIO, suffix: str, size: tuple[int, int]) -> str | None:
+    from PIL import Image
+
+    if cut := _cut(file, suffix):
+        return cut
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is told below
+            with Image.open(file) as image:
+                found = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"is damaged: {error}"
     return None if found == size else f"is {found[0]} x {found[1]} instead of {size[0]} x {size[1]}"
@@ -317,15 +344,15 @@ def _cut(file: BinaryIO, suffix: str) -> str | None:
     return None if known and whole else "is truncated"
 
 
-def _matches(folder: Path, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+def _matches(folder: AnyPath, pattern: re.Pattern[str]) -> list[re.Match[str]]:
     return [match for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
 
 
-def _read_manifest(root: Path) -> dict[str, Any]:
+def _read_manifest(root: AnyPath) -> dict[str, Any]:
     path = root / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("settings"), dict):
         raise ValueError(f"{path} is not the manifest of an image tree")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
-import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap.environments.faults import apart
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
 from ttsnap.recordings.published_values import MAX_FILE_BYTES, PRINT_SCALES, REWARD_NAMES
-from ttsnap.recordings.recorder import check_finite, check_same, groups, judge_all, recorded_names
-from ttsnap.recordings.recording import Recording
-from ttsnap.types import IntArray
+from ttsnap.recordings.recorder import check_finite, check_same, groups, judge_all, recorded_names, split
+from ttsnap.recordings.recording import Recording, begin_folder
+from ttsnap.storage import AnyPath, location, publish
+from ttsnap.types import BoolArray, IntArray
 
 _FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
 
@@ -44,7 +46,7 @@ class Labels:
 def label_tree(
     tree: ImageTree,
     rewards: Mapping[str, Any],
-    out: str | Path,
+    out: str | AnyPath,
     *,
     final_only: bool = False,
     strict: bool = False,
@@ -74,19 +76,42 @@ def label_tree(
         BadImageError: with `strict`, the first image that is missing, damaged or of the wrong size.
         ValueError: the recording that is there is of another tree, or a reward is not a finite number.
     """
-    import torch
+    recording = begin_labels(tree, rewards, out, final_only=final_only, device=device)
+    done = recording.done
+    begun = np.array([tree.begun(p) for p in range(len(tree.prompts))])
+    labels = Labels(recording, not_begun=int((~begun).sum()))
+    blocks = [[p for p in rows if begun[p]] for rows, _ in groups(len(tree.prompts), tree.num_candidates, batch)]
+    blocks = [block for block in blocks if not done[block].all()]
+    calls = (tree.num_steps,) if final_only else tree.calls
+    if on_start:
+        on_start(sum(map(len, blocks)) * tree.num_candidates * len(calls))
+    for part in judge_blocks(
+        tree, rewards, recording, blocks, calls, strict=strict, batch=batch, threads=workers, device=device, done=done
+    ):
+        if on_images and part.images:
+            on_images(part.images)
+        labels.bad += part.bad
+        labels.left_out += sorted({p for p in part.failures if isinstance(part.failures[p], BadImageError)})
+        for error in part.failures.values():
+            if not isinstance(error, BadImageError):
+                raise error
+    return labels
 
+
+def begin_labels(
+    tree: ImageTree, rewards: Mapping[str, Any], out: str | AnyPath, *, final_only: bool = False, device: Any = "cpu"
+) -> Recording:
+    """The recording that `label_tree` fills, new or gone on with; arguments and errors are the same."""
     from ttsnap.provenance import versions
 
-    steps, per_prompt, names = tree.num_steps, tree.num_candidates, recorded_names(rewards)
-    calls = (steps,) if final_only else tree.calls
+    calls = (tree.num_steps,) if final_only else tree.calls
     settings = {**tree.settings, "calls": list(calls), "image size": list(tree.size)}
     recording = Recording.create(
         out,
         prompts=tree.prompts,
-        num_candidates=per_prompt,
-        num_steps=steps,
-        rewards=names,
+        num_candidates=tree.num_candidates,
+        num_steps=tree.num_steps,
+        rewards=recorded_names(rewards),
         sigmas=tree.sigmas,
         provenance={
             "made by": "ttsnap label",
@@ -101,47 +126,106 @@ def label_tree(
     done = recording.done
     if (recording.seeds[done] != tree.seeds[done]).any():
         raise ValueError(f"{recording.path} was recorded with other seeds than {tree.root}")
-    begun = np.array([tree.begun(p) for p in range(len(tree.prompts))])
-    labels = Labels(recording, not_begun=int((~begun).sum()))
-    blocks = [[p for p in rows if begun[p]] for rows, _ in groups(len(tree.prompts), per_prompt, batch)]
-    blocks = [block for block in blocks if not done[block].all()]
-    if on_start:
-        on_start(sum(map(len, blocks)) * per_prompt * len(calls))
+    return recording
 
-    def look(images: np.ndarray, prompts: list[str], call: int) -> Iterator[np.ndarray]:
-        sigma = 0.0 if call == steps else tree.sigmas[call - 1]
-        for part in (slice(start, start + batch) for start in range(0, len(images), batch)):
-            tensor = torch.from_numpy(images[part]).to(device).permute(0, 3, 1, 2).float() / 255
-            yield judge_all(rewards, tensor, prompts[part], sigma)
-            if on_images:
-                on_images(len(tensor))
 
-    threads = workers or min(8, os.cpu_count() or 1)
+@dataclass
+class Judged:
+    """A part of labelling: images just judged; with the last part of a block its bad images, failures and results.
+
+    Attributes:
+        images: how many were just judged.
+        bad: images that are missing, damaged or of the wrong size.
+        failures: prompt -> why it has no rewards.
+        stored: prompts whose rewards were just stored.
+    """
+
+    images: int = 0
+    bad: list[BadImageError] = field(default_factory=list)
+    failures: dict[int, Exception] = field(default_factory=dict)
+    stored: list[int] = field(default_factory=list)
+
+
+def judge_blocks(
+    tree: ImageTree,
+    rewards: Mapping[str, Any],
+    recording: Recording,
+    blocks: Sequence[Sequence[int]],
+    calls: Sequence[int],
+    *,
+    strict: bool = False,
+    batch: int = 32,
+    threads: int | None = None,
+    device: Any = "cpu",
+    done: BoolArray,
+) -> Iterator[Judged]:
+    """Judge blocks of prompts, whose images are read ahead on threads; a prompt that fails takes nobody with it."""
+    threads = threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads, thread_name_prefix="image-reader") as pool:
-        work = ((tree, block, call) for block in blocks for call in calls)
-        loaded = ahead(pool, _load, work, 2 * threads)
-        for block in blocks:
-            prompts = [tree.prompts[p] for p in block for _ in range(per_prompt)]
-            values = np.full((2, len(block), per_prompt, steps, len(rewards)), np.nan, dtype=np.float32)
-            left_out = set()
-            for call in calls:
-                images, faults = next(loaded)
-                if faults and strict:
-                    loaded.close()
-                    raise faults[0][1]
-                labels.bad += [error for _, error in faults]
-                left_out |= {p for p, _ in faults}
-                answers = np.concatenate(list(look(images, prompts, call)), axis=1)
-                values[:, :, :, call - 1] = answers.reshape(2, len(block), per_prompt, -1)
-            for p, clean, aware in zip(block, *values, strict=True):
-                if p in left_out or done[p]:
-                    continue
-                for call in calls:
-                    texts = [tree.prompts[p]] * per_prompt
-                    check_finite(clean[:, call - 1], names, texts, tree.seeds[p], call)
-                recording.write_prompt(p, clean, aware, seeds=tree.seeds[p])
-            labels.left_out += sorted(left_out)
-    return labels
+        loaded = ahead(pool, _load, ((tree, block, call) for block in blocks for call in calls), 2 * threads)
+        try:
+            for block in blocks:
+                yield from _judge_block(
+                    tree, rewards, recording, block, calls, loaded, strict=strict, batch=batch, device=device, done=done
+                )
+        finally:
+            loaded.close()
+
+
+def _judge_block(
+    tree: ImageTree,
+    rewards: Mapping[str, Any],
+    recording: Recording,
+    block: Sequence[int],
+    calls: Sequence[int],
+    loaded: Iterator[Any],
+    *,
+    strict: bool,
+    batch: int,
+    device: Any,
+    done: BoolArray,
+) -> Iterator[Judged]:
+    import torch
+
+    steps, per_prompt, names = tree.num_steps, tree.num_candidates, list(recording.rewards)
+    texts = [tree.prompts[p] for p in block for _ in range(per_prompt)]
+    numbers = tree.seeds[list(block)].ravel()
+    values = np.full((2, len(texts), steps, len(rewards)), np.nan, dtype=np.float32)
+    last = Judged()
+    for call in calls:
+        images, faults = next(loaded)
+        if faults and strict:
+            raise faults[0][1]
+        last.bad += [error for _, error in faults]
+        for p, error in faults:
+            last.failures.setdefault(p, error)
+        sigma = 0.0 if call == steps else tree.sigmas[call - 1]
+        for part in split(len(texts), batch):
+            mine = range(len(texts))[part]
+            shares = {n: list(own) for n, own in itertools.groupby(mine, lambda row: row // per_prompt)}
+            tensor = torch.from_numpy(images[part]).to(device).permute(0, 3, 1, 2).float() / 255
+
+            def look(
+                chosen: Sequence[int],
+                call: int = call,
+                tensor: Any = tensor,
+                sigma: float = sigma,
+                first: int = mine.start,
+            ) -> None:
+                index, prompts = list(chosen), [texts[row] for row in chosen]
+                shown = tensor[[row - first for row in index]]
+                values[:, index, call - 1] = judge_all(rewards, shown, prompts, sigma)
+                check_finite(values[0, index, call - 1], names, prompts, numbers[index], call)
+
+            for n, error in zip(shares, apart(look, list(shares.values())), strict=True):
+                if error:
+                    last.failures.setdefault(block[n], error)
+            yield Judged(images=len(tensor))
+    for p, clean, aware in zip(block, *values.reshape(2, len(block), per_prompt, steps, -1), strict=True):
+        if p not in last.failures and not done[p]:
+            recording.write_prompt(p, clean, aware, seeds=tree.seeds[p])
+            last.stored.append(p)
+    yield last
 
 
 def _costs(tree: ImageTree, rewards: Mapping[str, Any], device: Any) -> dict[str, Any]:
@@ -190,7 +274,7 @@ def ahead(
 def import_ground_truth(
     files: Mapping[str, str | Path],
     prompts: Sequence[str],
-    out: str | Path,
+    out: str | AnyPath,
     *,
     num_steps: int = 20,
     seeds: IntArray | None = None,
@@ -209,7 +293,7 @@ def import_ground_truth(
     """
     from ttsnap.provenance import versions
 
-    out = Path(out)
+    out = location(out)
     if out.exists():
         raise ValueError(f"{out} exists already; remove it, or choose another name")
     values = {name: read_ground_truth(path) for name, path in files.items()}
@@ -228,7 +312,7 @@ def import_ground_truth(
         for p, row in rows.items():
             clean[p, :, -1, column] = row
     last = clean[listed, :, -1]
-    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.label"
+    temporary = begin_folder(out)
     try:
         recording = Recording.create(
             temporary,
@@ -248,7 +332,7 @@ def import_ground_truth(
         for run in np.split(listed, np.flatnonzero(np.diff(listed) > 1) + 1):
             part = slice(int(run[0]), int(run[-1]) + 1)
             recording.write(part, clean[part], seeds=None if seeds is None else seeds[part])
-        os.replace(temporary, out)
+        publish(temporary, out, "zarr.json")
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -6,18 +6,20 @@ resumed run are those of an uninterrupted one to the last bit.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.environments.faults import apart
 from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.recordings.recording import Recording
-from ttsnap.types import IntArray
+from ttsnap.storage import AnyPath, location
+from ttsnap.types import BoolArray, IntArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +77,7 @@ def judge_all(rewards: Mapping[str, Any], seen: Tensor | View, prompts: Sequence
     Raises:
         ValueError: a reward reads features, and there are only images.
     """
-    from ttsnap.environments.live import judge
+    from ttsnap.environments.faults import judge_in_halves as judge
     from ttsnap.samplers.views import View, reads_features
 
     images = seen.shown if isinstance(seen, View) else seen
@@ -95,7 +97,12 @@ def groups(num_prompts: int, per_prompt: int, batch: int) -> Iterator[tuple[rang
     for first in range(0, num_prompts, together):
         prompts = range(first, min(first + together, num_prompts))
         count = len(prompts) * per_prompt
-        yield prompts, [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
+        yield prompts, split(count, batch)
+
+
+def split(count: int, batch: int) -> list[slice]:
+    """Slices of at most `batch` of `count` rows."""
+    return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
 def record_rewards(
@@ -103,7 +110,7 @@ def record_rewards(
     rewards: Mapping[str, Any],
     prompts: Sequence[str],
     seeds: IntArray,
-    out: str | Path,
+    out: str | AnyPath,
     *,
     calls: Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -128,19 +135,45 @@ def record_rewards(
     Raises:
         ValueError: settings differ from those of the recording that is there, or a reward is not a finite number.
     """
+    recording = begin_rewards(sampler, rewards, prompts, seeds, out, calls=calls, settings=settings)
+    done = recording.done
+    everything = groups(len(prompts), seeds.shape[1], sampler.max_batch)
+    todo = [list(rows) for rows, _ in everything if not done[list(rows)].all()]
+    chosen = chosen_calls(calls, sampler.num_steps)
+    if on_start:
+        on_start(sum(map(len, todo)) * seeds.shape[1] * len(chosen))
+    for rows in todo:
+        for images, failures in judge_group(sampler, rewards, recording, rows, seeds, chosen, done):
+            if on_images and images:
+                on_images(images)
+            for error in failures.values():
+                raise error
+    return recording
+
+
+def begin_rewards(
+    sampler: PipelineSampler,
+    rewards: Mapping[str, Any],
+    prompts: Sequence[str],
+    seeds: IntArray,
+    out: str | AnyPath,
+    *,
+    calls: Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Recording:
+    """The recording that `record_rewards` fills, new or gone on with; arguments and errors are the same."""
     from ttsnap.provenance import versions
     from ttsnap.samplers.features import attach
     from ttsnap.samplers.flops import cost_model
 
     attach(sampler, rewards)
-    steps, per_prompt, names = sampler.num_steps, seeds.shape[1], recorded_names(rewards)
-    calls = chosen_calls(calls, steps)
-    settings = dict(settings or {}) | {"calls": list(calls)}
+    names = recorded_names(rewards)
+    settings = dict(settings or {}) | {"calls": list(chosen_calls(calls, sampler.num_steps))}
     recording = Recording.create(
         out,
         prompts=prompts,
-        num_candidates=per_prompt,
-        num_steps=steps,
+        num_candidates=seeds.shape[1],
+        num_steps=sampler.num_steps,
         rewards=names,
         sigmas=sampler.sigmas,
         provenance={
@@ -155,26 +188,54 @@ def record_rewards(
     done = recording.done
     if (recording.seeds[done] != seeds[done]).any():
         raise ValueError(f"{recording.path} was recorded with other seeds")
-    todo = [group for group in groups(len(prompts), per_prompt, sampler.max_batch) if not done[list(group[0])].all()]
-    if on_start:
-        on_start(sum(len(rows) for rows, _ in todo) * per_prompt * len(calls))
-    for rows, parts in todo:
-        texts = [prompts[p] for p in rows for _ in range(per_prompt)]
-        numbers = seeds[rows.start : rows.stop].ravel()
-        sampler.group(texts, numbers.tolist())
-        values = np.full((2, len(texts), steps, len(rewards)), np.nan, dtype=np.float32)
-        for part in parts:
-            for view in walk(sampler, texts[part], numbers[part].tolist(), calls):
-                call = view.group.step
-                values[:, part, call - 1] = judge_all(rewards, view, texts[part], view.sigma)
-                check_finite(values[0, part, call - 1], names, texts[part], numbers[part], call)
-                if on_images:
-                    on_images(len(view))
-        for p, clean, aware in zip(rows, *values.reshape(2, len(rows), per_prompt, steps, -1), strict=True):
-            if not done[p]:
-                recording.write_prompt(p, clean, aware, seeds=seeds[p])
-        sampler.forget_prompts()
     return recording
+
+
+def judge_group(
+    sampler: PipelineSampler,
+    rewards: Mapping[str, Any],
+    recording: Recording,
+    rows: Sequence[int],
+    seeds: IntArray,
+    calls: Sequence[int],
+    done: BoolArray,
+) -> Iterator[tuple[int, dict[int, Exception]]]:
+    """Sample and judge one group of prompts, and store the rewards of each that is not done and does not fail.
+
+    A reward that fails on the whole group is asked about each prompt alone.
+
+    Yields:
+        How many images were just judged; in the end 0 and the prompts that failed, with their errors.
+    """
+    from ttsnap.samplers.features import attach
+
+    attach(sampler, rewards)
+    per_prompt, steps, names = seeds.shape[1], sampler.num_steps, list(recording.rewards)
+    texts = [recording.prompts[p] for p in rows for _ in range(per_prompt)]
+    numbers = seeds[list(rows)].ravel()
+    values = np.full((2, len(texts), steps, len(rewards)), np.nan, dtype=np.float32)
+    failures: dict[int, Exception] = {}
+    sampler.group(texts, numbers.tolist())
+    for part in split(len(texts), sampler.max_batch):
+        mine = range(len(texts))[part]
+        shares = {n: list(own) for n, own in itertools.groupby(mine, lambda row: row // per_prompt)}
+        for view in walk(sampler, texts[part], numbers[part].tolist(), calls):
+
+            def look(chosen: Sequence[int], view: View = view, first: int = mine.start) -> None:
+                index, prompts = list(chosen), [texts[row] for row in chosen]
+                seen, call = view[[row - first for row in index]], view.group.step
+                values[:, index, call - 1] = judge_all(rewards, seen, prompts, view.sigma)
+                check_finite(values[0, index, call - 1], names, prompts, numbers[index], call)
+
+            for n, error in zip(shares, apart(look, list(shares.values())), strict=True):
+                if error:
+                    failures.setdefault(rows[n], error)
+            yield len(view), {}
+    sampler.forget_prompts()
+    for p, clean, aware in zip(rows, *values.reshape(2, len(rows), per_prompt, steps, -1), strict=True):
+        if not done[p] and p not in failures:
+            recording.write_prompt(p, clean, aware, seeds=seeds[p])
+    yield 0, failures
 
 
 def record_images(
@@ -206,11 +267,24 @@ def record_images(
         OSError: an image cannot be written, such as on a full disk; whatever is stored is whole, so that the same
             call goes on from there.
     """
+    tree.save()
+    everything = 0
+    for made, found in make_images(sampler, tree, range(len(tree.prompts)) if prompts is None else prompts, workers):
+        everything += made
+        if on_found and found:
+            on_found(found)
+        if on_images and made:
+            on_images(made)
+    return everything
+
+
+def make_images(
+    sampler: PipelineSampler, tree: ImageTree, prompts: Sequence[int], workers: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """The images of some prompts; yields how many were just made, and found. In the end all of them are stored."""
     from ttsnap.environments.live import to_uint8
 
-    tree.save()
-    prompts = range(len(tree.prompts)) if prompts is None else prompts
-    per_prompt, made = tree.num_candidates, 0
+    per_prompt = tree.num_candidates
     with ImageWriter(tree.write, workers) as writer:
         for rows, parts in groups(len(prompts), per_prompt, sampler.max_batch):
             everybody = [(prompts[row], c) for row in rows for c in range(per_prompt)]
@@ -223,8 +297,7 @@ def record_images(
                     for call in tree.calls
                     if not tree.begun(p) or tree.fault(p, c, call)
                 }
-                if on_found:
-                    on_found(len(who) * len(tree.calls) - len(todo))
+                yield 0, len(who) * len(tree.calls) - len(todo)
                 if not todo:
                     continue
                 texts, seeds = [tree.prompts[p] for p, _ in who], [int(tree.seeds[pair]) for pair in who]
@@ -233,11 +306,8 @@ def record_images(
                     chosen = [row for row in range(len(who)) if (row, call) in todo]
                     pictures = to_uint8(enlarge(view.images, sampler.height, sampler.width))
                     writer.put([(tree.path(*who[row], call), pictures[row]) for row in chosen])
-                    made += len(chosen)
-                    if on_images:
-                        on_images(len(chosen))
+                    yield len(chosen), 0
             sampler.forget_prompts()
-    return made
 
 
 def enlarge(images: Tensor, height: int, width: int) -> Tensor:
@@ -260,14 +330,16 @@ class ImageWriter:
         backlog: most batches under way; `put` then waits, so that a slow disk cannot fill the memory.
     """
 
-    def __init__(self, write: Callable[[Path, np.ndarray], None], workers: int | None = None, backlog: int = 4) -> None:
+    def __init__(
+        self, write: Callable[[AnyPath, np.ndarray], None], workers: int | None = None, backlog: int = 4
+    ) -> None:
         self.workers = workers or min(8, os.cpu_count() or 1)
         self._write = write
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="image-writer")
         self._free = BoundedSemaphore(backlog * self.workers)
         self._failure: BaseException | None = None
 
-    def put(self, images: Sequence[tuple[Path, np.ndarray]]) -> None:
+    def put(self, images: Sequence[tuple[AnyPath, np.ndarray]]) -> None:
         """Hand over images to write.
 
         Raises:
@@ -281,7 +353,7 @@ class ImageWriter:
                 raise self._failure
             self._pool.submit(self._work, images[start : start + size])
 
-    def _work(self, images: Sequence[tuple[Path, np.ndarray]]) -> None:
+    def _work(self, images: Sequence[tuple[AnyPath, np.ndarray]]) -> None:
         try:
             for path, image in images:
                 if self._failure is None:
@@ -302,7 +374,7 @@ class ImageWriter:
 
 def plan_tree(
     sampler: PipelineSampler,
-    root: str | Path,
+    root: str | AnyPath,
     prompts: Sequence[str],
     seeds: IntArray,
     *,
@@ -332,7 +404,7 @@ def plan_tree(
             raise ValueError(f"images of {size[0]} x {size[1]} can be stored at 1 to {min(size)}, got {store_size}")
         size = (round(size[0] * store_size / min(size)), round(size[1] * store_size / min(size)))
     return ImageTree(
-        Path(root),
+        location(root),
         tuple(prompts),
         seeds,
         sampler.num_steps,
@@ -346,7 +418,7 @@ def plan_tree(
     )
 
 
-def check_same(settings: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
+def check_same(settings: Mapping[str, Any], found: Mapping[str, Any], path: AnyPath) -> None:
     """Raise ValueError unless the settings are those that `path` was begun with."""
     different = [key for key in {**settings, **found} if settings.get(key) != found.get(key)]
     if different:

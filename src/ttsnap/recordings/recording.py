@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.storage import AnyPath, Remote, location, options, patiently, publish
 from ttsnap.types import BoolArray, IntArray
 
 if TYPE_CHECKING:
@@ -39,10 +41,11 @@ class Recording:
         provenance: where it comes from.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | AnyPath) -> None:
         """Open a recording; see `open`."""
-        self.path = Path(path)
+        self.path = location(path)
         self._group = _open_group(self.path)
+        self._arrays: dict[str, Any] = {}
         attributes = dict(self._group.attrs)
         self._check(attributes)
         self.prompts: tuple[str, ...] = tuple(attributes["prompts"])
@@ -53,7 +56,7 @@ class Recording:
         self.provenance: dict[str, Any] = attributes.get("provenance", {})
 
     @classmethod
-    def open(cls, path: str | Path) -> Recording:
+    def open(cls, path: str | AnyPath) -> Recording:
         """Open a recording and check it.
 
         Raises:
@@ -67,7 +70,7 @@ class Recording:
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | AnyPath,
         *,
         prompts: Sequence[str],
         num_candidates: int,
@@ -100,7 +103,7 @@ class Recording:
         """
         import zarr
 
-        path = Path(path)
+        path = location(path)
         shape = (len(prompts), num_candidates, num_steps, len(rewards))
         if 0 in shape:
             raise ValueError(f"a recording needs prompts, candidates, steps and rewards, got sizes {shape}")
@@ -115,8 +118,7 @@ class Recording:
                 raise ValueError(f"{path} holds another recording: sizes {found.shape}, {', '.join(found.rewards)}")
             return found
         per_chunk = max(1, min(len(prompts), _WHOLE_CHUNK // int(np.prod(shape[1:])))) if whole else 1
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = begin_folder(path)
         try:
             group = zarr.create_group(temporary, zarr_format=3)
             kinds = {"clean": (dtype, np.nan), "aware": (dtype, np.nan), "seed": ("int64", -1), "sigma": ("f8", np.nan)}
@@ -141,7 +143,7 @@ class Recording:
                     "provenance": dict(provenance or {}),
                 }
             )
-            os.replace(temporary, path)
+            publish(temporary, path, "zarr.json")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -180,39 +182,49 @@ class Recording:
             prompt, candidate, _ = np.argwhere(~np.isfinite(clean[:, :, -1]))[0]
             name = self.prompts[where.indices(len(self.prompts))[0] + prompt]
             raise ValueError(f"the finished image of candidate {candidate} of prompt {name!r} has no finite reward")
-        if seeds is not None:
-            self._group["seed"][where] = seeds
-        if aware is not None:
-            self._group["aware"][where] = aware
-        self._group["clean"][where] = clean
+        for name, values in (("seed", seeds), ("aware", aware), ("clean", clean)):
+            if values is not None:
+                self._store(name, where, values)
         for name in ("clean", "aware", "seeds"):
             self.__dict__.pop(name, None)
+
+    def _store(self, name: str, where: slice, values: np.ndarray) -> None:
+        def store() -> None:
+            self._array(name)[where] = values
+
+        _asked(store, self.path)
+
+    def _array(self, name: str) -> Any:
+        """An array, opened once."""
+        if name not in self._arrays:
+            self._arrays[name] = _asked(lambda: self._group[name], self.path)
+        return self._arrays[name]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Sizes (prompts, candidates, steps, rewards), prompts not yet recorded included."""
-        prompts, candidates, steps, rewards = self._group["clean"].shape
+        prompts, candidates, steps, rewards = self._array("clean").shape
         return prompts, candidates, steps, rewards
 
     @property
     def sigmas(self) -> np.ndarray:
         """Noise level of the x0 estimate after each call [steps], NaN where unknown."""
-        return np.asarray(self._group["sigma"][:])
+        return _read(self._array("sigma"), self.path)
 
     @functools.cached_property
     def clean(self) -> np.ndarray:
         """Clean rewards [prompts, candidates, steps, rewards]; NaN in prompts not yet recorded."""
-        return _read(self._group["clean"], self.path)
+        return _read(self._array("clean"), self.path)
 
     @functools.cached_property
     def aware(self) -> np.ndarray:
         """Noise-aware rewards [prompts, candidates, steps, rewards]; NaN where there are none."""
-        return _read(self._group["aware"], self.path)
+        return _read(self._array("aware"), self.path)
 
     @functools.cached_property
     def seeds(self) -> IntArray:
         """Seed of each candidate [prompts, candidates], -1 where unknown."""
-        return _read(self._group["seed"], self.path)
+        return _read(self._array("seed"), self.path)
 
     @property
     def done(self) -> BoolArray:
@@ -293,18 +305,21 @@ class Recording:
             if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"recording {path} has no list of {key}")
         for name, dims in _ARRAYS.items():
-            if name not in self._group:
-                raise ValueError(f"recording {path} lacks its array `{name}`")
-            found = self._group[name].metadata.dimension_names
+            try:
+                found = self._array(name).metadata.dimension_names
+            except KeyError:
+                raise ValueError(f"recording {path} lacks its array `{name}`") from None
+            except Exception as error:  # whatever strange metadata make the codecs raise
+                raise ValueError(f"array `{name}` of recording {path} is damaged: {_first_line(error)}") from error
             if tuple(found or ()) != dims:
                 raise ValueError(f"array `{name}` of recording {path} must have dims {dims}, got {found}")
-        shape = self._group["clean"].shape
+        shape = self._array("clean").shape
         expected = {name: tuple(shape[DIMS.index(dim)] for dim in dims) for name, dims in _ARRAYS.items()}
         for name, size in expected.items():
-            if self._group[name].shape != size:
+            if self._array(name).shape != size:
                 raise ValueError(
                     f"array `{name}` of recording {path} must have shape {size} as `clean` has {shape}, "
-                    f"got {self._group[name].shape}"
+                    f"got {self._array(name).shape}"
                 )
         for axis, key in ((0, "prompts"), (3, "rewards")):
             if len(attributes[key]) != shape[axis]:
@@ -322,7 +337,15 @@ class Recording:
             )
 
 
-def _open_group(path: Path) -> Any:
+def begin_folder(path: AnyPath) -> Path:
+    """A name for a temporary local folder, which is then published as `path`."""
+    if isinstance(path, Remote):
+        return Path(tempfile.mkdtemp(prefix="ttsnap-")) / path.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _open_group(path: AnyPath) -> Any:
     import zarr
 
     if not path.exists():
@@ -330,14 +353,22 @@ def _open_group(path: Path) -> Any:
     if not (path / "zarr.json").is_file():
         raise ValueError(f"{path} is not a ttsnap recording (it has no zarr.json)")
     try:
+        if isinstance(path, Remote):
+            url = str(path)
+            return patiently(lambda: zarr.open_group(url, mode="r+", zarr_format=3, storage_options=options(url)), url)
         return zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r", zarr_format=3)
     except Exception as error:
         raise ValueError(f"recording {path} cannot be opened: {_first_line(error)}") from error
 
 
-def _read(array: Any, path: Path) -> np.ndarray:
+def _asked(what: Callable[[], Any], path: AnyPath) -> Any:
+    """An answer of the storage, for which a remote one is asked patiently."""
+    return patiently(what, str(path)) if isinstance(path, Remote) else what()
+
+
+def _read(array: Any, path: AnyPath) -> np.ndarray:
     try:
-        return np.asarray(array[:])
+        return np.asarray(_asked(lambda: array[:], path))
     except Exception as error:  # whatever a broken chunk makes the codecs raise
         raise ValueError(f"array `{array.basename}` of recording {path} is damaged: {_first_line(error)}") from error
 

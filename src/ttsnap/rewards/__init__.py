@@ -153,6 +153,8 @@ def own(name: str) -> Callable[..., Any]:
         if error.name != module_name.split(".")[0] and error.name != module_name:
             raise
         raise ValueError(f"reward {name!r}: there is no module {module_name!r} here or installed") from None
+    except Exception as error:
+        raise ValueError(f"reward {name!r}: module {module_name!r} fails: {type(error).__name__}: {error}") from error
     judge = getattr(module, function, None)
     if not callable(judge):
         raise ValueError(f"reward {name!r}: module {module_name!r} has no callable {function!r}")

@@ -1,0 +1,101 @@
+"""`generate` for many prompts as a job: blocks of prompts that share batches, each prompt in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ttsnap.cluster.jobs import Block, Event, Plan, first_line
+from ttsnap.results import write_json
+from ttsnap.storage import AnyPath
+
+if TYPE_CHECKING:
+    from ttsnap.generation import Searcher
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Search for the best image of each prompt.
+
+    Attributes:
+        prepare: loads everything a search needs.
+        prompts: the prompts.
+        out: the folder in which each prompt gets its own, `p0000` and so on.
+        settings: what decides the results; kept with them.
+        candidates: per prompt, if a run that is gone on with has fixed them.
+        seed: first seed.
+        top: images kept per prompt.
+        compare: also run best-of-N at the same cost.
+        board: draw the pruning board.
+    """
+
+    prepare: Callable[[], Searcher]
+    prompts: Sequence[str]
+    out: AnyPath
+    settings: Mapping[str, Any]
+    candidates: int | None = None
+    seed: int = 0
+    top: int = 1
+    compare: bool = False
+    board: bool = True
+
+    def folder(self, prompt: int) -> AnyPath:
+        """Where the results of a prompt lie."""
+        return self.out / f"p{prompt:04d}"
+
+    def load(self) -> _Search:
+        """Load model and rewards."""
+        return _Search(self, self.prepare())
+
+
+class _Search:
+    def __init__(self, job: Generate, searcher: Searcher) -> None:
+        self.job, self.searcher = job, searcher
+
+    def plan(self) -> Plan:
+        job, searcher = self.job, self.searcher
+        searcher.candidates = job.candidates or searcher.candidates
+        if job.candidates is None:  # a budget in seconds is turned into candidates once, so that all do the same
+            write_json({"settings": dict(job.settings), "candidates": searcher.candidates}, job.out / SETTINGS)
+        size = searcher.block_size()
+        everybody = range(len(job.prompts))
+        with ThreadPoolExecutor(16) as pool:
+            done = list(pool.map(lambda p: read_record(job.folder(p)) is not None, everybody))
+        blocks = [tuple(everybody[start : start + size]) for start in range(0, len(everybody), size)]
+        blocks = [block for block in blocks if not all(done[p] for p in block)]
+        shared = {"candidates": searcher.candidates, "batch": searcher.sampler.max_batch}
+        report = {"candidates": searcher.candidates, "rewards": list(searcher.judges)}
+        return Plan(blocks, 0, done.count(False), shared, report)
+
+    def run(self, block: Block, shared: Mapping[str, Any]) -> Iterator[Event]:
+        """The whole block runs, even if some of it is stored: alone, the rest would have other company."""
+        job, searcher = self.job, self.searcher
+        searcher.candidates, searcher.sampler.max_batch = shared["candidates"], shared["batch"]
+        done = {p for p in block if read_record(job.folder(p)) is not None}
+        if len(done) == len(block):
+            yield Event(prompts=block)
+            return
+        results = searcher.stream(
+            [job.prompts[p] for p in block], seed=job.seed, top=job.top, compare=job.compare, previews=job.board
+        )
+        for row, result in results:
+            p = block[row]
+            if isinstance(result, Exception):
+                yield Event(failures={p: first_line(result)})
+            elif p not in done:
+                result.save(job.folder(p), board=job.board)
+                yield Event(result.finished, prompts=(p,), notes=tuple(result.notes), rewards=(float(result.reward),))
+
+
+def read_record(folder: AnyPath) -> dict[str, Any] | None:
+    """The record of a prompt that is complete, else None."""
+    try:
+        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "files" in record else None

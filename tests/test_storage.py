@@ -1,0 +1,152 @@
+"""Storage: local files and a real object store, atomic writes, patience, and who may write."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.object_store import serve
+from ttsnap.recordings import Recording
+from ttsnap.recordings.image_tree import BadImageError, ImageTree
+from ttsnap.storage import Remote, check_writable, location, locked, patiently, write
+
+
+@pytest.fixture(scope="module")
+def store():
+    with serve() as server:
+        yield server
+
+
+def test_places():
+    assert str(location("a/b")) == "a/b"
+    assert str(location("file:///a/b")) == "/a/b"
+    with pytest.raises(ValueError, match="names no folder; give one such as s3://bucket/folder"):
+        location("s3://")
+    with pytest.raises(ValueError, match=r"known are s3://"):
+        location("nonsense://bucket/x")
+
+
+def test_files_and_folders_of_an_object_store(store):
+    root = location(store.bucket() + "/a run/")
+    assert isinstance(root, Remote)
+    assert not root.exists()
+    check_writable(root)
+    path = root / "p0000" / "x.json"
+    write(path, b"{}")
+    assert (path.name, path.suffix, path.parent.name) == ("x.json", ".json", "p0000")
+    assert path.is_file()
+    assert path.parent.is_dir()
+    assert not path.is_dir()
+    assert [one.name for one in root.iterdir()] == ["p0000"]
+    assert [one.name for one in path.parent.glob("*.json")] == ["x.json"]
+    assert (path.read_text(), path.open().read()) == ("{}", b"{}")
+    with pytest.raises(ValueError, match="is a file; give a directory"):
+        check_writable(path)
+    path.unlink()
+    path.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        path.read_bytes()
+
+
+def test_a_store_that_answers_503_for_a_while_is_asked_again(store, monkeypatch):
+    path = location(store.bucket()) / "x"
+    store.fail_for(3.0)
+    path.write_bytes(b"data")
+    assert path.read_bytes() == b"data"
+    assert store.refused > 1
+    monkeypatch.setenv("TTSNAP_PATIENCE", "0.5")
+    store.fail_for(8.0)
+    with pytest.raises(OSError, match=r"/x failed for [0-9]+ s: "):
+        path.read_bytes()
+    store.fail_for(0)
+
+
+def test_patience_doubles_its_pauses_and_ends():
+    pauses = []
+
+    def fails():
+        raise OSError("busy")
+
+    def missing():
+        raise FileNotFoundError("it")
+
+    with pytest.raises(OSError, match=r"the store failed for [0-9]+ s: busy"):
+        patiently(fails, "the store", 60.0, pauses.append, lambda: sum(pauses))
+    assert sum(pauses) >= 60
+    assert max(pauses) <= 15
+    assert pauses[2] > pauses[0]
+    with pytest.raises(FileNotFoundError):
+        patiently(missing, "it", 60.0, pauses.append)
+
+
+def test_an_image_tree_in_an_object_store(store):
+    tree = ImageTree(
+        location(store.bucket() + "/tree"), ("a", "b"), np.arange(4).reshape(2, 2), 2, (1, 2), (1.0, 0.5), (8, 6)
+    )
+    tree.save()
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    assert not tree.begun(0)
+    tree.write(tree.path(0, 1, 2), image)
+    again = ImageTree.open(str(tree.root))
+    assert again.begun(0)
+    assert again.fault(0, 1, 2) is None
+    np.testing.assert_array_equal(again.read(0, 1, 2), image)
+    with pytest.raises(BadImageError, match="is missing"):
+        again.read(0, 0, 1)
+    tree.path(0, 0, 1).write_bytes(b"certainly not an image")
+    assert again.fault(0, 0, 1) == "is not a png image"
+    with pytest.raises(ValueError, match="there is no image tree at s3://"):
+        ImageTree.open(store.bucket() + "/nothing")
+
+
+def test_a_recording_in_an_object_store_is_there_as_a_whole(store):
+    place = store.bucket() + "/r.zarr"
+    options = {"prompts": ["a", "b"], "num_candidates": 2, "num_steps": 2, "rewards": ["r"]}
+    recording = Recording.create(place, **options)
+    assert [path.rsplit("/", 1)[-1] for path in store.puts if "/r.zarr/" in path][-1] == "zarr.json"
+    assert recording.done.tolist() == [False, False]
+    store.fail_for(2.0)
+    recording.write_prompt(1, np.ones((2, 2, 1)), seeds=np.array([3, 4]))
+    again = Recording.create(place, **options, resume=True)
+    assert again.done.tolist() == [False, True]
+    assert Recording.open(place).seeds[1].tolist() == [3, 4]
+    with pytest.raises(ValueError, match="exists already"):
+        Recording.create(place, **options)
+
+
+def test_an_output_belongs_to_one_process_at_a_time_until_that_is_gone(tmp_path):
+    out = tmp_path / "run"
+    code = f"""
+import time
+from ttsnap.storage import location, locked
+with locked(location({str(out)!r})):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "in\n"
+        owner = json.loads((tmp_path / ".run.lock").read_text())
+        assert owner["pid"] == other.pid
+        with pytest.raises(ValueError, match=rf"is being written by process {other.pid} on .* since"), locked(out):
+            pass
+    finally:
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+    assert (tmp_path / ".run.lock").exists()  # killed, it could not tidy up; its lock is gone all the same
+    deadline = time.time() + 10
+    while time.time() < deadline:
+        try:
+            with locked(out):
+                assert json.loads((tmp_path / ".run.lock").read_text())["pid"] == os.getpid()
+            break
+        except ValueError:
+            time.sleep(0.1)
+    assert not (tmp_path / ".run.lock").exists()
