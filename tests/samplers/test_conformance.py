@@ -47,6 +47,7 @@ CASES = {
     "sd": Case(tiny_sd.stable_diffusion),
     "sd, unguided": Case(tiny_sd.stable_diffusion, {"guidance_scale": 1.0}, passes=1),
     "sd, ddim": Case(tiny_sd.stable_diffusion, {"scheduler": "ddim", "negative_prompt": "a cyan square"}),
+    "sd, dpm karras": Case(tiny_sd.stable_diffusion, {"scheduler": "dpm-karras"}),
     "sdxl": Case(tiny_sd.sdxl),
     "sdxl, karras": Case(
         tiny_sd.sdxl, {"scheduler": "euler-karras", "negative_prompt": "a cyan square", "guidance_rescale": 0.5}
@@ -167,7 +168,7 @@ def test_wrong_sizes_and_options_are_refused_and_long_prompts_warned_about(name)
         sampler.text(B)
 
 
-@pytest.mark.parametrize("name", ["flux", "sd", "sdxl", "sd3"])
+@every
 def test_operations_are_counted_without_data(name, monkeypatch):
     from ttsnap.samplers import flops
 

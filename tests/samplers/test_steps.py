@@ -12,7 +12,7 @@ from ttsnap.samplers import Declined
 from ttsnap.samplers.steps import choose, steps_of
 
 EXACT = {"atol": 0, "rtol": 0, "equal_nan": True}  # pure noise divided by a signal of zero is not a number, there too
-EULER, DDIM = "EulerDiscreteScheduler", "DDIMScheduler"
+EULER, DDIM, DPM = "EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"
 SCHEDULES = {
     "euler": (EULER, {}),
     "karras": (EULER, {"use_karras_sigmas": True}),
@@ -56,6 +56,47 @@ def test_every_step_is_the_stock_one(name, kind, dtype):
     torch.testing.assert_close(x0, ours.float(), **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [4, 16])  # the last steps differ below 15
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_karras_sigmas": True},
+        {"prediction_type": "v_prediction", "solver_type": "heun"},
+        {"solver_order": 1},
+        {"final_sigmas_type": "sigma_min", "euler_at_final": True},
+        {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+    ],
+    ids=str,
+)
+def test_every_step_of_dpm_is_the_stock_one_though_it_starts_anew_at_each_call(options, count, dtype):
+    stock = scheduler(DPM, **options)
+    steps = steps_of(stock, count, "cpu")
+    stock.set_timesteps(count)
+    draw = torch.Generator().manual_seed(0)
+    ours = theirs = torch.randn(2, 4, 6, 6, generator=draw).to(dtype)
+    x0 = None
+    for index, timestep in enumerate(stock.timesteps):
+        prediction = torch.randn(ours.shape, generator=draw).to(dtype)
+        ours, x0 = steps(prediction, ours, index, x0)
+        theirs = stock.step(prediction, timestep, theirs).prev_sample
+        torch.testing.assert_close(ours, theirs, **EXACT)
+        if index < count - 1:
+            torch.testing.assert_close(x0, stock.model_outputs[-1].float(), **EXACT)
+    torch.testing.assert_close(x0, ours.float(), **EXACT)
+
+
+def test_a_multistep_solver_says_what_it_lacks_or_cannot():
+    steps = steps_of(scheduler(DPM), 4, "cpu")
+    latents = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(ValueError, match="needs the x0 estimates of the call before"):
+        steps(latents, latents, 2)
+    for options in ({"solver_order": 3}, {"algorithm_type": "sde-dpmsolver++"}):
+        with pytest.raises(Declined, match=r"runs as dpmsolver\+\+ of order 1 or 2, not as"):
+            steps_of(scheduler(DPM, **options), 4, "cpu")
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_sigmas_fall_and_are_finite(name):
     which, options = SCHEDULES[name]
@@ -94,7 +135,7 @@ def test_a_scheduler_by_name_takes_over_the_configuration():
             {"skip_prk_steps": True},
             "PNDMScheduler is not a pure function .* choose the scheduler euler",
         ),
-        ("DPMSolverMultistepScheduler", {}, "DPMSolverMultistepScheduler is not a pure function"),
+        ("UniPCMultistepScheduler", {}, "UniPCMultistepScheduler is not a pure function"),
         ("EulerAncestralDiscreteScheduler", {}, "EulerAncestralDiscreteScheduler is not a pure function"),
         (DDIM, {"thresholding": True}, "thresholding is not supported"),
     ],

@@ -214,15 +214,22 @@ def z_image(*, shift: float = 3.0):
     )
 
 
-def dpm_scheduler(*, flow: bool = False, **options):
-    """The scheduler that PixArt-Sigma comes with, or (flow) Sana's."""
-    from diffusers import DPMSolverMultistepScheduler
+def scheduler_of(name: str):
+    """A scheduler by a short name; `dpm` is what PixArt-Sigma comes with, `flow dpm` what Sana comes with."""
+    import diffusers
 
-    of_flow = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"} if flow else {}
-    return DPMSolverMultistepScheduler(**of_flow | options)
+    of_flow = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    kind, options = {
+        "dpm": ("DPMSolverMultistepScheduler", {}),
+        "flow dpm": ("DPMSolverMultistepScheduler", of_flow),
+        "flow": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+        "euler": ("EulerDiscreteScheduler", {}),
+        "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    }[name]
+    return getattr(diffusers, kind)(**options)
 
 
-def sana(scheduler=None):
+def sana(*, scheduler: str = "flow dpm"):
     """Sana with Gemma 2 and a deep-compression autoencoder that halves the size once, instead of five times."""
     from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model
@@ -271,11 +278,10 @@ def sana(scheduler=None):
             max_position_embeddings=2048,
         )
     )
-    scheduler = scheduler or dpm_scheduler(flow=True)
-    return _ready(SanaPipeline(letter_tokenizer(), text, vae, transformer, scheduler))
+    return _ready(SanaPipeline(letter_tokenizer(), text, vae, transformer, scheduler_of(scheduler)))
 
 
-def pixart(scheduler=None):
+def pixart(*, scheduler: str = "dpm"):
     """PixArt-Sigma with T5, and a variance that it learnt."""
     from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
 
@@ -297,4 +303,4 @@ def pixart(scheduler=None):
         use_additional_conditions=False,
     )
     vae = kl_vae(scaling_factor=0.13)
-    return _ready(PixArtSigmaPipeline(t5, encoders(clip, t5)[1], vae, transformer, scheduler or dpm_scheduler()))
+    return _ready(PixArtSigmaPipeline(t5, encoders(clip, t5)[1], vae, transformer, scheduler_of(scheduler)))

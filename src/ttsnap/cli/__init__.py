@@ -15,6 +15,7 @@ import ttsnap
 from ttsnap.cli.generate import generate
 from ttsnap.cli.import_values import import_values
 from ttsnap.cli.label import label
+from ttsnap.cli.models import models
 from ttsnap.cli.record import record
 from ttsnap.cli.simulate import simulate
 from ttsnap.cli.train import train
@@ -35,6 +36,7 @@ app.command()(train)
 app.command("import-values")(import_values)
 app.command()(simulate)
 app.command()(tune)
+app.command()(models)
 
 
 def _version(show: bool) -> None:

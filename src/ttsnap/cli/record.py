@@ -85,7 +85,7 @@ def record(
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="euler, euler-karras, ddim instead of the model's own (SDXL, SD).", rich_help_panel=_MODEL),
+        typer.Option(help="euler, euler-karras, ddim, dpm, dpm-karras (SDXL, SD, PixArt).", rich_help_panel=_MODEL),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,

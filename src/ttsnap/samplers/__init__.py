@@ -20,6 +20,8 @@ SAMPLERS = {
     "StableDiffusionPipeline": ("ttsnap.samplers.stable_diffusion", "StableDiffusionSampler"),
     "StableDiffusionXLPipeline": ("ttsnap.samplers.sdxl", "SDXLSampler"),
     "StableDiffusion3Pipeline": ("ttsnap.samplers.stable_diffusion_3", "StableDiffusion3Sampler"),
+    "SanaPipeline": ("ttsnap.samplers.sana", "SanaSampler"),
+    "PixArtSigmaPipeline": ("ttsnap.samplers.pixart", "PixArtSampler"),
 }
 
 KINDS = ("auto", "adapter", "fallback")

@@ -184,12 +184,7 @@ class PipelineSampler(ABC):
     @property
     @abstractmethod
     def sigmas(self) -> list[float]:
-        """Noise level of each call [num_steps]; the x0 estimate after call s belongs to sigmas[s - 1].
-
-        Of flow models the share of noise, 1 to 0; of others the ratio of noise to signal, sqrt((1 - abar) / abar),
-        which is the scheduler's sigma: about 14 to 0.03 for Stable Diffusion. Weights of a noise-aware reward are kept
-        by it, so they belong to one of the two.
-        """
+        """Noise level of each call [num_steps]; the x0 estimate after call s belongs to sigmas[s - 1]."""
 
     @property
     def timesteps(self) -> list[float]:
@@ -325,6 +320,12 @@ class BaseSampler(PipelineSampler):
     def call(self, latents: Tensor, encoded: list[Any], index: int) -> tuple[Tensor, Tensor]:
         """One denoiser call (0-based `index`) on a batch: the next latents and the x0 estimates (fp32)."""
 
+    def call_after(
+        self, latents: Tensor, encoded: list[Any], index: int, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`call`, with the x0 estimates of the call before (fp32; None at the first), which multistep solvers need."""
+        return self.call(latents, encoded, index)
+
     @abstractmethod
     def decode_batch(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] in 0..1 (fp32) of one batch of predicted clean latents."""
@@ -368,7 +369,8 @@ class BaseSampler(PipelineSampler):
 
         def work(rows: slice) -> list[Tensor]:
             latents, texts = trajectories.latents[rows], encoded[rows]
-            x0, heard = latents, list[Tensor]()
+            x0 = None if trajectories.x0 is None else trajectories.x0[rows]
+            heard = list[Tensor]()
             for index in range(trajectories.step, to_step):
                 last = index == to_step - 1
                 with self.tap.listen(trajectories.prompts[rows]) if self.tap and last else nullcontext(heard) as heard:
@@ -376,9 +378,10 @@ class BaseSampler(PipelineSampler):
                         who = trajectories.prompts[rows], trajectories.seeds[rows]
                         latents, x0 = self.diversity.call(self, latents, texts, index, *who)
                     else:
-                        latents, x0 = self.call(latents, texts, index)
+                        latents, x0 = self.call_after(latents, texts, index, x0)
                 if self.on_calls:
                     self.on_calls(len(texts))
+            assert x0 is not None
             return [latents, x0, *heard]
 
         parts = self._calls(len(trajectories), work)

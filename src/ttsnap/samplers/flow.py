@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ttsnap.samplers.base import BaseSampler, Declined
+from ttsnap.samplers.steps import Steps
 
 
 class Schedule(NamedTuple):
@@ -89,6 +90,21 @@ def euler(latents: Tensor, velocity: Tensor, sigma: Tensor, following: Tensor) -
     sample = latents.float()
     after = sample + (following - sigma) * velocity
     return after.to(velocity.dtype).to(latents.dtype), sample - sigma * velocity
+
+
+class FlowSteps(Steps):
+    """Euler steps with the scheduler's own noise levels, for a family that takes other schedulers as well."""
+
+    def __init__(self, scheduler: Any, num_steps: int, device: Any) -> None:
+        self._schedule = schedule(scheduler, num_steps, device)
+        self.timesteps = self._schedule.timesteps
+        self.noise_scale = 1.0
+        self.sigmas = [float(sigma) for sigma in self._schedule.sigmas[:-1]]
+
+    def step(self, prediction: Tensor, latents: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """One Euler step."""
+        sigmas = self._schedule.sigmas
+        return euler(latents, prediction, sigmas[index], sigmas[index + 1])
 
 
 class FlowSampler(BaseSampler):

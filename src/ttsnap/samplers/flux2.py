@@ -138,15 +138,24 @@ class Flux2Sampler(FlowSampler):
         grid = latents.new_empty(1, 1, self._rows, self._columns)
         return self.pipe._prepare_latent_ids(grid).to(latents.device)  # type: ignore[no-any-return]
 
-    def unpacked(self, latents: Tensor) -> Tensor:
-        """Latents [n, channels, h, w] as the VAE reads them, of packed ones [n, tokens, 4 channels] of unit spread."""
-        pipe = self.pipe
-        grid = latents.transpose(1, 2).reshape(len(latents), -1, self._rows, self._columns)
-        mean = pipe.vae.bn.running_mean.view(1, -1, 1, 1)
-        spread = torch.sqrt(pipe.vae.bn.running_var.view(1, -1, 1, 1) + pipe.vae.config.batch_norm_eps)
-        return pipe._unpatchify_latents(grid * spread.to(grid) + mean.to(grid))  # type: ignore[no-any-return]
+    def spatial(self, x0: Tensor) -> Tensor:
+        """Packed latents [n, tokens, 4 channels] as a picture [n, channels, h, w]."""
+        grid = x0.transpose(1, 2).reshape(len(x0), -1, self._rows, self._columns)
+        return self.pipe._unpatchify_latents(grid)  # type: ignore[no-any-return]
+
+    def unnormalised(self, latents: Tensor) -> Tensor:
+        """Latents [n, channels, h, w] as the VAE reads them; its statistics are of 2 x 2 patches."""
+        vae = self.pipe.vae
+        patches = self.pipe._patchify_latents(latents)
+        mean = vae.bn.running_mean.view(1, -1, 1, 1)
+        spread = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+        return self.pipe._unpatchify_latents(patches * spread.to(patches) + mean.to(patches))  # type: ignore[no-any-return]
+
+    def decode_spatial(self, latents: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 of normalised latents [n, channels, h, w]."""
+        image = self.pipe.vae.decode(self.unnormalised(latents.to(self.pipe.vae.dtype)), return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(image, output_type="pt").float()  # type: ignore[no-any-return]
 
     def decode_batch(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] in 0..1 of packed clean latents [n, tokens, channels]."""
-        image = self.pipe.vae.decode(self.unpacked(x0.to(self.pipe.vae.dtype)), return_dict=False)[0]
-        return self.pipe.image_processor.postprocess(image, output_type="pt").float()  # type: ignore[no-any-return]
+        return self.decode_spatial(self.spatial(x0))

@@ -126,14 +126,22 @@ class QwenImageSampler(FlowSampler):
         )[0]
         return velocity
 
-    def decode_batch(self, x0: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in 0..1 of packed clean latents [n, tokens, channels]: a video of one frame each."""
+    def spatial(self, x0: Tensor) -> Tensor:
+        """Packed latents [n, tokens, 4 channels] as a picture [n, channels, h, w]."""
         pipe = self.pipe
-        vae = pipe.vae
-        latents = pipe._unpack_latents(x0.to(vae.dtype), self.height, self.width, pipe.vae_scale_factor)
+        return pipe._unpack_latents(x0, self.height, self.width, pipe.vae_scale_factor)[:, :, 0]  # type: ignore[no-any-return]
+
+    def decode_spatial(self, latents: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 of normalised latents [n, channels, h, w]: a video of one frame each."""
+        vae = self.pipe.vae
+        frames = latents.to(vae.dtype).unsqueeze(2)
         mean, spread = (
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
+            torch.tensor(values).view(1, -1, 1, 1, 1).to(frames)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        frames = vae.decode(latents / (1.0 / spread) + mean, return_dict=False)[0]
-        return pipe.image_processor.postprocess(frames[:, :, 0], output_type="pt").float()  # type: ignore[no-any-return]
+        image = vae.decode(frames / (1.0 / spread) + mean, return_dict=False)[0][:, :, 0]
+        return self.pipe.image_processor.postprocess(image, output_type="pt").float()  # type: ignore[no-any-return]
+
+    def decode_batch(self, x0: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in 0..1 of packed clean latents [n, tokens, channels]."""
+        return self.decode_spatial(self.spatial(x0))

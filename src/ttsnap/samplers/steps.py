@@ -1,7 +1,8 @@
-"""Deterministic steps of models that predict noise or v (Stable Diffusion, SDXL): Euler and DDIM.
+"""Deterministic steps of models that predict noise or v (Stable Diffusion, SDXL): Euler, DDIM and DPM++ 2M.
 
 Each is a pure function of the latents, the prediction and the number of the call, so that candidates at different steps
-share one schedule. The numbers come from the stock scheduler; the arithmetic is its own, to the last bit.
+share one schedule. The numbers come from the stock scheduler; the arithmetic is its own, to the last bit. DPM++ 2M
+remembers the call before, by its x0 estimate alone; a candidate carries that with it, and hands it over.
 """
 
 from __future__ import annotations
@@ -47,13 +48,21 @@ class Steps(ABC):
     def step(self, prediction: Tensor, latents: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """The next latents, in the prediction's dtype, and the x0 estimate (fp32) of call `index` (0-based)."""
 
-    def __call__(self, prediction: Tensor, latents: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """`step`, and after the last call the finished latents as x0.
+    def step_after(
+        self, prediction: Tensor, latents: Tensor, index: int, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`step`, with the x0 estimates of the call before (None at the first) for solvers that remember it."""
+        return self.step(prediction, latents, index)
+
+    def __call__(
+        self, prediction: Tensor, latents: Tensor, index: int, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`step_after`, and after the last call the finished latents as x0.
 
         Some schedules end at a little noise (DDIM without `set_alpha_to_one`, Euler with `final_sigmas_type`
         sigma_min); the finished image is then not the last prediction of x0.
         """
-        following, x0 = self.step(prediction, latents, index)
+        following, x0 = self.step_after(prediction, latents, index, previous)
         return following, following.float() if index == len(self.sigmas) - 1 else x0.float()
 
 
@@ -110,11 +119,55 @@ class DdimSteps(Steps):
         return following**0.5 * x0 + (1 - following) ** 0.5 * noise, x0
 
 
-KINDS: dict[str, type[Steps]] = {"EulerDiscreteScheduler": EulerSteps, "DDIMScheduler": DdimSteps}
+class DpmSteps(Steps):
+    """DPM-Solver++ of order 1 or 2 (`dpmsolver++`): the stock scheduler, put at a call with what it remembers."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__(scheduler)
+        config = scheduler.config
+        if config.algorithm_type != "dpmsolver++" or config.solver_order > 2:
+            raise Declined(
+                "DPMSolverMultistepScheduler runs as dpmsolver++ of order 1 or 2, "
+                f"not as {config.algorithm_type} of order {config.solver_order}"
+            )
+        self._scheduler = scheduler
+        self.sigmas = [float(sigma) for sigma in scheduler.sigmas[:-1]]
+
+    def step(self, prediction: Tensor, latents: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """The first step, which is of first order."""
+        return self.step_after(prediction, latents, index, None)
+
+    def step_after(
+        self, prediction: Tensor, latents: Tensor, index: int, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One step, of second order where the schedule wants it."""
+        if index and previous is None:
+            raise ValueError("DPM++ 2M needs the x0 estimates of the call before; choose the scheduler euler or ddim")
+        solver = copy.copy(self._scheduler)
+        order = solver.config.solver_order
+        solver.set_begin_index(index)
+        solver.lower_order_nums = min(index, order)
+        solver.model_outputs = [None] * order
+        if previous is not None:
+            solver.model_outputs[-1] = previous.to(prediction.dtype)
+        following = solver.step(prediction, self.timesteps[index], latents, return_dict=False)[0]
+        return following, solver.model_outputs[-1]
+
+
+KINDS: dict[str, type[Steps]] = {
+    "EulerDiscreteScheduler": EulerSteps,
+    "DDIMScheduler": DdimSteps,
+    "DPMSolverMultistepScheduler": DpmSteps,
+}
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "ddim": ("DDIMScheduler", {}),
+    "dpm": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
+    "dpm-karras": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2, "algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+    ),
 }
 
 
@@ -122,7 +175,8 @@ def steps_of(scheduler: Any, num_steps: int, device: Any) -> Steps:
     """The steps that a stock scheduler would make; the scheduler itself is left alone.
 
     Args:
-        scheduler: an `EulerDiscreteScheduler` with any choice of sigmas, or a `DDIMScheduler` (used with eta 0).
+        scheduler: an `EulerDiscreteScheduler` with any choice of sigmas, a `DDIMScheduler` (used with eta 0), or a
+            `DPMSolverMultistepScheduler`.
         num_steps: denoiser calls.
         device: where the timesteps are kept.
 
@@ -132,13 +186,15 @@ def steps_of(scheduler: Any, num_steps: int, device: Any) -> Steps:
     name = type(scheduler).__name__
     if name not in KINDS:
         raise Declined(
-            f"{name} is not a pure function of the latents, as {' and '.join(KINDS)} are; "
+            f"{name} is not a pure function of the latents, as {', '.join(KINDS)} are; "
             f"choose the scheduler {', '.join(CHOICES)} to run candidates together in full batches"
         )
     own = copy.deepcopy(scheduler)
     own.set_timesteps(num_steps, device=device)
     if len(own.timesteps) != num_steps:
         raise Declined(f"{name} makes {len(own.timesteps)} calls for {num_steps} steps")
+    if own.config.prediction_type == "flow_prediction" and KINDS[name] is not DpmSteps:
+        raise Declined(f"{name} is not for models that predict a flow")
     if own.config.get("thresholding"):
         raise Declined(f"{name} with thresholding is not supported")
     if num_steps > 1 and own.timesteps[0] == own.timesteps[1]:

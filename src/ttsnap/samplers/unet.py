@@ -30,7 +30,7 @@ class UNetSampler(BaseSampler):
         guidance_scale: strength of classifier-free guidance; above 1 each call costs two passes.
         negative_prompt: what guidance leads away from (default: what the pipeline takes for none).
         guidance_rescale: share by which the guided prediction is brought to the spread of the unguided one.
-        scheduler: `euler`, `euler-karras` or `ddim` in place of the pipeline's own.
+        scheduler: `euler`, `euler-karras`, `ddim`, `dpm` or `dpm-karras` in place of the pipeline's own.
         max_batch: most candidates in one call.
     """
 
@@ -48,8 +48,7 @@ class UNetSampler(BaseSampler):
         max_batch: int | None = None,
     ) -> None:
         config = pipe.unet.config
-        side = config.sample_size or 64  # that of Stable Diffusion 1
-        sizes = side if isinstance(side, list | tuple) else (side, side)
+        sizes = config.sample_size if isinstance(config.sample_size, list | tuple) else (config.sample_size,) * 2
         default = [size * pipe.vae_scale_factor for size in sizes]
         super().__init__(
             pipe, num_steps=num_steps, height=height or default[0], width=width or default[1], max_batch=max_batch
@@ -137,6 +136,12 @@ class UNetSampler(BaseSampler):
         return self.encode_text(prompt)
 
     def call(self, latents: Tensor, encoded: list[Any], index: int) -> tuple[Tensor, Tensor]:
+        """The first call, or any with a scheduler that remembers nothing."""
+        return self.call_after(latents, encoded, index, None)
+
+    def call_after(
+        self, latents: Tensor, encoded: list[Any], index: int, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """One call, both halves of guidance in one batch, and one step."""
         texts = [text[0] for text in encoded]
         if self.passes == 2:
@@ -150,7 +155,7 @@ class UNetSampler(BaseSampler):
         )[0]
         if self.passes == 2:
             prediction = self._guide(*prediction.chunk(2))
-        return self.steps(prediction, latents, index)
+        return self.steps(prediction, latents, index, previous)
 
     def _guide(self, negative: Tensor, positive: Tensor) -> Tensor:
         """Classifier-free guidance, away from the negative prediction."""
