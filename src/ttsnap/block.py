@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap import policies
+from ttsnap import policies, reporting
 from ttsnap.cost import Budget, Cost, affordable
 from ttsnap.observers import SILENT, Observer, Start, Stop
 from ttsnap.policies import BestOfN
-from ttsnap.ranking import choose, order
+from ttsnap.ranking import WeightedSum, choose, order
 from ttsnap.results import BestOfNComparison, Finished, SearchResult, Seen
 from ttsnap.search import Result, check, run
 from ttsnap.types import BoolArray, IntArray, Policy, Problem, Query, Rung, Search
@@ -43,6 +43,8 @@ class Block:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     _best_of_n: list[BestOfNComparison] | None = None
+    _compared: LiveEnvironment | None = None
+    _said: str | None = None
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -104,7 +106,7 @@ class Block:
                 before=self.result,
             )
             self.seconds += time.perf_counter() - start
-        self._best_of_n = None
+        self._best_of_n = self._compared = None
         s.sampler.forget_prompts()  # thousands of encoded prompts would fill the memory
 
     @contextmanager
@@ -132,7 +134,10 @@ class Block:
         result, s = self._result(), self.searcher
         check_top(top)
         diversity = s.sampler.diversity
-        return [
+        notes = list(dict.fromkeys([*s.sampler.notes, *self.notes]))
+        if uncounted := [name for name, judge in s.judges.items() if getattr(judge, "tflop", None) == 0]:
+            notes.append(f"what {', '.join(uncounted)} computes elsewhere is in the seconds, not in the TFLOP")
+        found = [
             SearchResult(
                 prompt=prompt,
                 model=s.model,
@@ -146,13 +151,39 @@ class Block:
                 num_steps=s.sampler.num_steps,
                 reproduce=self._reproduce(p),
                 budget=s.budget,
-                notes=list(dict.fromkeys([*s.sampler.notes, *self.notes])),
+                notes=list(notes),
                 diversity=diversity.parameters.to_dict() if diversity else None,
                 rewards=list(s.judges),
                 stopped=result.stopped,
+                weights=list(s.combine.weights) if isinstance(s.combine, WeightedSum) else None,
             )
             for p, prompt in enumerate(self.prompts)
         ]
+        return self._report(found) if s.held_out else found
+
+    def _report(self, found: list[SearchResult]) -> list[SearchResult]:
+        """Let the held-out rewards judge the finished images, and warn where they part from the optimised ones."""
+        s, reported = self.searcher, []
+        for p, r in enumerate(found):
+            finished = {
+                int(place.seeds[row, c]): image[len(image) // 2] if image.ndim == 4 else image  # of a video, the middle
+                for place in (self.environment, self._compared)
+                if place
+                for (row, c), image in place.finished.items()
+                if row == p
+            }
+            if r.images:
+                other = r.best_of_n.best.seed if r.best_of_n.best else None
+                work = (finished, r.seed, other, s.sampler.device, s.sampler.max_batch)
+                held_out = reporting.report(s.held_out, s.held_out_tflop, r.prompt, *work)
+                note = reporting.warning([held_out], list(s.judges))
+                r = replace(r, held_out=held_out, notes=[*r.notes, note] if note else r.notes)
+            reported.append(r)
+        said = reporting.warning([r.held_out for r in reported if r.held_out], list(s.judges))
+        if said and said != self._said:
+            warnings.warn(said, stacklevel=3)
+        self._said = said
+        return reported
 
     def _result(self) -> Result:
         if self.result is None:
@@ -233,6 +264,7 @@ class Block:
             cost = replace(comparison.cost, seconds=paid.seconds * comparison.cost.nfe / max(1, paid.nfe))
             best = self._finished(other, p, c, values[p, c], combined[p, c])
             self._best_of_n.append(replace(comparison, best=best, cost=cost))
+        self._compared = other
 
     def _reproduce(self, p: int) -> str:
         s, chosen = self.searcher.sampler, int(self._result().chosen[p])

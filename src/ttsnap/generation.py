@@ -14,7 +14,7 @@ from ttsnap.block import Block, check_top
 from ttsnap.cost import Budget, CostModel, affordable
 from ttsnap.observers import Observer
 from ttsnap.policies import default_policy, tuned_policy
-from ttsnap.ranking import RankSum
+from ttsnap.ranking import RankSum, WeightedSum
 from ttsnap.results import SearchResult
 from ttsnap.types import Combine, IntArray, Policy
 
@@ -138,6 +138,8 @@ class Searcher:
         model: its name, for the record.
         budget: as the user gave it.
         combine: several rewards -> one number.
+        held_out: rewards by name that judge finished images and steer nothing; see `ttsnap.reporting`.
+        held_out_tflop: of one look by each of them.
     """
 
     sampler: Any
@@ -148,6 +150,8 @@ class Searcher:
     model: str = "model"
     budget: str | None = None
     combine: Combine = field(default_factory=RankSum)
+    held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    held_out_tflop: dict[str, float] = field(default_factory=dict)
 
     def block(
         self,
@@ -248,6 +252,7 @@ def prepare(
     candidates: int | None = None,
     policy: str | Policy | None = None,
     combine: Combine | None = None,
+    report: rewards.Rewards | None = None,
     prompt: str = "a",
     device: str | None = None,
     dtype: str | None = None,
@@ -265,6 +270,7 @@ def prepare(
         policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
             successive halving).
         combine: several rewards -> one number (default: rank sum).
+        report: rewards that judge the finished images and steer nothing; see `ttsnap.reporting`.
         prompt: a prompt to count and calibrate with.
         device: where a model that is named runs.
         dtype: its dtype.
@@ -289,6 +295,10 @@ def prepare(
             raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
         reward = DEFAULT_REWARDS[name]
     names = rewards.names_of(reward)
+    if isinstance(combine, WeightedSum) and len(combine.weights) != len(names):
+        raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")
+    if report is not None and (both := set(rewards.names_of(report)) & set(names)):
+        raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
     chosen = _policy(policy) if policy is not None else None
     from ttsnap.samplers import previews
 
@@ -301,13 +311,14 @@ def prepare(
         attach(sampler, diversity)
     previews.attach(sampler, preview)
     from ttsnap.environments.live import calibrate
-    from ttsnap.samplers.flops import cost_model
+    from ttsnap.samplers.flops import cost_model, count_look
 
     if policy is None:
         chosen = tuned_policy(name, names, sampler.num_steps)
     chosen = chosen or default_policy(sampler.num_steps)
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
     judges = rewards.load(reward, sampler.device)
+    held_out = rewards.load(report, sampler.device) if report is not None else {}
     model = cost_model(sampler, judges, prompt)
     if budget is not None:
         if budget.unit == "s":
@@ -323,6 +334,8 @@ def prepare(
         name,
         str(budget) if budget else None,
         combine or RankSum(),
+        held_out,
+        {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
     )
 
 

@@ -14,6 +14,8 @@ from ttsnap.storage import AnyPath, atomically, location, write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ttsnap.reporting import HeldOut
+
 
 class Finished(NamedTuple):
     """One finished image: its seed, its reward (combined, if there are several), each reward by name.
@@ -65,6 +67,8 @@ class SearchResult:
         diversity: parameters of negative token merging, if it was at work.
         rewards: names of the rewards.
         stopped: the search was stopped before its policy ended; there are no images if none was finished by then.
+        weights: by which several rewards were added; None: rank sum.
+        held_out: what rewards that steered nothing say of the finished images.
     """
 
     prompt: str
@@ -83,6 +87,8 @@ class SearchResult:
     diversity: dict[str, Any] | None = None
     rewards: list[str] = field(default_factory=list)
     stopped: bool = False
+    weights: list[float] | None = None
+    held_out: list[HeldOut] = field(default_factory=list)
 
     @property
     def best(self) -> Finished:
@@ -141,6 +147,8 @@ class SearchResult:
             "reproduce": self.reproduce,
             "diversity": self.diversity,
             "stopped": self.stopped,
+            "weights": self.weights,
+            "held_out": [held_out.to_dict() for held_out in self.held_out],
             "notes": self.notes,
         }
 
@@ -165,12 +173,13 @@ class SearchResult:
             Finish(
                 f"{name}: {self.started} started, {self.finished} finished",
                 mine.image,
-                [f"reward {mine.reward:.3f} (seed {mine.seed})", cost_line(self.cost)],
+                [f"reward {mine.reward:.3f} (seed {mine.seed})", cost_line(self.cost), *self._held_out_lines()],
             )
             for mine in self.images[:1]
         ]
         if best.best:
             lines = [f"reward {best.best.reward:.3f} (seed {best.best.seed})", cost_line(best.cost)]
+            lines += [f"{h.name} {h.best_of_n:.3f} (held out)" for h in self.held_out if h.best_of_n is not None]
             title = f"best-of-{best.candidates}: all finished, same budget"
             finishes.append(Finish(title, best.best.image, lines))
         facts = [f"{self.model} · reward: {', '.join(self.rewards)} · {cost_line(self.cost)}"]
@@ -178,6 +187,13 @@ class SearchResult:
             facts.append("Stopped before its end." if self.images else "Stopped before an image was finished.")
         winner = self.images[0].seed if self.images else None
         return draw(self.prompt, self.num_steps, rows, winner, finishes, facts)
+
+    def _held_out_lines(self) -> list[str]:
+        return [
+            f"{h.name} {h.reward:.3f} (held out; median of {h.images} finished {h.median:.3f})"
+            + (": worse than the median" if h.parted else "")
+            for h in self.held_out
+        ]
 
     def save(self, folder: str | AnyPath, *, board: bool = True) -> dict[str, Any]:
         """Write the images, the board and `result.json` (last, so that its presence means "complete").

@@ -212,6 +212,7 @@ def search(
     candidates: int | None = None,
     policy: str | Policy | None = None,
     combine: Combine | None = None,
+    report: Rewards | None = None,
     seed: int = 0,
     top: int = 1,
     compare: bool = False,
@@ -233,7 +234,8 @@ def search(
         candidates: how many to start (default 32; 8 for `shapes`).
         policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
             successive halving).
-        combine: several rewards -> one number (default: rank sum).
+        combine: several rewards -> one number (default: rank sum; `ttsnap.ranking.WeightedSum`).
+        report: rewards that judge the finished images and steer nothing; see `ttsnap.reporting`.
         seed: first seed; candidates use `seed`, `seed` + 1, ...
         top: how many of the best finished images to return.
         compare: also run best-of-N at the same cost, on the first of the same seeds.
@@ -259,6 +261,7 @@ def search(
         candidates=candidates,
         policy=policy,
         combine=combine,
+        report=report,
         prompt=prompt,
         device=device,
         dtype=dtype,

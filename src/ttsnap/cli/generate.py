@@ -10,11 +10,13 @@ from ttsnap.cli.options import (
     MAX_SEED,
     MAX_STEPS,
     RayAddress,
+    Weights,
     Workers,
     check_ranges,
     read_policy,
     read_prompts,
     read_size,
+    read_weights,
 )
 
 _SEARCH, _MODEL, _OUTPUT = "Search", "Model", "Output"
@@ -39,7 +41,18 @@ def generate(
     ] = "shapes",
     reward: Annotated[
         str | None,
-        typer.Option(help="Reward, module:function, or several by commas (rank sum).", rich_help_panel=_SEARCH),
+        typer.Option(
+            help="Reward (see `ttsnap rewards`), module:function, or several by commas (rank sum).",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    weights: Weights = None,
+    report_reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Held-out reward(s): judge finished images only, warn when they part from --reward.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = None,
     policy: Annotated[
         str | None,
@@ -151,6 +164,8 @@ def generate(
             diversity=parse(diversity, diversity_options),
             preview=preview,
             scale=Scale(workers, ray_address),
+            weights=read_weights(weights),
+            report=report_reward,
         ),
         as_json=json,
     )

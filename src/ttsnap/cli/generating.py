@@ -21,6 +21,7 @@ from ttsnap.cli.scaling import Scale
 from ttsnap.cluster.generate import SETTINGS, read_record
 from ttsnap.cost import Ledger, format_amount
 from ttsnap.observers import Observer, Start
+from ttsnap.ranking import WeightedSum
 from ttsnap.results import cost_line, write_json
 from ttsnap.search import Look, Result
 from ttsnap.storage import AnyPath, check_writable, locked
@@ -51,6 +52,8 @@ class Request:
     diversity: Negtome | None = None
     preview: str | None = None
     scale: Scale = field(default_factory=Scale)
+    weights: tuple[float, ...] | None = None
+    report: str | None = None
 
     def prepare(self, fixed: int | None) -> Searcher:
         """Load everything a search needs; `fixed` candidates if a run that is gone on with has settled on them."""
@@ -70,6 +73,8 @@ class Request:
                 dtype=self.dtype,
                 diversity=self.diversity,
                 preview=self.preview,
+                combine=WeightedSum(self.weights) if self.weights else None,
+                report=self.report,
                 **self.options,
             )
         searcher.budget = self.budget
@@ -99,6 +104,10 @@ class Request:
             settings["diversity"] = self.diversity.to_dict()
         if self.preview:
             settings["preview"] = self.preview
+        if self.weights:
+            settings["weights"] = self.weights
+        if self.report:
+            settings["report"] = self.report
         return dict(json.loads(json.dumps(settings)))
 
 
@@ -116,8 +125,11 @@ def execute(request: Request, *, as_json: bool) -> None:
         raise ValueError(f"--candidates must be at least 1, got {request.candidates}")
     if request.top < 1:
         raise ValueError(f"--top must be at least 1, got {request.top}")
-    if request.reward is not None:
-        rewards.names_of(request.reward)
+    names = rewards.names_of(request.reward) if request.reward is not None else ["the model's own"]
+    if request.weights is not None and len(request.weights) != len(names):
+        raise ValueError(f"--weights takes one number per reward ({', '.join(names)}), got {len(request.weights)}")
+    if request.report is not None:
+        rewards.names_of(request.report)
     if isinstance(request.policy, str) and request.policy.endswith(".json"):
         policies.load(request.policy)
     request.scale.check_device(request.device)
@@ -339,6 +351,8 @@ def _report(
     console.print(table)
     if len(records) > 20:
         console.print(f"… and {len(records) - 20} more in {out}")
+    for line in _held_out_lines(records):
+        console.print(line, highlight=False, soft_wrap=True)
     if len(records) == 1:
         from ttsnap.cost import Cost
 
@@ -347,3 +361,15 @@ def _report(
         console.print(f"cost: {text} ({cost['looks']} looks)", highlight=False)
         if "board" in records[0]["files"]:
             console.print(f"how it was found: {records[0]['files']['board']}", highlight=False)
+
+
+def _held_out_lines(records: list[Any]) -> list[str]:
+    """What each held-out reward says, over all prompts."""
+    lines = []
+    for of_reward in zip(*(record["held_out"] for record in records if record.get("held_out")), strict=True):
+        winner, median = (sum(h[key] for h in of_reward) / len(of_reward) for key in ("reward", "median"))
+        images = sum(h["images"] for h in of_reward)
+        compared = [h["parted"] for h in of_reward if h["parted"] is not None]
+        worse = f"; worse than the median on {sum(compared)} of {len(compared)} prompts" if compared else ""
+        lines.append(f"held out, {of_reward[0]['name']}: {winner:.3f}, median of {images} finished {median:.3f}{worse}")
+    return lines

@@ -123,6 +123,16 @@ def read_numbers(text: str, name: str, example: str) -> tuple[float, ...]:
         raise ValueError(f"{name} takes numbers separated by commas, such as {example}, got {text!r}") from None
 
 
+def read_weights(text: str | None) -> tuple[float, ...] | None:
+    """Weights of several rewards, such as `1,.5`."""
+    if text is None:
+        return None
+    weights = read_numbers(text, "--weights", "1,.5")
+    if not any(weights) or not all(abs(weight) < float("inf") for weight in weights):
+        raise ValueError(f"--weights takes finite numbers that are not all 0, got {text!r}")
+    return weights
+
+
 def read_size(text: str | None) -> dict[str, int]:
     """Height and width of `512` or `768x512`."""
     if text is None:

@@ -42,6 +42,7 @@ REWARDS: dict[str, Callable[..., Any]] = {
     "hpsv2.1": Published("clip", "load_hpsv21"),
     "clipscore": Published("clip", "load_clipscore"),
     "aesthetic": Published("clip", "load_aesthetic"),
+    "vlm": Published("vlm", "load_vlm"),
 }
 
 Rewards = str | Sequence[str] | Callable[..., Any] | Mapping[str, Callable[..., Any]]

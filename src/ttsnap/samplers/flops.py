@@ -123,9 +123,36 @@ def _known(sampler: PipelineSampler) -> list[float]:
 
 def count_looks(rewards: Mapping[str, Any], images: torch.Tensor, prompt: str) -> float:
     """TFLOP of one look by all rewards at `images` [1, 3, h, w]."""
-    for reward in rewards.values():  # text is encoded once per prompt and belongs to no look
+    height, width = images.shape[-2:]
+    return sum((count_look(reward, images.device, height, width, prompt) for reward in rewards.values()), 0.0)
+
+
+def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = "a") -> float:
+    """TFLOP of one look by a reward at one image; text that it keeps of a prompt belongs to no look.
+
+    A reward that is a module, or has one as `reward`, is counted on a copy without data; one that says its own `tflop`
+    is not called.
+    """
+    if (told := getattr(reward, "tflop", None)) is not None:
+        return float(told)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    module = reward if isinstance(reward, torch.nn.Module) else getattr(reward, "reward", None)
+    if isinstance(module, torch.nn.Module):
+        try:
+            fake = FakeTensorMode(allow_non_fake_inputs=True)
+            twin = _without_data(module, fake)
+            with fake:
+                return _count_look(twin, torch.empty(1, 3, height, width, device=device), prompt)
+        except Exception:  # control flow on values, its own kernels: run it for real
+            pass
+    return _count_look(reward, torch.rand(1, 3, height, width, device=device), prompt)
+
+
+def _count_look(reward: Any, images: torch.Tensor, prompt: str) -> float:
+    with torch.no_grad():
         reward(images, [prompt], sigma=0.0)
-    return count_tflop(lambda: [reward(images, [prompt], sigma=0.0) for reward in rewards.values()])
+    return count_tflop(lambda: reward(images, [prompt], sigma=0.0))
 
 
 def _count(sampler: PipelineSampler) -> list[float]:

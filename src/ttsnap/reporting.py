@@ -1,0 +1,109 @@
+"""A held-out reward beside the one that a search optimises, to notice when the two part (reward hacking).
+
+It judges finished images only and steers nothing, so it is in neither the budget nor the cost of a search; what it took
+is told apart. The two *part* on a prompt when the winner's held-out reward is below the median held-out reward of the
+finished images of that prompt: then picking one of them blindly would have done at least as well by it. For a held-out
+reward that has nothing to do with the optimised one that happens on half of the prompts, so one prompt says little and
+many say much. With `compare`, best-of-N's images are among them: more images, and not chosen by any early look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a held-out reward says of one prompt.
+
+    Attributes:
+        name: of the reward.
+        reward: of the winner.
+        median: of all finished images.
+        images: finished images that were judged.
+        best_of_n: of best-of-N's choice; None if it was not run.
+        tflop: of these looks, which are not in the cost of the search.
+    """
+
+    name: str
+    reward: float
+    median: float
+    images: int
+    best_of_n: float | None
+    tflop: float
+
+    @property
+    def parted(self) -> bool | None:
+        """Whether the winner is worse than the median; None if there is nothing to compare it with."""
+        return self.reward < self.median if self.images > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self) | {"parted": self.parted}
+
+
+def report(
+    rewards: Mapping[str, Any],
+    tflop: Mapping[str, float],
+    prompt: str,
+    finished: Mapping[int, np.ndarray],
+    winner: int,
+    best_of_n: int | None,
+    device: Any = "cpu",
+    batch: int = 32,
+) -> list[HeldOut]:
+    """What held-out rewards say of a prompt's finished images.
+
+    Args:
+        rewards: by name.
+        tflop: of one look, by name.
+        prompt: the prompt.
+        finished: images [h, w, 3] as uint8, by seed.
+        winner: seed of the search's choice.
+        best_of_n: seed of best-of-N's choice.
+        device: where the rewards take their images.
+        batch: most images in one look.
+
+    Raises:
+        ValueError: a reward was not finite; names it, prompt and seed.
+    """
+    import torch
+
+    from ttsnap.environments.live import judge
+
+    seeds = sorted(finished)
+    reports = []
+    for name, reward in rewards.items():
+        values = []
+        for start in range(0, len(seeds), batch):
+            images = np.stack([finished[seed] for seed in seeds[start : start + batch]])
+            tensor = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+            values.append(judge(name, reward, tensor, [prompt] * len(images), 0.0))
+        by_seed = dict(zip(seeds, np.concatenate(values).tolist(), strict=True))
+        for seed, value in by_seed.items():
+            if not np.isfinite(value):
+                raise ValueError(f"the reward {name} returned {value:g} for prompt {prompt!r}, seed {seed}, finished")
+        median = float(np.median(list(by_seed.values())))
+        other = None if best_of_n is None else by_seed[best_of_n]
+        reports.append(HeldOut(name, by_seed[winner], median, len(seeds), other, tflop[name] * len(seeds)))
+    return reports
+
+
+def warning(reports: Sequence[Sequence[HeldOut]], optimised: Sequence[str]) -> str | None:
+    """One sentence if rewards parted on some of these prompts."""
+    parts = []
+    for of_reward in zip(*reports, strict=True):
+        compared = [held_out for held_out in of_reward if held_out.parted is not None]
+        parted = sum(bool(held_out.parted) for held_out in compared)
+        if parted:
+            parts.append(f"{of_reward[0].name} (on {parted} of {len(compared)} prompts)")
+    if not parts:
+        return None
+    return (
+        f"the winner by {', '.join(optimised)} is worse than the median finished image by the held-out reward "
+        f"{', '.join(parts)}: they may part (reward hacking)"
+    )

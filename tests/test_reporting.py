@@ -1,0 +1,147 @@
+"""A held-out reward beside the optimised one: what it says, when it warns, what it costs; and weighted rewards."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ttsnap
+from ttsnap.policies import BestOfN
+from ttsnap.ranking import WeightedSum
+from ttsnap.reporting import HeldOut, report, warning
+
+PROMPT = "a red circle"
+
+
+def brightness(images, prompts, *, sigma):
+    return images.mean(dim=(1, 2, 3))
+
+
+def darkness(images, prompts, *, sigma):
+    return -images.mean(dim=(1, 2, 3))
+
+
+@lru_cache
+def pipeline():
+    from ttsnap.shapes.pipeline import load_pipeline
+
+    return load_pipeline()
+
+
+def search(**options):
+    return ttsnap.search(pipeline(), PROMPT, candidates=4, num_steps=4, policy=BestOfN(), **options)
+
+
+def test_it_judges_the_finished_images_and_steers_nothing():
+    plain = search(reward={"bright": brightness})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the winner")  # it agrees: nothing to warn of
+        result = search(
+            reward={"bright": brightness}, report={"also": lambda i, p, *, sigma: 2 * i.mean(dim=(1, 2, 3))}
+        )
+    assert (result.seed, result.reward, result.cost.looks) == (plain.seed, plain.reward, plain.cost.looks)
+    assert result.cost.tflop == plain.cost.tflop
+    (held_out,) = result.held_out
+    assert held_out.name == "also"
+    assert held_out.images == 4
+    exact = np.asarray(result.image, dtype=float).mean() / 255
+    assert held_out.reward == pytest.approx(2 * exact, rel=1e-5)
+    assert held_out.reward > held_out.median
+    assert held_out.parted is False
+    assert result.to_dict()["held_out"][0]["parted"] is False
+    assert plain.to_dict()["held_out"] == []
+
+
+def test_it_warns_when_they_part():
+    with pytest.warns(UserWarning, match=r"worse than the median finished image by the held-out reward dark"):
+        result = search(reward={"bright": brightness}, report={"dark": darkness}, compare=True)
+    assert result.held_out[0].parted is True
+    assert result.held_out[0].best_of_n is not None
+    assert any("reward hacking" in note for note in result.notes)
+    assert result.board().size[1] > 100
+
+
+def test_what_it_took_is_told_apart():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = search(reward={"bright": brightness}, report="shapes")
+    counted = search(reward="shapes")
+    per_look = (counted.cost.tflop - search(reward={"bright": brightness}).cost.tflop) / counted.cost.looks
+    assert result.held_out[0].tflop == pytest.approx(4 * per_look)
+
+
+def test_one_image_has_nothing_to_be_compared_with():
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    (one,) = report({"dark": darkness}, {"dark": 0.5}, PROMPT, {7: image}, 7, None)
+    assert (one.reward, one.parted, one.tflop) == (0.0, None, 0.5)
+    assert warning([[one]], ["bright"]) is None
+    with pytest.raises(ValueError, match=f"reward bad returned nan for prompt '{PROMPT}', seed 7"):
+        report(
+            {"bad": lambda i, p, *, sigma: i.sum(dim=(1, 2, 3)) * torch.nan}, {"bad": 0}, PROMPT, {7: image}, 7, None
+        )
+
+
+def test_the_warning_counts_prompts():
+    def held_out(reward, images=3):
+        return [HeldOut("h", reward, 0.5, images, None, 0.0)]
+
+    said = warning([held_out(0.4), held_out(0.6), held_out(0.1, images=1)], ["x", "y"])
+    assert said is not None
+    assert said.startswith("the winner by x, y is worse")
+    assert "h (on 1 of 2 prompts)" in said
+    assert warning([held_out(0.5), held_out(0.6)], ["x"]) is None
+
+
+def test_weighted_rewards_end_to_end():
+    both = {"bright": brightness, "dark": darkness}
+    for weights, wanted in (((1, 0), "bright"), ((0, 1), "dark"), ((1, 3), "dark")):
+        result = search(reward=both, combine=WeightedSum(weights))
+        alone = search(reward={wanted: both[wanted]})
+        assert result.seed == alone.seed
+        assert result.to_dict()["weights"] == list(weights)
+        expected = sum(w * v for w, v in zip(weights, result.images[0].rewards.values(), strict=True))
+        assert result.reward == pytest.approx(expected)
+    with pytest.raises(ValueError, match="2 rewards need as many weights, got 3"):
+        search(reward=both, combine=WeightedSum((1, 2, 3)))
+    with pytest.raises(ValueError, match="the reward bright cannot be both optimised and held out"):
+        search(reward=both, report={"bright": brightness})
+
+
+def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+    from typer.testing import CliRunner
+
+    from ttsnap.cli import app
+
+    (tmp_path / "tones.py").write_text(
+        "def bright(images, prompts, *, sigma):\n    return images.mean(dim=(1, 2, 3))\n"
+        "def dark(images, prompts, *, sigma):\n    return -images.mean(dim=(1, 2, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = ["generate", PROMPT, "--candidates", "4", "--steps", "4", "--policy", "best-of-n", "--out", "out"]
+    command += ["--reward", "tones:bright,shapes", "--weights", "1,.0", "--report-reward", "tones:dark"]
+    done = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    record = json.loads(done.stdout)
+    assert record["weights"] == [1.0, 0.0]
+    assert record["held_out"][0]["name"] == "tones:dark"
+    assert record["held_out"][0]["parted"] is True
+    assert "worse than the median" in done.stderr
+    shown = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "held out, tones:dark: -0." in shown.stdout
+    assert "median of 4 finished -0." in shown.stdout
+    assert "worse than the median on 1 of 1 prompts" in shown.stdout
+    assert Image.open(tmp_path / "out" / "board.png").size[0] > 100
+    for wrong, message in (
+        (["--weights", "1"], "one number per reward"),
+        (["--weights", "1,x"], "numbers separated by commas"),
+        (["--report-reward", "magic"], "unknown reward 'magic'"),
+    ):
+        failed = CliRunner().invoke(app, [*command[:-6], "--reward", "tones:bright,shapes", *wrong])
+        assert failed.exit_code != 0
+        assert message in str(failed.exception)
