@@ -17,6 +17,7 @@ from ttsnap.cli.import_values import import_values
 from ttsnap.cli.label import label
 from ttsnap.cli.models import models
 from ttsnap.cli.record import record
+from ttsnap.cli.rewards import rewards
 from ttsnap.cli.simulate import simulate
 from ttsnap.cli.train import train
 from ttsnap.cli.tune import tune
@@ -37,6 +38,7 @@ app.command("import-values")(import_values)
 app.command()(simulate)
 app.command()(tune)
 app.command()(models)
+app.command()(rewards)
 
 
 def _version(show: bool) -> None:

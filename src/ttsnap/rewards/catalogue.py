@@ -1,0 +1,66 @@
+"""What is known of each reward, for `ttsnap rewards` and the documentation. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One reward.
+
+    Attributes:
+        name: as `--reward` takes it.
+        judges: what it says, and on which scale.
+        weights: where they come from.
+        tokenizer: hub repository, where it needs one apart from the weights.
+        look_tflop: TFLOP of one look; None where it depends on the user.
+        text_tflop: TFLOP of reading one prompt, once.
+        million_parameters: in fp32 four bytes each; None where it depends on the user.
+        trainable: whether `ttsnap train` makes it noise-aware.
+        licence: of the weights as far as known; check it yourself.
+    """
+
+    name: str
+    judges: str
+    weights: str
+    tokenizer: str | None = None
+    look_tflop: float | None = None
+    text_tflop: float = 0.0
+    million_parameters: float | None = None
+    trainable: bool = False
+    licence: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+_OPENAI, _LAION = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+# TFLOP and parameters are printed by benchmarks/rewards.py.
+ENTRIES = (
+    Entry("shapes", "the embedded model's pictures: are things, colours and places right?", "part of ttsnap", None,
+          0.0000177, 0.0, 0.24, True, "Apache-2.0"),
+    Entry("imagereward", "human preference; raw number, about -2 to 2", "THUDM/ImageReward ImageReward.pt",
+          "google-bert/bert-base-uncased", 0.138, 0.0, 446.2, True, "Apache-2.0"),
+    Entry("pickscore", "human preference; exp(logit_scale) x cosine, about 15 to 25", "yuvalkirstain/PickScore_v1",
+          _LAION, 0.335, 0.047, 986.1, True, "not stated with the weights; code MIT"),
+    Entry("hpsv2", "human preference; cosine, about 0.2 to 0.35", "xswu/HPSv2 HPS_v2_compressed.pt", _LAION, 0.335,
+          0.047, 986.1, True, "Apache-2.0"),
+    Entry("hpsv2.1", "the same, later weights", "xswu/HPSv2 HPS_v2.1_compressed.pt", _LAION, 0.335, 0.047, 986.1, True,
+          "Apache-2.0"),
+    Entry("clipscore", "does the image fit the prompt? 100 x cosine, about 10 to 35", _OPENAI, _OPENAI, 0.162, 0.013,
+          427.6, True, "not stated with the weights; code MIT"),
+    Entry("aesthetic", "is it beautiful? about 1 to 10; does not read the prompt",
+          f"trl-lib/ddpo-aesthetic-predictor aesthetic-model.pth, and {_OPENAI}", None, 0.162, 0.0, 304.9, True,
+          "head Apache-2.0"),
+    Entry("vlm", "a vision-language model's rating, 0 to 10", "your own server: TTSNAP_VLM_URL, _MODEL, _KEY"),
+)  # fmt: skip
+
+OTHERS = (
+    ("NAME=PATH", "the same reward with weights of your own: a file, or the directory that holds it"),
+    ("NAME+RUN", "noise-aware: the directory of a run of `ttsnap train`, or of published checkpoints"),
+    ("module:function", "any callable of your own: images, prompts, sigma -> one number per image"),
+)

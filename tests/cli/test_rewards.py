@@ -1,0 +1,38 @@
+"""`ttsnap rewards`: its table agrees with what loads, and needs nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from ttsnap import rewards
+from ttsnap.rewards.catalogue import ENTRIES
+
+
+def run(*arguments, forbidden=("torch", "transformers")):
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in forbidden)
+    code = f"import sys; {blocked}; from ttsnap.cli import app; app({['rewards', *arguments]!r})"
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_it_lists_all_rewards_without_torch():
+    data = json.loads(run("--json"))
+    assert [entry["name"] for entry in data["rewards"]] == list(rewards.REWARDS)
+    shown = run()
+    assert all(name in shown for name in (*rewards.REWARDS, "module:function", "NAME=PATH"))
+
+
+def test_it_names_what_is_loaded():
+    from ttsnap.rewards import blip, clip
+
+    listed = {entry.name: entry for entry in ENTRIES}
+    sources = (clip.PICKSCORE, clip.HPSV2, clip.HPSV21, clip.CLIPSCORE, clip.AESTHETIC, blip.IMAGEREWARD)
+    for source in sources:
+        assert listed[source.reward].weights.startswith(source.repo)
+        if listed[source.reward].tokenizer:
+            assert listed[source.reward].tokenizer == source.tokenizer
+    for name in ("imagereward", "hpsv2", "hpsv2.1", "aesthetic"):
+        (file,) = next(source.files for source in sources if source.reward == name)
+        assert file in listed[name].weights
+    assert listed["aesthetic"].weights.endswith(clip.OPENAI)
