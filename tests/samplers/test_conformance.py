@@ -168,7 +168,7 @@ def test_wrong_sizes_and_options_are_refused_and_long_prompts_warned_about(name)
         sampler.text(B)
 
 
-@every
+@pytest.mark.parametrize("name", ["flux", "sd", "sdxl", "sd3"])
 def test_operations_are_counted_without_data(name, monkeypatch):
     from ttsnap.samplers import flops
 

@@ -85,7 +85,8 @@ def test_operations_in_fp16_are_counted_without_data(monkeypatch):
 def test_sd_1_5_as_it_is_published_names_a_scheduler_that_works():
     pipe = tiny_sd.stable_diffusion(tiny_sd.scheduler("PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=False))
     with pytest.raises(Declined, match=r"PNDMScheduler is not .* choose the scheduler euler, euler-karras, ddim"):
-        sampler_of(pipe)
+        sampler_of(pipe, sampler="adapter")
+    assert "so the pipeline runs with its own call" in sampler_of(pipe).notes[0]
     own = pipe.scheduler
     sampler = sampler_of(pipe, scheduler="euler-karras")
     assert pipe.scheduler is own

@@ -184,7 +184,12 @@ class PipelineSampler(ABC):
     @property
     @abstractmethod
     def sigmas(self) -> list[float]:
-        """Noise level of each call [num_steps]; the x0 estimate after call s belongs to sigmas[s - 1]."""
+        """Noise level of each call [num_steps]; the x0 estimate after call s belongs to sigmas[s - 1].
+
+        Of flow models the share of noise, 1 to 0; of others the ratio of noise to signal, sqrt((1 - abar) / abar),
+        which is the scheduler's sigma: about 14 to 0.03 for Stable Diffusion. Weights of a noise-aware reward are kept
+        by it, so they belong to one of the two.
+        """
 
     @property
     def timesteps(self) -> list[float]:

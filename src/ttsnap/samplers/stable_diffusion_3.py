@@ -21,7 +21,8 @@ class SD3Text(NamedTuple):
 class StableDiffusion3Sampler(FlowSampler):
     """Euler flow matching exactly as `StableDiffusion3Pipeline` does it, for any mix of candidates.
 
-    Skip-layer guidance is not among the options; the pipeline's own call has it.
+    Skip-layer guidance is not among the options; asked for among the `arguments` of the pipeline's call, it is left to
+    that call (`ttsnap.samplers.any_pipeline`).
 
     Args:
         pipe: a `StableDiffusion3Pipeline`, with or without its T5.

@@ -48,7 +48,8 @@ class UNetSampler(BaseSampler):
         max_batch: int | None = None,
     ) -> None:
         config = pipe.unet.config
-        sizes = config.sample_size if isinstance(config.sample_size, list | tuple) else (config.sample_size,) * 2
+        side = config.sample_size or 64  # that of Stable Diffusion 1
+        sizes = side if isinstance(side, list | tuple) else (side, side)
         default = [size * pipe.vae_scale_factor for size in sizes]
         super().__init__(
             pipe, num_steps=num_steps, height=height or default[0], width=width or default[1], max_batch=max_batch
