@@ -16,7 +16,7 @@ from ttsnap.cost import Budget, Cost, affordable
 from ttsnap.observers import SILENT, Observer, Start, Stop
 from ttsnap.policies import BestOfN
 from ttsnap.ranking import WeightedSum, choose, order
-from ttsnap.results import BestOfNComparison, Finished, SearchResult, Seen
+from ttsnap.results import BestOfNComparison, Finished, SearchResult, history_of
 from ttsnap.search import Result, check, run
 from ttsnap.types import BoolArray, IntArray, Policy, Problem, Query, Rung, Search
 
@@ -146,7 +146,9 @@ class Block:
                 cost=self._cost(p),
                 started=s.candidates,
                 finished=int(result.finished[p].sum()),
-                history=_history(self.environment, result, p),
+                history=history_of(
+                    result, p, self.environment.seeds[p], s.sampler.num_steps, self.environment.pictures
+                ),
                 best_of_n=self._best_of_n[p] if self._best_of_n else self._equal_cost(p),
                 num_steps=s.sampler.num_steps,
                 reproduce=self._reproduce(p),
@@ -317,22 +319,6 @@ def _final(result: Result, num_steps: int) -> np.ndarray:
         if look.step == num_steps:
             final = np.where(look.alive[..., None], look.rewards, final)
     return final
-
-
-def _history(environment: LiveEnvironment, result: Result, p: int) -> dict[int, list[Seen]]:
-    """Per seed, every look at it."""
-    history: dict[int, list[Seen]] = {}
-    last = environment.problem.num_steps
-    for number, look in enumerate(result.history):
-        later = np.zeros_like(look.alive[p])
-        for following in result.history[number + 1 :]:
-            later |= following.alive[p]
-        for c in np.flatnonzero(look.alive[p]):
-            kept = bool(c == result.chosen[p]) if look.step == last else bool(later[c])
-            picture = environment.pictures.get((p, int(c), look.step))
-            seen = Seen(look.step, float(look.combined[p, c]), kept, picture)
-            history.setdefault(int(environment.seeds[p, c]), []).append(seen)
-    return history
 
 
 __all__ = ["Block", "check_top"]

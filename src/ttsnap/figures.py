@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -11,6 +12,8 @@ from ttsnap.results import atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ttsnap.results import Seen
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,3 +63,45 @@ def save(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
 def _write(figure: Figure, suffix: str, path: Path) -> None:
     metadata = {"Date": None} if suffix == "svg" else {}
     figure.savefig(path, format=suffix, dpi=200, bbox_inches="tight", metadata=metadata)
+
+
+@styled
+def history(looks: Mapping[int, Sequence[Seen]], num_steps: int, reward: str = "reward") -> Figure:
+    """Reward of each candidate against denoiser calls: the dropped end in a cross, the winner is gold.
+
+    Args:
+        looks: per seed, every look at it, as `SearchResult.history` has them.
+        num_steps: denoiser calls of a finished image.
+        reward: label of the axis.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for seed, seen in looks.items():
+        steps, values = [look.step for look in seen], [look.reward for look in seen]
+        finished = steps[-1] == num_steps
+        wins = finished and seen[-1].kept
+        colour = COLOURS[4] if wins else COLOURS[0] if finished else "#a8adb5"
+        axes.plot(
+            steps, values, color=colour, lw=2.4 if wins else 1.1, marker="o", ms=5 if wins else 3, zorder=3 * wins
+        )
+        if not finished:
+            axes.plot(steps[-1], values[-1], color="#c7402d", marker="x", ms=6, zorder=2)
+        if wins:
+            axes.annotate(f"#{seed}", (steps[-1], values[-1]), (-6, 6), textcoords="offset points", ha="right")
+    axes.set_xlim(0, num_steps + 0.5)
+    axes.set_xlabel("denoiser calls")
+    axes.set_ylabel(reward)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+@styled
+def svg(figure: Figure) -> str:
+    """A picture as an SVG element to put into a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from ttsnap.cost import Cost, format_amount
 from ttsnap.storage import AnyPath, atomically, location, write
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ttsnap.reporting import HeldOut
+    from ttsnap.search import Result
+    from ttsnap.types import IntArray
 
 
 class Finished(NamedTuple):
@@ -220,6 +224,35 @@ class SearchResult:
             save_image(self.board(), folder / "board.png")
         write_json(record, folder / "result.json")
         return record
+
+
+def history_of(
+    result: Result,
+    p: int,
+    seeds: Sequence[int] | IntArray,
+    num_steps: int,
+    pictures: Mapping[tuple[int, int, int], np.ndarray] | None = None,
+) -> dict[int, list[Seen]]:
+    """Per seed, every look at it: of row `p` of a search, live or replayed.
+
+    Args:
+        result: with its history.
+        p: row of the grid.
+        seeds: of that row [candidates].
+        num_steps: denoiser calls of a finished image.
+        pictures: previews by (prompt, candidate, step), if there are any.
+    """
+    history: dict[int, list[Seen]] = {}
+    for number, look in enumerate(result.history):
+        later = np.zeros_like(look.alive[p])
+        for following in result.history[number + 1 :]:
+            later |= following.alive[p]
+        for c in map(int, np.flatnonzero(look.alive[p])):
+            kept = bool(c == result.chosen[p]) if look.step == num_steps else bool(later[c])
+            picture = (pictures or {}).get((p, c, look.step))
+            seen = Seen(look.step, float(look.combined[p, c]), kept, picture)
+            history.setdefault(int(seeds[c]), []).append(seen)
+    return history
 
 
 def cost_line(cost: Cost) -> str:

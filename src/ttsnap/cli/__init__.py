@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import ttsnap
+from ttsnap.cli.app import open_page
 from ttsnap.cli.generate import generate
 from ttsnap.cli.import_values import import_values
 from ttsnap.cli.label import label
@@ -39,6 +40,7 @@ app.command()(simulate)
 app.command()(tune)
 app.command()(models)
 app.command()(rewards)
+app.command("app")(open_page)
 
 
 def _version(show: bool) -> None:

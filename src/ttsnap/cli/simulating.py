@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ttsnap import policies
 from ttsnap.cli.options import read_numbers, read_policy
-from ttsnap.cost import Budget, CostModel, format_amount, parse_budgets
+from ttsnap.cost import format_amount, parse_budgets
 from ttsnap.results import atomically
 from ttsnap.types import Policy
 
@@ -53,7 +53,7 @@ class Request:
 def execute(request: Request, *, as_json: bool) -> None:
     """Simulate, then print, and write what was asked for."""
     from ttsnap.recordings import Recording
-    from ttsnap.simulation import accounting_of, cost_model_of, simulate
+    from ttsnap.simulation import accounting_of, cost_model_of, default_budgets, simulate
 
     budgets = parse_budgets(request.budgets) if request.budgets else None
     weights = read_numbers(request.weights, "--weights", "1,.5") if request.weights else None
@@ -87,12 +87,6 @@ def execute(request: Request, *, as_json: bool) -> None:
         print(json.dumps(simulation.to_dict() | {"files": [str(path) for path in written]}))
     else:
         show(simulation, written)
-
-
-def default_budgets(model: CostModel, num_steps: int) -> list[Budget]:
-    """What best-of-2, -4, ... -20 cost."""
-    plan = policies.BestOfN().plan
-    return [Budget(model.of_plan(plan(size, num_steps)).tflop, "TFLOP") for size in range(2, 21, 2)]
 
 
 def contenders(request: Request, recording: Recording) -> list[Contender]:

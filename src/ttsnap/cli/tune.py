@@ -58,10 +58,9 @@ def tune(
     from rich.progress import Progress
 
     from ttsnap.cli.options import read_numbers
-    from ttsnap.cli.simulating import default_budgets
     from ttsnap.cost import parse_budgets
     from ttsnap.recordings import Recording
-    from ttsnap.simulation import accounting_of, cost_model_of
+    from ttsnap.simulation import accounting_of, cost_model_of, default_budgets
     from ttsnap.simulation.tuning import tune as fit
 
     budgets = sorted({b for text in budget or [] for b in parse_budgets(text)}, key=lambda b: b.amount)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ttsnap.simulation.accounting import EveryCall, Published, accounting_of, cost_model_of
+from ttsnap.simulation.accounting import EveryCall, Published, accounting_of, cost_model_of, default_budgets
+from ttsnap.simulation.one_prompt import Replayed, replay_prompt
 from ttsnap.simulation.results import Simulation
 from ttsnap.simulation.simulator import Contender, simulate
 from ttsnap.simulation.tuning import Tuning, tune
@@ -11,10 +12,13 @@ __all__ = [
     "Contender",
     "EveryCall",
     "Published",
+    "Replayed",
     "Simulation",
     "Tuning",
     "accounting_of",
     "cost_model_of",
+    "default_budgets",
+    "replay_prompt",
     "simulate",
     "tune",
 ]

@@ -153,3 +153,9 @@ def cost_model_of(
     if name not in NAMED_COST_MODELS:
         raise ValueError(f"unknown cost model {name!r}; known are {', '.join(NAMED_COST_MODELS)}")
     return NAMED_COST_MODELS[name]
+
+
+def default_budgets(model: CostModel, num_steps: int) -> list[Budget]:
+    """What best-of-2, -4, ... -20 cost."""
+    plan = BestOfN().plan
+    return [Budget(model.of_plan(plan(size, num_steps)).tflop, "TFLOP") for size in range(2, 21, 2)]

@@ -40,8 +40,8 @@ def plot(simulation: Simulation, recording: Recording | None = None) -> dict[str
 
 
 @styled
-def reward(simulation: Simulation) -> Figure:
-    """Mean reward of the chosen image against the budget, one panel per reward.
+def reward(simulation: Simulation, mark: float | None = None) -> Figure:
+    """Mean reward of the chosen image against the budget, one panel per reward; `mark`: a budget to point out.
 
     Bands are the 95 % intervals of the difference from best-of-N on the same prompts: most of the spread of the reward
     itself is that between prompts, which all policies share.
@@ -59,6 +59,8 @@ def reward(simulation: Simulation) -> Figure:
                 for base, (low, high) in zip(line.best_of_n_reward, line.gain_ci95, strict=True)
             ]
             _line(panel, line.budget * scale, line.reward, band, policy, colour, marker)
+        if mark is not None:
+            panel.axvline(mark * scale, color="#e8a200", lw=2, zorder=0)
         _label(panel, f"budget per prompt ({unit})", f"{name} of the chosen image")
         panel.legend(loc="lower right")
     _say_prompts(figure, simulation, "bands: 95 % of the difference from best-of-N")

@@ -1,0 +1,106 @@
+"""The page's first paint, and its screenshots for the documentation, in Debian's Chromium.
+
+    python benchmarks/app.py                  # first paint of a fresh browser, five times
+    python benchmarks/app.py --screenshots --recording FILE.zarr    # docs/app-search.png, docs/app-explore.png
+
+The server runs in this process on the embedded model; nothing but it is asked for anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from ttsnap.app.desk import Desk
+from ttsnap.app.server import serve
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+PATIENCE = 300_000  # milliseconds
+
+
+def first_paint(browser, url: str) -> float:
+    """Seconds from opening to the first contentful paint with the search button there, cold cache."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(url)
+    page.wait_for_selector("#tt-search-go")
+    seconds = page.evaluate("() => performance.now()") / 1000
+    context.close()
+    return seconds
+
+
+def searched(page: Page) -> None:
+    """One search by the page's defaults, with its comparison, seen whole."""
+    page.click("#tt-search-go")
+    page.wait_for_selector("#tt-search-outcome img")
+    page.wait_for_selector("#tt-search-compare")
+    page.click("#tt-search-compare")
+    page.wait_for_selector("#tt-search-outcome figure:nth-child(2) img")
+    page.wait_for_timeout(1500)
+
+
+def explored(page: Page) -> None:
+    """The recording, its curves and a prompt."""
+    page.get_by_role("tab", name="Explore").click()
+    page.get_by_label("A recording or a past run").click()
+    page.get_by_role("option", name="recording").first.click()
+    page.wait_for_selector("#tt-explore-chart svg")
+    page.wait_for_selector("#tt-explore-prompt svg")
+    page.wait_for_timeout(1500)
+
+
+def write(page: Page, path: Path, height: int) -> None:
+    """A screenshot of the page's top, in few colours, so that it stays below 300 kB."""
+    page.set_viewport_size({"width": 1120, "height": height})
+    page.evaluate("() => { document.activeElement.blur(); window.scrollTo(0, 0) }")
+    page.wait_for_timeout(500)
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {image.width} x {image.height}, {path.stat().st_size // 1000} kB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--screenshots", action="store_true", help="write the two pictures instead")
+    parser.add_argument("--recording", type=Path, help="a recording for the picture of Explore")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        desk = Desk(folder / "page")
+        if options.recording:
+            shutil.copytree(options.recording, desk.out / options.recording.name)
+        server, url = serve(desk, port=None, block=False)
+        stack.callback(server.close)
+        desk.warm()
+        driver = stack.enter_context(sync_playwright())
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        if not options.screenshots:
+            times = [first_paint(browser, url) for _ in range(5)]
+            print(
+                f"usable after {statistics.median(times):.2f} s (median of 5; {', '.join(f'{t:.2f}' for t in times)})"
+            )
+            return
+        page = browser.new_page(viewport={"width": 1120, "height": 900})
+        page.set_default_timeout(PATIENCE)
+        page.goto(url)
+        page.wait_for_selector("#tt-search-go")
+        page.wait_for_function("() => localStorage.getItem('ttsnap-visitor')")
+        searched(page)
+        write(page, options.out / "app-search.png", 1500)
+        if options.recording:
+            explored(page)
+            write(page, options.out / "app-explore.png", 1500)
+
+
+if __name__ == "__main__":
+    main()

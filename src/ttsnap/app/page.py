@@ -1,0 +1,306 @@
+"""The page: its tabs, and which button does what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ttsnap.app import explore, view
+from ttsnap.app.desk import POLICIES, Desk, Job, Order, sentence
+
+if TYPE_CHECKING:
+    from ttsnap.results import SearchResult
+
+EXAMPLES = {"shapes": "a red circle left of a blue square"}
+UNITS = {"candidates": None, "denoiser calls": "NFE", "GFLOP": "GFLOP", "TFLOP": "TFLOP", "seconds": "s"}
+HEAD = """<div class="tt-head"><h1>ttsnap</h1><p>Many candidates are started. Each is looked at early, the poor ones are
+dropped, and only the promising ones are finished: a better picture for the same compute.</p></div>"""
+PAUSE = 0.08  # seconds between glances at a search
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+Update = dict[Any, Any]
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """The page of a desk."""
+    with gr.Blocks(title="ttsnap", analytics_enabled=False) as page:
+        gr.HTML(HEAD)
+        visitor = gr.BrowserState(None, storage_key="ttsnap-visitor", secret="ttsnap")
+        with gr.Tab("Search"):
+            _search_tab(desk, visitor, "search")
+        with gr.Tab("Hand-picked"):
+            _search_tab(desk, visitor, "hand")
+        with gr.Tab("Compare"):
+            _compare_tab(desk, visitor)
+        with gr.Tab("Explore") as tab:
+            explore.build(desk, visitor, tab)
+        page.load(desk.welcome, visitor, visitor, **QUIET)
+
+        def leave(request: gr.Request) -> None:
+            desk.close(str(request.session_hash))
+
+        page.unload(leave)
+    return page
+
+
+class Form:
+    """The fields of an order, with these policies and this budget to begin with."""
+
+    def __init__(
+        self, desk: Desk, name: str, policies: Sequence[str], unit: str = "candidates", amount: float = 16
+    ) -> None:
+        first = desk.offered[0]
+        self.prompt = gr.Textbox(
+            EXAMPLES.get(first, ""),
+            label="Prompt",
+            lines=1,
+            max_length=desk.limits.prompt,
+            elem_id=f"tt-{name}-prompt",
+            placeholder="what to paint",
+        )
+        with gr.Row():
+            self.unit = gr.Dropdown(list(UNITS), value=unit, label="Budget in", min_width=130)
+            self.amount = gr.Number(amount, label="Budget", minimum=0, min_width=100, elem_id=f"tt-{name}-amount")
+            self.policies = [
+                gr.Dropdown(list(POLICIES), value=value, label=label, min_width=180)
+                for label, value in zip(
+                    ["Policy"] if len(policies) == 1 else ["One policy", "The other"], policies, strict=True
+                )
+            ]
+        with gr.Accordion("Model, reward, seed, size", open=False):
+            with gr.Row():
+                self.model = gr.Dropdown(desk.offered, value=first, label="Model", min_width=160)
+                self.rewards = gr.Dropdown(
+                    desk.rewards, value=desk.rewards[:1], multiselect=True, label="Rewards", min_width=160
+                )
+            with gr.Row():
+                self.seed = gr.Number(0, label="First seed", precision=0, minimum=0, min_width=100)
+                self.size = gr.Number(None, label="Size in pixels (empty: the model's own)", precision=0, min_width=160)
+                self.steps = gr.Number(None, label="Steps (empty: the model's own)", precision=0, min_width=160)
+        self.fields = [
+            self.prompt,
+            self.unit,
+            self.amount,
+            self.model,
+            self.rewards,
+            self.seed,
+            self.size,
+            self.steps,
+            *self.policies,
+        ]
+
+
+def orders(values: Sequence[Any], *, by_hand: bool = False) -> list[Order]:
+    """What the fields of a form say, one order per policy."""
+    prompt, unit, amount, model, rewards, seed, size, steps, *policies = values
+    if unit not in UNITS:
+        raise ValueError(f"there is no budget in {unit!r}; there is {', '.join(UNITS)}")
+    if amount is None or not 0 < float(amount) < 1e12:
+        raise ValueError("the budget must be a number above 0")
+    kind = UNITS[unit]
+    return [
+        Order(
+            prompt=str(prompt or ""),
+            model=str(model),
+            rewards=tuple(rewards or ()),
+            policy=str(policy),
+            budget=None if kind is None else f"{float(amount):.12g}{kind}",
+            candidates=int(amount) if kind is None else None,
+            seed=int(seed or 0),
+            size=int(size) if size else None,
+            steps=int(steps) if steps else None,
+            by_hand=by_hand,
+        )
+        for policy in policies
+    ]
+
+
+async def watch(jobs: Sequence[Job], shown: Sequence[int]) -> AsyncIterator[tuple[int, str | None, str]]:
+    """Every frame of the jobs from those `shown` on, and their status in between: (which job, board if new, status)."""
+    places, lines = list(shown), [""] * len(jobs)
+    while True:
+        busy = any(job.active for job in jobs)
+        for number, job in enumerate(jobs):
+            while places[number] < len(job.frames):
+                frame = job.frames[places[number]]
+                places[number] += 1
+                lines[number] = frame.status
+                yield number, frame.board, frame.status
+            if job.active and (line := job.status()) != lines[number]:
+                lines[number] = line
+                yield number, None, line
+        if not busy:
+            return
+        await asyncio.sleep(PAUSE)
+
+
+class Result:
+    """What is shown when a search is over: the winner above the board, the rest below it."""
+
+    def __init__(self, name: str) -> None:
+        self.outcome = gr.HTML(elem_id=f"tt-{name}-outcome")
+
+    def below(self) -> None:
+        """What belongs below the board."""
+        with gr.Column(visible=False) as self.after:
+            with gr.Row():
+                self.image = gr.DownloadButton("Image", size="sm", min_width=100)
+                self.board = gr.DownloadButton("Board", size="sm", min_width=100)
+                self.record = gr.DownloadButton("result.json", size="sm", min_width=100)
+            self.code = gr.Code(label="The same picture in the stock pipeline", language="python", interactive=False)
+            self.plot = gr.HTML(elem_classes="tt-figure")
+        self.all = [self.outcome, self.after, self.image, self.board, self.record, self.code, self.plot]
+
+    def clear(self) -> Update:
+        """Nothing."""
+        return {self.outcome: "", self.after: gr.update(visible=False)}
+
+    def show(self, job: Job) -> Update:
+        """The winner, files to download, how to make it again, and the history."""
+        if job.result is None or job.folder is None:
+            return self.clear()
+        files = {name: str(job.folder / file) for name, file in _files(job.result).items()}
+        return {
+            self.outcome: view.outcome(job.result),
+            self.after: gr.update(visible=True),
+            self.image: gr.update(value=files.get("image"), interactive="image" in files),
+            self.board: files["board"],
+            self.record: files["record"],
+            self.code: job.result.reproduce,
+            self.plot: explore.history_svg(job.result.history, job.result.num_steps, " + ".join(job.result.rewards)),
+        }
+
+
+def _files(result: SearchResult) -> dict[str, str]:
+    files = {"board": "board.png", "record": "result.json"}
+    return files | {"image": "best.png"} if result.images else files
+
+
+def _search_tab(desk: Desk, visitor: gr.BrowserState, name: str) -> None:
+    """Search, or with `name` hand the same with somebody picking at each look."""
+    by_hand = name == "hand"
+    if by_hand:
+        gr.Markdown(
+            "At each look the search waits. The candidates that the reward would keep are ticked; tick and untick as "
+            "you like, also those dropped earlier, then continue."
+        )
+    form = Form(desk, name, ["tuned for the model"])
+    with gr.Row():
+        go = gr.Button("Search", variant="primary", elem_id=f"tt-{name}-go", min_width=120)
+        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id=f"tt-{name}-stop", min_width=120)
+    status = gr.HTML(elem_id=f"tt-{name}-status")
+    result = Result(name)
+    compare = gr.Button("What would best-of-N have got for the same cost?", visible=False, elem_id=f"tt-{name}-compare")
+    ticked = gr.Textbox(visible=False)
+    with gr.Row(visible=by_hand):
+        onward = gr.Button("Continue with the ticked", variant="primary", interactive=False, elem_id="tt-hand-continue")
+        finish = gr.Button("Finish the ticked after all", interactive=False, elem_id="tt-hand-finish")
+    board = gr.HTML(view.EMPTY, elem_id=f"tt-{name}-board")
+    result.below()
+    outputs = [status, board, go, stop, onward, finish, compare, *result.all]
+
+    def buttons(job: Job) -> Update:
+        done = job.result is not None and not job.active
+        return {
+            go: gr.update(interactive=not job.active),
+            stop: gr.update(interactive=job.active),
+            onward: gr.update(interactive=job.phase == "picking"),
+            finish: gr.update(interactive=done),
+            compare: gr.update(visible=done),
+        }
+
+    async def follow(job: Job, shown: int) -> AsyncIterator[Update]:
+        async for _, picture, line in watch([job], [shown]):
+            yield {status: line, **({} if picture is None else {board: picture}), **buttons(job)}
+        yield {**buttons(job), **result.show(job)}
+
+    async def begin(request: gr.Request, visitor: str, *values: Any) -> AsyncIterator[Update]:
+        try:
+            (job,) = desk.begin(str(request.session_hash), name, visitor, orders(values, by_hand=by_hand))
+        except Exception as error:
+            yield {status: view.error(sentence(error))}
+            return
+        yield {board: view.EMPTY, status: "", **result.clear(), **buttons(job)}
+        async for update in follow(job, 0):
+            yield update
+
+    def again(work: Callable[[Job, str], None]) -> Callable[..., AsyncIterator[Update]]:
+        async def handle(ticks: str, request: gr.Request) -> AsyncIterator[Update]:
+            try:
+                job = desk.job(str(request.session_hash), name)
+                shown = len(job.frames)
+                work(job, ticks)
+            except Exception as error:
+                yield {status: view.error(sentence(error))}
+                return
+            async for update in follow(job, shown):
+                yield update
+
+        return handle
+
+    def go_on(ticks: str, request: gr.Request) -> Update:
+        try:
+            desk.job(str(request.session_hash), name).answer(ticks)
+        except Exception as error:
+            return {status: view.error(sentence(error))}
+        return {onward: gr.update(interactive=False)}
+
+    def halt(request: gr.Request) -> None:
+        desk.stop(str(request.session_hash))
+
+    marks = f"() => [[...document.querySelectorAll('#tt-{name}-board input:checked')].map(e => e.value).join(',')]"
+    gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], outputs, **QUIET)
+    stop.click(halt, **QUIET)
+    onward.click(go_on, ticked, [status, onward], js=marks, **QUIET)
+    finish.click(again(lambda job, ticks: job.finish(ticks)), ticked, outputs, js=marks, **QUIET)
+    compare.click(again(lambda job, ticks: job.compare()), ticked, outputs, **QUIET)
+
+
+def _compare_tab(desk: Desk, visitor: gr.BrowserState) -> None:
+    """The same prompt, seeds and budget with two policies side by side."""
+    gr.Markdown("The same prompt, the same seeds and the same budget, twice. The budget is what both may cost.")
+    small = desk.offered[0] == "shapes"
+    unit, amount = ("GFLOP", 10) if small else ("TFLOP", 1000)
+    form = Form(desk, "compare", ["tuned for the model", "best-of-N"], unit, amount)
+    with gr.Row():
+        go = gr.Button("Compare", variant="primary", elem_id="tt-compare-go", min_width=120)
+        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="tt-compare-stop", min_width=120)
+    status = gr.HTML(elem_id="tt-compare-status")
+    sides = []
+    with gr.Row():
+        for number in range(2):
+            with gr.Column(min_width=300):
+                title = gr.Markdown()
+                line = gr.HTML()
+                outcome = gr.HTML(elem_id=f"tt-compare-outcome-{number}")
+                board = gr.HTML(view.EMPTY if number == 0 else "", elem_id=f"tt-compare-board-{number}")
+                sides.append((title, line, outcome, board))
+    outputs = [status, go, stop, *(part for side in sides for part in side)]
+
+    async def begin(request: gr.Request, visitor: str, *values: Any) -> AsyncIterator[Update]:
+        try:
+            asked = orders(values)
+            if asked[0].budget is None:
+                raise ValueError("two policies are compared at a budget in calls, FLOP or seconds, not in candidates")
+            jobs = desk.begin(str(request.session_hash), "compare", visitor, asked)
+        except Exception as error:
+            yield {status: view.error(sentence(error))}
+            return
+        first: Update = {status: "", go: gr.update(interactive=False), stop: gr.update(interactive=True)}
+        for (title, line, outcome, board), job in zip(sides, jobs, strict=True):
+            first |= {title: f"### {job.order.policy}", line: "", outcome: "", board: ""}
+        yield first
+        async for number, picture, text in watch(jobs, [0, 0]):
+            _, line, outcome, board = sides[number]
+            update: Update = {line: text} | ({} if picture is None else {board: picture})
+            ended = jobs[number].result
+            yield update | ({outcome: view.outcome(ended)} if ended else {})
+        yield {go: gr.update(interactive=True), stop: gr.update(interactive=False)}
+
+    def halt(request: gr.Request) -> None:
+        desk.stop(str(request.session_hash))
+
+    gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], outputs, **QUIET)
+    stop.click(halt, **QUIET)

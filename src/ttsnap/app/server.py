@@ -1,0 +1,77 @@
+"""Serve the page. No connection is made to anywhere else."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ttsnap.app.desk import Desk
+
+
+def serve(
+    desk: Desk,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = 7860,
+    auth: list[tuple[str, str]] | None = None,
+    block: bool = True,
+) -> tuple[Any, str]:
+    """Open the page.
+
+    Args:
+        desk: what is offered.
+        host: address to listen on; 127.0.0.1 lets only this machine in.
+        port: None: any free one from 7860 on.
+        auth: users and passwords, if a login is asked for.
+        block: return only when it is interrupted.
+
+    Returns:
+        The Gradio page and its URL.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(desk.out / ".served")  # what the page may hand out lies in the output folder
+    os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # a closed tab is noticed soon
+    import gradio as gr
+
+    from ttsnap.app.page import build
+
+    page = build(desk)
+    page.queue(default_concurrency_limit=None, api_open=False)
+    font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    theme = gr.themes.Soft(
+        primary_hue="emerald", neutral_hue="slate", font=font, font_mono=["ui-monospace", "monospace"]
+    )
+    theme.set(
+        block_title_background_fill="none",
+        block_title_padding="0",
+        block_title_text_color="*neutral_700",
+        body_text_color_subdued="*neutral_500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_600",
+        button_primary_text_color="white",
+    )
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        auth=auth,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        allowed_paths=[str(desk.out)],
+        max_file_size="1kb",  # nothing is uploaded
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        theme=theme,
+        css=resources.files("ttsnap.app").joinpath("style.css").read_text(encoding="utf-8"),
+    )
+    if block:
+        page.block_thread()
+    return page, url

@@ -1,0 +1,185 @@
+"""The pruning board and its status line as HTML. Everything that came from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ttsnap.app.story import ALIVE, CUT, FINISHED, RUNNING, WAITING, WINNER, Story, Tile
+from ttsnap.cost import format_amount
+from ttsnap.results import cost_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ttsnap.results import SearchResult
+
+MOST_PIXELS = 192  # longest side of a preview on the board
+SAYS = {
+    WAITING: "not begun",
+    RUNNING: "on its way",
+    ALIVE: "alive",
+    CUT: "dropped",
+    FINISHED: "finished",
+    WINNER: "the winner",
+}
+EMPTY = '<p class="tt-hint">The board fills here: every candidate, what it is about to become, and its reward.</p>'
+
+
+def board(story: Story, *, ticks: bool = False) -> str:
+    """All candidates, in the order of their seeds, so that each keeps its place.
+
+    Args:
+        story: what happened so far.
+        ticks: a box to tick on each candidate that is not finished; those proposed are ticked.
+    """
+    if not story.tiles:
+        return EMPTY
+    items = "".join(_tile(tile, story.num_steps, ticks) for tile in story.tiles)
+    many = " tt-many" if len(story.tiles) > 16 else ""
+    return f'<ol class="tt-board{many}" aria-label="Candidates">{items}</ol>{_rungs(story)}'
+
+
+def _tile(tile: Tile, num_steps: int, ticks: bool) -> str:
+    reward = "" if tile.reward is None else f"{tile.reward:.2f}"
+    says = f"seed {tile.seed}, {SAYS[tile.state]}"
+    if tile.step:
+        says += f" after {tile.step} of {num_steps} calls"
+    if reward:
+        says += f", reward {reward}"
+    if tile.picture is None:
+        inside = f'<span class="tt-blank" role="img" aria-label="{says}"></span>'
+    else:
+        inside = f'<img src="{uri(tile.picture)}" alt="{says}">'
+    caption = f'<span class="tt-seed">#{tile.seed}</span><span class="tt-reward">{reward}</span>'
+    if ticks and tile.state not in (FINISHED, WINNER):
+        on = " checked" if tile.proposed else ""
+        box = f'<input type="checkbox" value="{tile.seed}"{on} aria-label="keep {says}">'
+        return f'<li class="tt-tile tt-{tile.state}"><label>{box}{inside}{caption}</label></li>'
+    return f'<li class="tt-tile tt-{tile.state}">{inside}{caption}</li>'
+
+
+def _rungs(story: Story) -> str:
+    if not story.rungs:
+        return ""
+    rows = ""
+    for number, rung in enumerate(story.rungs):
+        following = story.rungs[number + 1 : number + 2]
+        went_on = str(following[0].looked_at) if following else ("" if rung.step == story.num_steps else "…")
+        name = "finished" if rung.step == story.num_steps else f"call {rung.step}"
+        rows += f"<tr><th>{name}</th><td>{rung.looked_at}</td><td>{rung.best:.2f}</td><td>{went_on}</td></tr>"
+    head = "<tr><th>look</th><th>looked at</th><th>best reward</th><th>went on</th></tr>"
+    return f'<table class="tt-rungs"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+
+
+def progress(story: Story, what: str) -> str:
+    """One line that says what goes on, what is spent and how long it takes."""
+    parts = [what]
+    if story.planned is not None:
+        spent = format_amount(story.spent.tflop if story.spent else 0.0, "TFLOP")
+        if story.calls <= story.planned.nfe:
+            parts.append(f"spent {spent} of {format_amount(story.planned.tflop, 'TFLOP')}")
+            parts.append(f"{story.calls} of {story.planned.nfe} calls")
+        else:  # more was kept than the policy proposes, or finished after all
+            parts.append(f"spent {spent}, {format_amount(story.planned.tflop, 'TFLOP')} were planned")
+            parts.append(f"{story.calls} calls")
+        if not story.over and (left := story.seconds_left) is not None:
+            parts.append(f"about {left:.0f} s left")
+    bar = ""
+    if story.planned is not None:
+        share = min(1.0, story.calls / max(1, story.planned.nfe))
+        bar = f'<progress max="1" value="{share:.3f}" aria-label="denoiser calls made"></progress>'
+    return status(" · ".join(parts)) + bar
+
+
+def status(text: str) -> str:
+    """A line that screen readers are told of."""
+    return f'<p class="tt-status" role="status">{escape(text)}</p>'
+
+
+def error(text: str) -> str:
+    """What went wrong, in one sentence."""
+    return f'<p class="tt-error" role="alert">{escape(text)}</p>'
+
+
+def doing(story: Story) -> str:
+    """What the search does at this moment."""
+    if not story.tiles:
+        return "Starting"
+    if story.goal == story.num_steps:
+        return f"Finishing {story.running} of {len(story.tiles)}"
+    return f"Bringing {story.running} of {len(story.tiles)} to call {story.goal} of {story.num_steps}"
+
+
+def outcome(result: SearchResult) -> str:
+    """The winner, large, and what it cost."""
+    if not result.images:
+        return status("Stopped before an image was finished; nothing is lost but the calls: " + cost_line(result.cost))
+    best = result.best
+    rewards = ", ".join(f"{name} {value:.3f}" for name, value in best.rewards.items())
+    stopped = " The search was stopped; this is the best of what was finished." if result.stopped else ""
+    facts = (
+        f"{rewards} · seed {best.seed} · {result.finished} of {result.started} finished · {cost_line(result.cost)}."
+        + stopped
+    )
+    notes = "".join(f"<p>Note: {escape(note)}</p>" for note in result.notes)
+    figures = _figure(best.image, f"The winner, seed {best.seed}", result.prompt, facts, "tt-win")
+    other = result.best_of_n
+    if other.best:
+        title = f"Best of {other.candidates} for the same cost"
+        text = f"reward {other.best.reward:.3f} against {best.reward:.3f} · seed {other.best.seed}"
+        figures += _figure(other.best.image, title, result.prompt, text, "")
+    return f'<div class="tt-outcome">{figures}</div>{notes}'
+
+
+def _figure(image: Image, title: str, prompt: str, text: str, kind: str) -> str:
+    return (
+        f'<figure class="{kind}"><img src="{_png(image)}" alt="{escape(title)}: {escape(prompt, quote=True)}">'
+        f"<figcaption><strong>{escape(title)}</strong><br>{escape(text)}</figcaption></figure>"
+    )
+
+
+def picked(text: str, seeds: Sequence[int]) -> np.ndarray:
+    """The mask [1, candidates] of ticked seeds, such as `3,5`, as the page sends them.
+
+    Raises:
+        ValueError: something else than seeds of this search, or none.
+    """
+    try:
+        wanted = {int(part) for part in text.split(",") if part.strip()}
+    except ValueError:
+        wanted = {-1}
+    if wanted - set(seeds):
+        raise ValueError("only candidates of this search can be picked")
+    if not wanted:
+        raise ValueError("tick at least one candidate")
+    return np.array([[seed in wanted for seed in seeds]])
+
+
+def uri(picture: np.ndarray) -> str:
+    """A preview as a data URI."""
+    return _uri(picture.tobytes(), picture.shape)
+
+
+@lru_cache(maxsize=2048)
+def _uri(data: bytes, shape: tuple[int, ...]) -> str:
+    from PIL import Image
+
+    image = Image.fromarray(np.frombuffer(data, dtype=np.uint8).reshape(shape))
+    if max(image.size) > MOST_PIXELS:
+        image.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _png(image: Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,55 @@
+"""One prompt of a recording under a policy, look by look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ttsnap.environments.replay import ReplayEnvironment
+from ttsnap.results import Seen, history_of
+from ttsnap.search import Result, run
+from ttsnap.types import Combine, Policy
+
+if TYPE_CHECKING:
+    from ttsnap.recordings import Recording
+
+
+class Replayed(NamedTuple):
+    """What a policy did on one prompt: the result, and per seed every look at it."""
+
+    result: Result
+    history: dict[int, list[Seen]]
+
+
+def replay_prompt(
+    recording: Recording,
+    prompt: int,
+    policy: Policy,
+    candidates: int,
+    *,
+    guide: str = "aware",
+    combine: Combine | None = None,
+) -> Replayed:
+    """Run a policy on the first candidates of a recorded prompt.
+
+    Args:
+        recording: recorded rewards.
+        prompt: index of the prompt.
+        policy: what looks and drops.
+        candidates: how many are started.
+        guide: what it sees: `aware` or `clean`.
+        combine: several rewards -> one number (default: rank sum).
+
+    Raises:
+        ValueError: the prompt is not recorded, or has fewer candidates.
+    """
+    if prompt not in recording.recorded():
+        raise ValueError(f"prompt {prompt} is not recorded in {recording.path}")
+    pool, num_steps = recording.shape[1:3]
+    if not 1 <= candidates <= pool:
+        raise ValueError(f"{candidates} candidates cannot be drawn from the {pool} recorded")
+    seeds = recording.seeds[prompt : prompt + 1]
+    rewards = recording.guide(guide, np.array([prompt]))[:, :candidates]
+    result = run(policy, ReplayEnvironment(rewards, [recording.prompts[prompt]], seeds), combine)
+    return Replayed(result, history_of(result, 0, seeds[0], num_steps))

@@ -1,0 +1,226 @@
+"""Orders, the line, picking and stopping, without a browser and with the smallest sampler there can be."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.samplers.toy import ToyReward, ToySampler
+from ttsnap.app import view
+from ttsnap.app.desk import Desk, Limits, Order
+from ttsnap.app.story import Tile
+from ttsnap.cost import CostModel
+from ttsnap.generation import Searcher
+from ttsnap.policies import SuccessiveHalving
+
+MODEL = CostModel("toy", 1.0, 0.5, 0.25)
+VISITOR = "a" * 22
+HALVING = SuccessiveHalving((1, 2), keep=(0.5, 0.5))
+
+
+class Toys:
+    """Searchers of the toy family; each denoiser call waits until the gate is open."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = []
+
+    def searcher(self, order):
+        self.begun.append(order.prompt)
+        if order.prompt == "broken":
+            raise RuntimeError("secret detail")
+        sampler = ToySampler(num_steps=4, max_batch=16)
+        call = sampler.call
+
+        def gated(*arguments):
+            assert self.gate.wait(20)
+            return call(*arguments)
+
+        sampler.call = gated
+        return Searcher(sampler, {"bright": ToyReward()}, HALVING, order.candidates, MODEL)
+
+
+@pytest.fixture
+def desk(tmp_path):
+    desk = Desk(tmp_path / "out", limits=Limits(waiting=3))
+    desk.models = Toys()
+    return desk
+
+
+def order(prompt="a", candidates=8, **options):
+    return Order(prompt, "shapes", ("shapes",), candidates=candidates, **options)
+
+
+def begin(desk, *orders, session="s", tab="search", visitor=VISITOR):
+    return desk.begin(session, tab, visitor, orders)
+
+
+def wait(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+def test_a_search_is_saved_and_told_frame_by_frame(desk):
+    (job,) = begin(desk, order(candidates=64))
+    wait(lambda: not job.active)
+    assert job.trouble is None
+    assert job.result.started == 64
+    assert json.loads((job.folder / "result.json").read_text())["seed"] == job.result.seed
+    assert job.folder.parent == desk.home(VISITOR)
+    pictures = [frame.board.count("<img") for frame in job.frames]
+    assert pictures == sorted(pictures)
+    assert {0, 16, 32, 48, 64} <= set(pictures)  # no batch of 64 candidates is dropped
+    last = job.frames[-1].board
+    assert last.count("tt-winner") == 1
+    assert last.count("tt-cut") == 48
+    assert last.count("tt-finished") == 15
+    assert [rung.looked_at for rung in job.rungs] == [64, 32, 16]
+    assert "Done" in job.frames[-1].status
+
+
+def test_one_at_a_time_and_the_others_see_their_place(desk):
+    desk.models.gate.clear()
+    first = begin(desk, order("first"), session="1")[0]
+    wait(lambda: desk.models.begun == ["first"])
+    second = begin(desk, order("second"), session="2")[0]
+    third = begin(desk, order("third"), session="3")[0]
+    wait(lambda: len(desk.line) == 3)
+    assert "next" in second.status()
+    assert "2 before you" in third.status()
+    with pytest.raises(ValueError, match="3 searches wait in line"):
+        begin(desk, order(), session="4")
+    with pytest.raises(ValueError, match="one search at a time"):
+        begin(desk, order(), session="1", tab="hand")
+    desk.close("2")  # the tab is closed while it waits
+    wait(lambda: not second.active)
+    assert "next" in third.status()
+    desk.models.gate.set()
+    wait(lambda: not third.active)
+    assert desk.models.begun == ["first", "third"]
+    assert first.result.images
+    assert second.result is None
+    with pytest.raises(ValueError, match="no search yet"):
+        desk.job("2", "search")
+
+
+def test_a_closed_tab_stops_its_search_and_the_stopped_search_is_saved(desk):
+    desk.models.gate.clear()
+    (job,) = begin(desk, order())
+    wait(lambda: job.phase == "searching")
+    desk.close("s")
+    desk.models.gate.set()
+    wait(lambda: not job.active)
+    assert job.result.stopped
+    assert not job.result.images
+    assert json.loads((job.folder / "result.json").read_text())["reward"] is None
+    assert "Stopped" in job.status()
+    assert "before an image was finished" in view.outcome(job.result)
+
+
+def test_picking_lets_others_search_meanwhile(desk):
+    (job,) = begin(desk, order(by_hand=True))
+    wait(lambda: job.phase == "picking")
+    assert job.frames[-1].board.count(" checked") == 4  # what the reward proposes
+    assert job.frames[-1].board.count('type="checkbox"') == 8
+    other = begin(desk, order("other"), session="2")[0]
+    wait(lambda: not other.active)
+    assert other.result.images
+    for wrong, message in (("", "at least one"), ("99", "of this search"), ("x", "of this search")):
+        with pytest.raises(ValueError, match=message):
+            job.answer(wrong)
+    job.answer("0,5")
+    wait(lambda: job.phase == "picking" and len(job.rungs) == 2)
+    job.answer("0,5")
+    wait(lambda: not job.active)
+    assert {image.seed for image in job.result.images} == {0, 5}
+    assert job.result.cost.nfe == 8 + 2 * 3
+    assert job.result.to_dict()["policy"]["policy"] == "hand-picked"
+    job.finish("3")
+    wait(lambda: not job.active)
+    assert {image.seed for image in job.result.images} == {0, 5, 3}
+    assert job.result.cost.nfe == 8 + 2 * 3 + 3
+    job.compare()
+    wait(lambda: not job.active)
+    assert job.result.best_of_n.best
+    with pytest.raises(ValueError, match="nothing to pick"):
+        job.answer("0")
+
+
+def test_what_goes_wrong_is_one_sentence_without_inner_details(desk, caplog):
+    (job,) = begin(desk, order("broken"))
+    wait(lambda: not job.active)
+    assert "RuntimeError" in job.trouble
+    assert "secret" not in job.status()
+    assert "secret detail" in caplog.text
+    assert begin(desk, order("again"))[0] is not job
+
+
+BAD = {
+    "empty": ({"prompt": " \n "}, "prompt is empty"),
+    "long": ({"prompt": "x" * 601}, "has 601 characters; at most 600"),
+    "many": ({"candidates": 129}, "1 to 128 candidates"),
+    "none": ({"candidates": 0}, "1 to 128 candidates"),
+    "large": ({"size": 4096}, "size must be 1 to 2048"),
+    "steps": ({"steps": 101}, "steps must be 1 to 100"),
+    "seed": ({"seed": -1}, "the seed must be"),
+    "model": ({"model": "/etc"}, "there is no model '/etc' here"),
+    "reward": ({"rewards": ("os:system",)}, "choose one reward or more of shapes"),
+    "policy": ({"policy": "/etc/passwd.json"}, "there is no policy"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_orders_are_bounded_and_only_what_is_offered_is_loaded(case, desk):
+    options, message = BAD[case]
+    values = {"prompt": "a", "model": "shapes", "rewards": ("shapes",), "candidates": 4} | options
+    with pytest.raises(ValueError, match=message):
+        begin(desk, Order(**values))
+    assert not desk.models.begun
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../etc", "a/b", "a" * 21 + "/", "a" * 21 + "\n", None, "a" * 40])
+def test_a_visitor_cannot_name_another_folder(name, desk):
+    with pytest.raises(ValueError, match="does not know you"):
+        desk.home(name)
+    made = desk.welcome(name)
+    assert desk.home(made).parent == desk.out / "visitors"
+
+
+def test_what_a_visitor_may_open_is_his_own(desk):
+    from ttsnap.app.explore import found, show_run
+
+    (job,) = begin(desk, order())
+    wait(lambda: not job.active)
+    assert list(found(desk, VISITOR).values()) == [job.folder]
+    assert not found(desk, "b" * 22)
+    assert not found(desk, "../" + VISITOR)
+    html = show_run(job.folder)
+    assert "<svg" in html
+    assert "data:image/png" in html
+
+
+def test_prompts_and_notes_are_text_not_html(desk):
+    (job,) = begin(desk, order("<script>alert(1)</script> \"&'"))
+    wait(lambda: not job.active)
+    from ttsnap.app.explore import show_run
+
+    for html in (job.frames[-1].board, job.status(), view.outcome(job.result), show_run(job.folder)):
+        assert "<script" not in html
+
+
+def test_a_look_without_a_picture_has_a_plain_tile_or_the_last_known_picture():
+    from ttsnap.app.story import Story
+
+    story = Story(
+        tiles=[Tile(3, "alive", 2, 0.5), Tile(4, "alive", 2, 0.25, np.zeros((4, 4, 3), np.uint8))], num_steps=4
+    )
+    html = view.board(story)
+    assert 'aria-label="seed 3, alive after 2 of 4 calls, reward 0.50"' in html
+    assert 'alt="seed 4, alive after 2 of 4 calls, reward 0.25"' in html

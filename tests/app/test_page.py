@@ -1,0 +1,223 @@
+"""The page in a real browser, on the embedded model. No other host is ever asked (see `visit`)."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+LONG = {"amount": 128, "policy": "best-of-N"}  # some seconds of work
+
+
+def search(page, name="search", prompt=None, amount=None, policy=None, press=True):
+    if prompt is not None:
+        page.fill(f"#tt-{name}-prompt textarea", prompt)
+    if amount is not None:
+        page.fill(f"#tt-{name}-amount input", str(amount))
+    if policy is not None:
+        page.get_by_role("tabpanel").filter(has=page.locator(f"#tt-{name}-go")).get_by_label("Policy").click()
+        page.get_by_role("option", name=policy).click()
+    if press:
+        page.click(f"#tt-{name}-go")
+
+
+def ended(page, name="search"):
+    page.wait_for_selector(f"#tt-{name}-go:not([disabled])")
+    page.wait_for_selector(f"#tt-{name}-outcome :is(img, p)")
+
+
+def test_a_whole_search_and_its_comparison(visit, desk):
+    page = visit()
+    search(page, amount=16)
+    page.wait_for_selector("#tt-search-stop:not([disabled])")
+    ended(page)
+    assert page.locator("#tt-search-board .tt-tile img").count() == 16
+    assert page.locator("#tt-search-board .tt-winner").count() == 1
+    assert "Done" in page.inner_text("#tt-search-status")
+    winner = page.locator("#tt-search-board .tt-winner .tt-seed").inner_text().removeprefix("#")
+    assert f"manual_seed({winner})" in page.locator(".cm-content").first.inner_text()
+    assert page.locator(".tt-figure svg").first.is_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="result.json").or_(page.get_by_role("button", name="result.json")).first.click()
+    record = json.loads(download.value.path().read_text())
+    assert str(record["seed"]) == winner
+    page.click("#tt-search-compare")
+    page.wait_for_selector("#tt-search-outcome figure:nth-child(2) img")
+    assert "Best of" in page.inner_text("#tt-search-outcome")
+
+
+def test_64_candidates_and_nothing_dropped(visit, desk):
+    page = visit()
+    page.evaluate(
+        """() => { window.seen = new Set(); new MutationObserver(() =>
+        window.seen.add(document.querySelectorAll('#tt-search-board img').length)).observe(
+        document.querySelector('#tt-search-board'), {childList: true, subtree: true}) }"""
+    )
+    search(page, amount=64)
+    ended(page)
+    assert page.locator("#tt-search-board .tt-tile").count() == 64
+    assert page.locator("#tt-search-board .tt-tile img").count() == 64
+    rewards = page.locator("#tt-search-board .tt-reward").all_inner_texts()
+    assert len([text for text in rewards if text]) == 64
+    assert {32, 64} <= set(page.evaluate("() => [...window.seen]"))  # both batches of the first look were shown
+
+
+def test_stop_keeps_what_is_finished(visit):
+    page = visit()
+    search(page, **LONG)
+    page.wait_for_function("() => document.querySelectorAll('#tt-search-board img').length >= 32")  # one batch is done
+    page.click("#tt-search-stop")
+    ended(page)
+    assert "Stopped" in page.inner_text("#tt-search-status")
+    assert page.locator("#tt-search-board .tt-winner").count() == 1
+    assert "the best of what was finished" in page.inner_text("#tt-search-outcome")
+
+
+def test_hand_picked_by_keyboard_and_finished_after_all(visit):
+    page = visit()
+    page.get_by_role("tab", name="Hand-picked").click()
+    search(page, "hand", amount=8)
+    boxes = page.locator("#tt-hand-board input[type=checkbox]")
+    boxes.first.wait_for()
+    assert boxes.count() == 8
+    proposed = page.locator("#tt-hand-board input:checked").count()
+    assert 0 < proposed < 8
+    for number in range(8):
+        box = boxes.nth(number)
+        if box.is_checked() != (number in (1, 3)):
+            box.focus()
+            page.keyboard.press("Space")
+    page.locator("#tt-hand-continue").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelectorAll('#tt-hand-board .tt-rungs tbody tr').length == 2")
+    page.wait_for_selector("#tt-hand-continue:not([disabled])")
+    assert page.locator("#tt-hand-board input:checked").count() == 1
+    page.click("#tt-hand-continue")
+    ended(page, "hand")
+    assert page.locator("#tt-hand-board .tt-winner .tt-seed").inner_text() in ("#1", "#3")
+    page.locator("#tt-hand-board input[value='0']").check()
+    page.click("#tt-hand-finish")
+    tile = page.locator("#tt-hand-board .tt-tile").first
+    tile.locator("xpath=self::*[not(.//input)]").wait_for()
+    ended(page, "hand")
+    assert "dropped" not in tile.locator("img").get_attribute("alt")
+
+
+def test_two_people_at_once(visit, desk):
+    one, other = visit(), visit()
+    search(one, **LONG)
+    one.wait_for_selector("#tt-search-board .tt-tile img")
+    search(other, prompt="a green square", amount=4)
+    other.wait_for_function("() => document.querySelector('#tt-search-status').innerText.includes('in line')")
+    assert other.locator("#tt-search-board img").count() == 0
+    one.context.close()  # the closed tab's search stops, and the other's begins
+    ended(other)
+    assert other.locator("#tt-search-board .tt-tile").count() == 4
+    other.get_by_role("tab", name="Explore").click()
+    other.get_by_label("A recording or a past run").click()
+    names = other.get_by_role("option").all_inner_texts()
+    assert [name for name in names if "my run" in name and "green" not in name] == []
+    assert len([name for name in names if "my run" in name]) == 1
+
+
+def test_a_reload_in_mid_search(visit, desk):
+    page = visit()
+    search(page, **LONG)
+    page.wait_for_selector("#tt-search-board .tt-tile img")
+    page.reload()
+    page.wait_for_selector("#tt-search-go")
+    assert page.locator("#tt-search-board .tt-tile").count() == 0
+    page.wait_for_function("() => localStorage.getItem('ttsnap-visitor')")
+    search(page, amount=4)
+    ended(page)
+    assert page.locator("#tt-search-board .tt-tile").count() == 4
+    assert len(desk.line) == 0
+
+
+def test_a_bad_prompt_then_a_good_one_by_keyboard_on_a_phone(visit):
+    page = visit(viewport={"width": 360, "height": 720})
+    search(page, prompt="   ")
+    page.get_by_role("alert").wait_for()
+    assert "prompt is empty" in page.get_by_role("alert").inner_text()
+    page.keyboard.press("Home")
+    for _ in range(40):
+        if page.evaluate("() => document.activeElement.closest('#tt-search-prompt') !== null"):
+            break
+        page.keyboard.press("Shift+Tab")
+    else:
+        pytest.fail("the prompt cannot be reached with the keyboard")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a blue circle")
+    page.keyboard.press("Enter")
+    ended(page)
+    assert page.get_by_role("alert").count() == 0
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+    alt = page.locator("#tt-search-outcome img").get_attribute("alt")
+    assert "a blue circle" in alt
+
+
+def test_compare_two_policies(visit):
+    page = visit()
+    page.get_by_role("tab", name="Compare").click()
+    page.click("#tt-compare-go")
+    for side in range(2):
+        page.wait_for_selector(f"#tt-compare-outcome-{side} img")
+        assert page.locator(f"#tt-compare-board-{side} .tt-winner").count() == 1
+    page.wait_for_selector("#tt-compare-go:not([disabled])")
+
+
+def test_explore_a_recording(visit, monkeypatch):
+    from ttsnap.app import explore
+
+    monkeypatch.setattr(explore, "TUNE_TRIALS", 16)
+    page = visit()
+    page.get_by_role("tab", name="Explore").click()
+    page.get_by_label("A recording or a past run").click()
+    page.get_by_role("option", name="recording toy").click()
+    page.wait_for_selector("#tt-explore-chart svg")
+    before = page.inner_text("#tt-explore-chart h4")
+    slider = page.locator("#tt-explore-budget input[type=range]")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("before => document.querySelector('#tt-explore-chart h4').innerText != before", arg=before)
+    assert page.locator("#tt-explore-prompt svg").is_visible()
+    page.click("#tt-explore-tune")
+    page.wait_for_selector("#tt-explore-schedule p")
+    assert "Tuned for" in page.inner_text("#tt-explore-schedule")
+    assert "tuned at" in page.inner_text("#tt-explore-chart table")
+
+
+def fetch(address):
+    try:
+        with urllib.request.urlopen(address) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+
+
+def test_nothing_outside_the_output_folder_can_be_read(url, desk, tmp_path):
+    secret = desk.out.parent / "secret.txt"
+    secret.write_text("secret")
+    inside = desk.out / "inside.txt"
+    inside.write_text("inside")
+    (desk.out / "link.txt").unlink(missing_ok=True)
+    for path in (
+        "/etc/passwd",
+        secret,
+        f"{desk.out}/../secret.txt",
+        f"{desk.out}/%2e%2e/secret.txt",
+        f"{desk.out}//..//secret.txt",
+        "../secret.txt",
+        "pyproject.toml",
+        __file__,
+    ):
+        for route in ("gradio_api/file=", "file=", "gradio_api/file/"):
+            status, body = fetch(f"{url}/{route}{urllib.parse.quote(str(path), safe='/%')}")
+            assert b"secret" not in body
+            assert status >= 400 or b"<html" in body.lower(), path
+    assert fetch(f"{url}/gradio_api/file={inside}")[1] == b"inside"
