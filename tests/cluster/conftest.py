@@ -22,7 +22,10 @@ def two_cores(store):
     """A Ray on this machine with two CPUs; pools join it."""
     pytest.importorskip("ray")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
+    for name in ("agent_register_timeout_ms", "raylet_client_connect_timeout_milliseconds"):
+        os.environ.setdefault(f"RAY_{name}", "600000")
+    for name in ("worker_register_timeout_seconds", "raylet_start_wait_time_s", "gcs_server_request_timeout_seconds"):
+        os.environ.setdefault(f"RAY_{name}", "600")
     from ttsnap.cluster import ray_pool
 
     ray_pool.prepare(None)

@@ -183,6 +183,34 @@ def reward_broken(here):
     )
 
 
+@case(
+    "generate", "a reward that fails for one prompt of many", "told in `failures.json`, exit code 3; the rest completes"
+)
+def reward_fails_for_one(here):
+    module = (
+        "def judge(images, prompts, *, sigma):\n"
+        "    assert not {} & set(prompts), 'cannot'\n"
+        "    return images.mean((1, 2, 3))\n"
+    )
+    here.file("picky_reward.py", module.format("{'a blue circle'}"))
+    file = here.file("p.txt", "a red circle\na blue circle\na green circle")
+    out = here.folder / "out"
+    options = ("--prompts", file, "--reward", "picky_reward:judge", "--candidates", 1, "--steps", 2, "--no-board")
+    options += ("--out", out, "--json")
+    code, text, err = here.command("generate", *options)
+    assert code == 3, err
+    failures = json.loads((out / "failures.json").read_text())["failures"]
+    assert failures == json.loads(text)["failures"]
+    assert failures == [{"prompt": 1, "text": "a blue circle", "error": "AssertionError: cannot"}]
+    assert len(json.loads(text)["results"]) == 2
+    here.file("picky_reward.py", module.format("set()"))
+    sys.modules.pop("picky_reward")
+    code, text, err = here.command("generate", *options)
+    assert code == 0, err
+    assert len(json.loads(text)["results"]) == 3
+    assert not (out / "failures.json").exists()
+
+
 @case("generate", "a model folder whose weights are a pickle", "one sentence, exit code 2; nothing in it is run")
 def model_pickle(here):
     import torch

@@ -20,7 +20,7 @@ ELSEWHERE = [
     ("generate", "killed -9 at any moment", "goes on, ends with the same files", "cli/test_generate.py::test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_files", "SIGKILL"),
     ("generate", "a reward that returns NaN", "names prompt, seed and step", "environments/test_live.py::test_nan_names_prompt_seed_and_step", "nan for prompt"),
     ("generate", "a reward that returns another shape", "names reward and shape", "environments/test_live.py::test_a_reward_must_return_one_number_per_image", "must return one number per image"),
-    ("generate", "a reward that fails for one prompt of many", "the others complete, exit code 3", "cluster/test_scheduling.py::test_a_reward_that_fails_for_one_prompt_costs_that_one_only", "raises"),
+    ("generate, record, label", "a reward that fails for one prompt of many", "the others complete, exit code 3", "cluster/test_scheduling.py::test_a_reward_that_fails_for_one_prompt_costs_that_one_only", "raises"),
     ("generate", "a checkpoint of a reward that is a pickle", "refused; nothing in it is run", "rewards/test_clip.py::test_what_is_no_checkpoint_is_refused", "evil.pt"),
     ("generate", "a checkpoint that is cut off or of zeros", "refused by name", "rewards/test_clip.py::test_what_is_no_checkpoint_is_refused", "x.safetensors"),
     ("generate", "a checkpoint with keys that do not belong", "refused by name", "rewards/test_clip.py::test_every_key_is_accounted_for", "key"),

@@ -145,14 +145,14 @@ class Board(Observer):
     def event(self, worker: int, event: Event, outcome: Outcome) -> None:
         """More is done."""
         self.images, self.found = outcome.images, outcome.found
-        prompts = len(outcome.stored) + len(outcome.failures)
-        done = prompts if self.unit == "prompts" else outcome.images + outcome.found
-        new = prompts if self.unit == "prompts" else outcome.images
-        rate = new / max(self.seconds, 1e-9)
+        prompts, seconds = len(outcome.stored) + len(outcome.failures), max(self.seconds, 1e-9)
+        counts = {"images": outcome.images, "prompts": prompts}
+        done = counts[self.unit] + (outcome.found if self.unit == "images" else 0)
+        rate = counts[self.unit] / seconds
         left = duration((self.total - done) / rate) if rate else "?"
+        other = "prompts" if self.unit == "images" else "images"
         best = f", mean reward {sum(outcome.rewards) / len(outcome.rewards):.3f}" if outcome.rewards else ""
-        also = f" ({outcome.images / max(self.seconds, 1e-9):.3g} images)" if self.unit == "prompts" else ""
-        text = f", {rate:.3g}{also} per second, {left} left{best}"
+        text = f", {rate:.3g} per second ({counts[other] / seconds:.3g} {other}), {left} left{best}"
         self._bar.update(self._task, completed=done, rate=text)
 
     def tick(self) -> None:

@@ -1,0 +1,58 @@
+"""What the progress of many workers tells, and how failures are reported."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from ttsnap.cli.scaling import Board, Scale, report_failures
+from ttsnap.cluster.jobs import Event, Plan
+from ttsnap.cluster.scheduling import Outcome
+
+
+def test_one_bar_and_a_line_per_worker():
+    board = Board("recording", "images", quiet=False, workers=True)
+    board.planned(Plan([(0,), (1,)], images=40, prompts=2))
+    board.state(0, "prompt 0")
+    board.state(1, "died; another starts")
+    outcome = Outcome(Plan([]), images=10, found=5, stored={0})
+    board.event(0, Event(10), outcome)
+    board.tick()
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(board._live.get_renderable())
+    text = console.export_text()
+    assert "15/40" in text
+    assert "per second" in text
+    assert "prompts)" in text
+    assert "left" in text
+    assert "worker 0: prompt 0" in text
+    assert "worker 1: died; another starts" in text
+    assert board.report()["images_found"] == 5
+
+
+def test_failures_are_listed_by_prompt_and_the_list_goes_when_there_are_none(tmp_path, capsys):
+    place = tmp_path / "failures.json"
+    outcome = Outcome(Plan([], prompts=2), failures={1: "RuntimeError: no"}, stored={0}, notes={"a note": None})
+    found = report_failures(outcome, place, lambda p: f"prompt {p}")
+    assert found == [{"prompt": 1, "text": "prompt 1", "error": "RuntimeError: no"}]
+    assert json.loads(place.read_text()) == {"failures": found}
+    err = capsys.readouterr().err
+    assert "warning: a note" in err
+    assert "prompt 1 ('prompt 1') failed: RuntimeError: no" in err
+    assert report_failures(Outcome(Plan([], prompts=2), stored={0, 1}), place, str) == []
+    assert not place.exists()
+    with pytest.raises(ValueError, match="RuntimeError: no"):
+        report_failures(Outcome(Plan([], prompts=1), failures={0: "RuntimeError: no"}), place, str)
+
+
+def test_one_worker_here_needs_no_ray():
+    assert Scale().alone
+    assert Scale(1).alone
+    assert not Scale(2).alone
+    assert not Scale(None, "auto").alone
+    with pytest.raises(ValueError, match="--workers must be at least 1, got 0"):
+        Scale(0)
+    with pytest.raises(ValueError, match="has a GPU of its own"):
+        Scale(2).check_device("cuda:1")

@@ -1,0 +1,67 @@
+"""The commands themselves with two workers, on the embedded model: the same bytes as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.cli.conftest import ttsnap
+from tests.cluster import toys
+from ttsnap.recordings import Recording
+
+__all__ = ["ttsnap"]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cores")]
+PROMPTS = ["--prompts", "shapes:held-out", "--prompt-range", "0:12", "--per-prompt", 4, "--max-batch", 8]
+
+
+def test_record_and_label(ttsnap, tmp_path):
+    for name, workers in (("one", []), ("two", ["--workers", 2])):
+        code, out, err = ttsnap("record", *PROMPTS, "--calls", "10", "--out", tmp_path / name, *workers, "--json")
+        assert (code, json.loads(out)["images"]) == (0, 12 * 4 * 2), err
+        options = ["--reward", "shapes", *workers, "--json"]
+        code, out, err = ttsnap("label", tmp_path / name, tmp_path / f"{name}.zarr", *options)
+        assert (code, json.loads(out)["prompts"]) == (0, 12), err
+        ttsnap("record", *PROMPTS, "--reward", "shapes", "--out", tmp_path / f"{name}.values", *workers)
+    assert toys.files(tmp_path / "one") == toys.files(tmp_path / "two")
+    for kind in ("zarr", "values"):
+        one, two = (Recording(tmp_path / f"{name}.{kind}").clean for name in ("one", "two"))
+        assert one.tobytes() == two.tobytes()
+
+
+def test_generate_while_a_worker_is_killed(ttsnap, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    colours = ("red", "blue", "green", "cyan", "yellow", "purple")
+    prompts.write_text("\n".join(f"a {colour} circle" for colour in colours))
+    options = ["generate", "--prompts", prompts, "--candidates", 4, "--max-batch", 4, "--no-board", "--json"]
+    code, out, err = ttsnap(*options, "--out", tmp_path / "one")
+    assert code == 0, err
+
+    def kill():
+        """A worker process, once there is something to lose."""
+        while not list((tmp_path / "two").glob("p*/result.json")):
+            time.sleep(0.05)
+        for folder in os.listdir("/proc"):
+            if folder.isdigit() and b"ray::_Actor" in _title(folder):
+                os.kill(int(folder), signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    code, out, err = ttsnap(*options, "--out", tmp_path / "two", "--workers", 2)
+    killer.join(1)
+    assert code == 0, err
+    assert len(json.loads(out)["results"]) == 6
+    assert toys.files(tmp_path / "two") == toys.files(tmp_path / "one")
+
+
+def _title(pid: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
