@@ -92,7 +92,9 @@ def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None,
         pipe: a stock pipeline, `shapes`, a diffusers directory, or a hub id.
         device: where a model that is named runs.
         dtype: its dtype.
-        **options: of the sampler; None means its default.
+        **options: of the sampler; None means its default. `sampler` picks it, see `ttsnap.samplers.for_pipeline`;
+            `pictures` (a `ttsnap.pictures.Pictures`) are given to the pipeline, or to its variant that takes
+            them.
 
     Raises:
         ValueError: no such model, device, dtype or option value.
@@ -100,6 +102,8 @@ def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None,
     name = model_name(pipe)
     if isinstance(pipe, str):
         pipe = load_model(pipe, device, dtype)
+    if pictures := options.pop("pictures", None):
+        pipe, options = pictures.give(pipe, options)
     if name == "shapes":
         from ttsnap.shapes.pipeline import OPTIONS
 
@@ -278,7 +282,7 @@ def prepare(
         preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
             `ttsnap.samplers.previews`); finished images always use the full decoder.
         **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, max_batch and what else
-            its family has, see its class.
+            its family has, see its class; `sampler`, `arguments`, `look_frames` and `pictures`, see `load_sampler`.
 
     Raises:
         ValueError: what was wrong and what would work.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.samplers import tiny, tiny_sd
+from tests.samplers import tiny, tiny_any, tiny_sd
 from ttsnap import samplers
 from ttsnap.environments.live import to_uint8
 
@@ -55,15 +55,21 @@ CASES = {
     "sd3": Case(tiny_sd.sd3, T5, 4, "T5"),
 }
 every = pytest.mark.parametrize("name", CASES)
+OWN_CALLS = {
+    "own call, dpm++": Case(tiny_any.stable_diffusion, {"sampler": "fallback"}),
+    "own call, flux": Case(lambda: tiny.flux(guidance_embeds=True), T5 | {"sampler": "fallback"}),
+}
+CASES_AND_OWN_CALLS = CASES | OWN_CALLS
+with_own_calls = pytest.mark.parametrize("name", CASES_AND_OWN_CALLS)
 
 
 @functools.cache
 def pipeline(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    return CASES[name].build().to(dtype=dtype)
+    return CASES_AND_OWN_CALLS[name].build().to(dtype=dtype)
 
 
 def sampler_of(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    options = {"num_steps": 3, "height": 32, "width": 48} | CASES[name].options | options
+    options = {"num_steps": 3, "height": 32, "width": 48} | CASES_AND_OWN_CALLS[name].options | options
     return samplers.for_pipeline(pipeline(name, dtype), **options)
 
 
@@ -88,7 +94,7 @@ def evaluate(pipe: Any, code: str) -> Any:
         pipe.scheduler = scheduler
 
 
-@every
+@with_own_calls
 def test_run_to_the_last_step_it_equals_the_stock_pipeline(name):
     sampler = sampler_of(name)
     done = sampler.advance(sampler.advance(sampler.start([A, B], [7, 8]), 1), 3)
@@ -101,7 +107,7 @@ def test_run_to_the_last_step_it_equals_the_stock_pipeline(name):
     assert np.abs(np.asarray(picture).astype(int) - to_uint8(images)[1]).max() <= 1
 
 
-@every
+@with_own_calls
 def test_the_last_x0_estimate_is_the_finished_latent(name):
     sampler = sampler_of(name)
     begun = sampler.advance(sampler.start([A], [1]), 1)
@@ -110,7 +116,7 @@ def test_the_last_x0_estimate_is_the_finished_latent(name):
     torch.testing.assert_close(done.x0, done.latents.float())
 
 
-@every
+@with_own_calls
 def test_in_half_precision_one_candidate_is_the_stock_one_bit_by_bit(name):
     sampler = sampler_of(name, torch.bfloat16)
     done = sampler.advance(sampler.advance(sampler.start([A], [3]), 1), 3)
@@ -119,7 +125,7 @@ def test_in_half_precision_one_candidate_is_the_stock_one_bit_by_bit(name):
     assert torch.equal(sampler.decode(done.x0), stock(sampler, A, 3, "pt").float())
 
 
-@every
+@with_own_calls
 def test_a_candidate_does_not_depend_on_its_batch(name):
     """Within 1e-5, times what guidance multiplies: other batch sizes may choose kernels that round differently."""
     alone, together = sampler_of(name, max_batch=1), sampler_of(name, max_batch=8)
@@ -145,7 +151,7 @@ def test_a_prompt_is_encoded_once_and_the_negative_one_for_all(name, monkeypatch
     assert len(calls) > once
 
 
-@every
+@with_own_calls
 def test_noise_levels_fall_and_timesteps_lie_in_0_to_1000(name):
     sampler = sampler_of(name, num_steps=7)
     assert len(sampler.sigmas) == len(sampler.timesteps) == 7

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 
+def redness(images, prompts, *, sigma):
+    """A genuine if simple reward: how red an image is, compared with its other colours."""
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+
 def _ready(pipe):
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():

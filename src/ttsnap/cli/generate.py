@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ from ttsnap.cli.options import (
     read_weights,
 )
 
-_SEARCH, _MODEL, _OUTPUT = "Search", "Model", "Output"
+_SEARCH, _MODEL, _PICTURES, _OUTPUT = "Search", "Model", "Pictures and videos", "Output"
 
 
 def generate(
@@ -104,6 +105,32 @@ def generate(
         str | None,
         typer.Option(help="euler, euler-karras, ddim, dpm, dpm-karras (SDXL, SD, PixArt).", rich_help_panel=_MODEL),
     ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="adapter, or fallback: the pipeline's own call, for any pipeline (default: whichever serves).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Start from this picture (image-to-image).", rich_help_panel=_PICTURES)
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far from it, above 0 and at most 1.", rich_help_panel=_PICTURES)
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Paint only where this picture is white (inpainting).", rich_help_panel=_PICTURES),
+    ] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(help="Be led by this picture (ControlNet pipelines).", rich_help_panel=_PICTURES)
+    ] = None,
+    look_frames: Annotated[
+        str | None,
+        typer.Option(
+            help="Of videos, the frames that are judged: first,middle,last or 0,8.", rich_help_panel=_PICTURES
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,
     max_batch: Annotated[
@@ -130,6 +157,7 @@ def generate(
     from ttsnap.cli.scaling import Scale
     from ttsnap.cost import MAX_CANDIDATES
     from ttsnap.diversity import parse
+    from ttsnap.pictures import Pictures, parse_frames
     from ttsnap.storage import location
 
     check_ranges(
@@ -158,7 +186,10 @@ def generate(
                 "scheduler": scheduler,
                 "max_batch": max_batch,
                 **read_size(size),
+                **({"sampler": sampler} if sampler else {}),
+                **({"look_frames": parse_frames(look_frames)} if look_frames else {}),
             },
+            pictures=Pictures(image, mask, control_image, strength),
             device=device,
             dtype=dtype,
             diversity=parse(diversity, diversity_options),

@@ -29,6 +29,7 @@ from ttsnap.storage import AnyPath, check_writable, locked
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
     from ttsnap.generation import Searcher
+    from ttsnap.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Request:
     dtype: str | None = None
     diversity: Negtome | None = None
     preview: str | None = None
+    pictures: Pictures | None = None
     scale: Scale = field(default_factory=Scale)
     weights: tuple[float, ...] | None = None
     report: str | None = None
@@ -75,6 +77,7 @@ class Request:
                 preview=self.preview,
                 combine=WeightedSum(self.weights) if self.weights else None,
                 report=self.report,
+                pictures=self.pictures if self.pictures and self.pictures.files() else None,
                 **self.options,
             )
         searcher.budget = self.budget
@@ -108,6 +111,8 @@ class Request:
             settings["weights"] = self.weights
         if self.report:
             settings["report"] = self.report
+        if self.pictures:
+            settings |= self.pictures.settings()
         return dict(json.loads(json.dumps(settings)))
 
 

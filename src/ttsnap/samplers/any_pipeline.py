@@ -120,6 +120,16 @@ class AnyPipelineSampler(PipelineSampler):
         """Noise level of each step [num_steps]: sigma of a flow, else noise per signal."""
         return self.probe.sigmas
 
+    @property
+    def timesteps(self) -> list[float]:
+        """Model time of each step [num_steps], as the scheduler has it."""
+        return self.probe.timesteps
+
+    @property
+    def passes(self) -> int:
+        """Denoiser passes per step, such as 2 where guidance makes one of its own; in a batch of two it is 1."""
+        return round(self.probe.passes)
+
     def call_options(self) -> dict[str, Any]:
         """Arguments of the pipeline, beside prompt and generator."""
         return dict(self.arguments)
@@ -205,7 +215,7 @@ class AnyPipelineSampler(PipelineSampler):
 
     def shown(self, images: Tensor) -> Tensor:
         """Of videos, the frames that are looked at."""
-        return images[:, self.look_frames] if self.look_frames else images
+        return images[:, list(self.look_frames)] if self.look_frames else images
 
     # One candidate.
 
@@ -292,6 +302,7 @@ class AnyPipelineSampler(PipelineSampler):
                     step.clean  # noqa: B018  complains about unknown schedulers here
                     self._swaps_processors = _processors(self.pipe) != self._processors
                 probe.sigmas.append(step.level.noise)
+                probe.timesteps.append(float(torch.as_tensor(step.timestep).flatten()[0]))
                 actors.step = probe.num_steps
                 probe.tflop["loop"] = count()
                 last[:] = [step]

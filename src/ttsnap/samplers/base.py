@@ -148,6 +148,7 @@ class PipelineSampler(ABC):
     """
 
     default_max_batch = 32
+    look_frames: Sequence[int] = ()  # of videos, the frames that are looked at
 
     def __init__(self, pipe: Any, *, num_steps: int, height: int, width: int, max_batch: int | None = None) -> None:
         if num_steps < 1:

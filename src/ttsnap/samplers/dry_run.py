@@ -50,6 +50,7 @@ class Probe:
 
     Attributes:
         sigmas: noise level of each step [num_steps].
+        timesteps: its model time [num_steps].
         forwards: passes of its models, in order; the denoisers' after the first step were not made.
         batched: whether the latents of one candidate have a leading dimension of 1.
         tflop: `prompt` (to encode it), `start` (what else comes before the first denoiser pass, for each candidate),
@@ -57,6 +58,7 @@ class Probe:
     """
 
     sigmas: list[float] = field(default_factory=list)
+    timesteps: list[float] = field(default_factory=list)
     forwards: list[Forward] = field(default_factory=list)
     batched: bool = True
     tflop: dict[str, float] = field(default_factory=dict)

@@ -65,6 +65,7 @@ def cost_model(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str
     """
     call, decode, prompt_tflop = sampler.counted() or _known(sampler)
     look = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
+    look *= max(1, len(sampler.look_frames))
     name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
     early = _early(sampler, rewards, prompt, decode)
     return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch, early=early)
