@@ -30,9 +30,7 @@ def picture(tmp_path):
     return path
 
 
-def test_a_model_whose_scheduler_no_adapter_takes_is_searched_with_a_notice_and_the_winner_reproduces(
-    models, tmp_path, ttsnap
-):
+def test_a_scheduler_that_no_adapter_takes_gives_a_notice_and_a_winner_that_reproduces(models, tmp_path, ttsnap):
     from diffusers import StableDiffusionPipeline
 
     code, out, err = ttsnap(
