@@ -1,4 +1,4 @@
-"""The whole way with the configs that ship: record, label, train, generate, on tiny random models of the real classes."""
+"""The whole way with the configs that ship, on tiny random models of the real classes."""
 
 from __future__ import annotations
 
