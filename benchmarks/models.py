@@ -362,7 +362,7 @@ STABLE_DIFFUSION = {
     ),
     "SD 1.5": Model(
         "StableDiffusionPipeline",
-        {"unet": lambda: diffusers.UNet2DConditionModel(cross_attention_dim=768), "vae": lambda: kl(4)},
+        {"unet": lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768), "vae": lambda: kl(4)},
         (clip_l,),
         lambda: unet_text(768),
         diffusers.DDIMScheduler,

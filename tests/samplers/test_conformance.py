@@ -47,7 +47,6 @@ CASES = {
     "sd": Case(tiny_sd.stable_diffusion),
     "sd, unguided": Case(tiny_sd.stable_diffusion, {"guidance_scale": 1.0}, passes=1),
     "sd, ddim": Case(tiny_sd.stable_diffusion, {"scheduler": "ddim", "negative_prompt": "a cyan square"}),
-    "sd, dpm karras": Case(tiny_sd.stable_diffusion, {"scheduler": "dpm-karras"}),
     "sdxl": Case(tiny_sd.sdxl),
     "sdxl, karras": Case(
         tiny_sd.sdxl, {"scheduler": "euler-karras", "negative_prompt": "a cyan square", "guidance_rescale": 0.5}
