@@ -47,6 +47,7 @@ CASES = {
     "sd": Case(tiny_sd.stable_diffusion),
     "sd, unguided": Case(tiny_sd.stable_diffusion, {"guidance_scale": 1.0}, passes=1),
     "sd, ddim": Case(tiny_sd.stable_diffusion, {"scheduler": "ddim", "negative_prompt": "a cyan square"}),
+    "sd, dpm karras": Case(tiny_sd.stable_diffusion, {"scheduler": "dpm-karras"}),
     "sdxl": Case(tiny_sd.sdxl),
     "sdxl, karras": Case(
         tiny_sd.sdxl, {"scheduler": "euler-karras", "negative_prompt": "a cyan square", "guidance_rescale": 0.5}
@@ -100,7 +101,9 @@ def test_run_to_the_last_step_it_equals_the_stock_pipeline(name):
     images = sampler.decode(done.x0)
     for row, (prompt, seed) in enumerate([(A, 7), (B, 8)]):
         rows = slice(row, row + 1)
-        torch.testing.assert_close(done.latents[rows], stock(sampler, prompt, seed, "latent"), atol=2e-5, rtol=1e-4)
+        latents = stock(sampler, prompt, seed, "latent")
+        largest = max(1.0, float(latents.abs().max()))  # of a random model that predicts noise, far above 1
+        torch.testing.assert_close(done.latents[rows], latents, atol=2e-5 * largest, rtol=1e-4)
         torch.testing.assert_close(images[rows], stock(sampler, prompt, seed, "pt"), atol=2e-5, rtol=1e-4)
     picture = evaluate(sampler.pipe, sampler.reproduce(B, 8)).images[0]
     assert np.abs(np.asarray(picture).astype(int) - to_uint8(images)[1]).max() <= 1
@@ -130,7 +133,8 @@ def test_a_candidate_does_not_depend_on_its_batch(name):
     alone, together = sampler_of(name, max_batch=1), sampler_of(name, max_batch=8)
     prompts, seeds = [A, B, A, B, A], [0, 1, 2, 3, 4]
     a = alone.advance(alone.start(prompts, seeds), 2).x0
-    close = {"atol": 1e-5 * max(1.0, alone.guidance_scale if alone.passes == 2 else 1.0), "rtol": 1e-5}
+    guidance, largest = alone.guidance_scale if alone.passes == 2 else 1.0, float(a.abs().max())
+    close = {"atol": 1e-5 * max(1.0, guidance, largest), "rtol": 1e-5}
     torch.testing.assert_close(together.advance(together.start(prompts, seeds), 2).x0, a, **close)
     some = together.advance(together.start(prompts, seeds).select([3, 2]), 2).x0
     torch.testing.assert_close(some, a[[3, 2]], **close)
