@@ -47,6 +47,7 @@ def test_a_scheduler_that_no_adapter_takes_gives_a_notice_and_a_winner_that_repr
     np.testing.assert_array_equal(np.asarray(made), np.asarray(Image.open(tmp_path / "o" / "best.png")))
 
 
+@pytest.mark.slow
 def test_image_to_image(models, tmp_path, picture, ttsnap):
     code, out, err = ttsnap(
         "generate", "a red circle", "--model", models / "sd", "--image", picture, "--strength", .75, "--size", 32,

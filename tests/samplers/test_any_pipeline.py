@@ -81,7 +81,10 @@ def numbers(images):
     return torch.from_numpy(np.asarray(images)).movedim(-1, -3)
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("DDPM", "DPM++ SDE", "UniPC", "FLUX", "inpainting", "AuraFlow", "LTX-Video, noise in the decoder")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_interleaved_candidates_end_as_the_plain_calls_do(case):
     pipe, options = CASES[case]()
     sampler = AnyPipelineSampler(pipe, **options)
