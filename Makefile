@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow bench lint types
+.PHONY: demo test test-slow bench bench-snap lint types
 
 # One prompt, the embedded model, a pruning board and a record, in ./demo
 demo: $(VENV)/.installed
@@ -20,6 +20,10 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/equal_cost.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/replay.py
+
+# One sample, best-of-N, TTSp and TTSnap at equal cost, as a Markdown table; ten minutes on two idle cores
+bench-snap: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/snap.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ttsnap.environments.live import LiveEnvironment
     from ttsnap.generation import Searcher
 
+SHOWN_ONLY = "pictures of looks that read the denoiser's features were decoded for the eye alone; no cost has them"
+
 
 @dataclass
 class Block:
@@ -153,9 +155,10 @@ class Block:
                 num_steps=s.sampler.num_steps,
                 reproduce=self._reproduce(p),
                 budget=s.budget,
-                notes=list(notes),
+                notes=list(notes) + [SHOWN_ONLY] * bool(self.environment.only_shown),
                 diversity=diversity.parameters.to_dict() if diversity else None,
-                rewards=list(s.judges),
+                rewards=s.targets,
+                guides={t: g for t, g in zip(s.targets, s.judges, strict=True) if t != g},
                 stopped=result.stopped,
                 weights=list(s.combine.weights) if isinstance(s.combine, WeightedSum) else None,
             )
@@ -215,7 +218,7 @@ class Block:
     def _finished(self, environment: LiveEnvironment, p: int, c: int, values: Any, combined: float) -> Finished:
         from PIL import Image
 
-        by_name = {name: float(value) for name, value in zip(self.searcher.judges, values, strict=True)}
+        by_name = {name: float(value) for name, value in zip(self.searcher.targets, values, strict=True)}
         array, frames = environment.finished[p, c], None
         if array.ndim == 4:  # a video
             array, frames = array[len(array) // 2], array

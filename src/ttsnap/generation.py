@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
 CANDIDATES = {"shapes": 8}  # more find a perfect picture in any way
-DEFAULT_REWARDS = {"shapes": "shapes"}
+DEFAULT_REWARDS = {"shapes": "shapes-aware"}
 MARGIN = 1.08  # searches are planned to take this much longer than calibrated, so that a budget in seconds is kept to
 
 
@@ -156,6 +156,11 @@ class Searcher:
     combine: Combine = field(default_factory=RankSum)
     held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
     held_out_tflop: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the rewards that judge finished images; `judges` are those that judge looks."""
+        return rewards.targets_of(self.judges)
 
     def block(
         self,
@@ -297,7 +302,8 @@ def prepare(
     if reward is None:
         if name not in DEFAULT_REWARDS:
             raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
-        reward = DEFAULT_REWARDS[name]
+        # References that run along with candidates are no place to read features.
+        reward = "shapes" if diversity and name == "shapes" else DEFAULT_REWARDS[name]
     names = rewards.names_of(reward)
     if isinstance(combine, WeightedSum) and len(combine.weights) != len(names):
         raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")

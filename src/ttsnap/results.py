@@ -69,7 +69,8 @@ class SearchResult:
         num_steps: denoiser calls of a finished image.
         reproduce: how the stock pipeline makes the winning image, or why it alone does not.
         diversity: parameters of negative token merging, if it was at work.
-        rewards: names of the rewards.
+        rewards: names of the rewards that judged finished images.
+        guides: what judged the looks, by those names, where it is another (a noise-aware reward).
         stopped: the search was stopped before its policy ended; there are no images if none was finished by then.
         weights: by which several rewards were added; None: rank sum.
         held_out: what rewards that steered nothing say of the finished images.
@@ -90,6 +91,7 @@ class SearchResult:
     notes: list[str] = field(default_factory=list)
     diversity: dict[str, Any] | None = None
     rewards: list[str] = field(default_factory=list)
+    guides: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
     weights: list[float] | None = None
     held_out: list[HeldOut] = field(default_factory=list)
@@ -128,6 +130,7 @@ class SearchResult:
             "prompt": self.prompt,
             "model": self.model,
             "rewards": self.rewards,
+            "guides": self.guides,
             "policy": self.policy,
             "seed": mine.seed if mine else None,
             "reward": mine.reward if mine else None,
@@ -186,7 +189,8 @@ class SearchResult:
             lines += [f"{h.name} {h.best_of_n:.3f} (held out)" for h in self.held_out if h.best_of_n is not None]
             title = f"best-of-{best.candidates}: all finished, same budget"
             finishes.append(Finish(title, best.best.image, lines))
-        facts = [f"{self.model} · reward: {', '.join(self.rewards)} · {cost_line(self.cost)}"]
+        guides = f" · looks by {', '.join(self.guides.values())}" if self.guides else ""
+        facts = [f"{self.model} · reward: {', '.join(self.rewards)}{guides} · {cost_line(self.cost)}"]
         if self.stopped:
             facts.append("Stopped before its end." if self.images else "Stopped before an image was finished.")
         winner = self.images[0].seed if self.images else None

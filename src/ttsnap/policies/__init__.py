@@ -48,13 +48,21 @@ def default_policy(num_steps: int) -> Policy:
 
 
 def tuned_policy(model: str, rewards: Sequence[str], num_steps: int) -> Policy | None:
-    """The schedule that ships for a model with these rewards and steps (made by `ttsnap tune`); None if none does."""
-    path = Path(__file__).parent / "tuned" / f"{model}.json"
-    if not model.isidentifier() or not path.is_file():
+    """The schedule that ships for a model with these rewards and steps (made by `ttsnap tune`); None if none does.
+
+    Args:
+        model: its name.
+        rewards: names of what judges the looks.
+        num_steps: denoiser calls of a finished image.
+    """
+    if not model.isidentifier():
         return None
-    policy, notes = load_with_notes(path)
-    made_for = notes["provenance"]
-    return policy if (made_for["rewards"], made_for["num_steps"]) == (list(rewards), num_steps) else None
+    for path in sorted((Path(__file__).parent / "tuned").glob(f"{model}*.json")):
+        policy, notes = load_with_notes(path)
+        made_for = notes["provenance"]
+        if (made_for.get("guides", made_for["rewards"]), made_for["num_steps"]) == (list(rewards), num_steps):
+            return policy
+    return None
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:

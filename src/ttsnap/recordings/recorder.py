@@ -179,6 +179,7 @@ def begin_rewards(
         provenance={
             "made by": "ttsnap record",
             "settings": settings,
+            "guides": list(rewards),
             "versions": versions(),
             "cost_model": cost_model(sampler, rewards, prompts[0]).tflops(),
         },

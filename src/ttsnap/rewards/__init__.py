@@ -23,6 +23,12 @@ def _shapes(device: Any) -> Any:
     return load_reward(device=device)
 
 
+def _shapes_aware(device: Any) -> Any:
+    from ttsnap.shapes.foresight import load_foresight
+
+    return load_foresight(device=device)
+
+
 class Published:
     """Loads a published reward: a function of a device and a path, found when it is called."""
 
@@ -36,6 +42,7 @@ class Published:
 
 REWARDS: dict[str, Callable[..., Any]] = {
     "shapes": _shapes,
+    "shapes-aware": _shapes_aware,
     "imagereward": Published("blip", "load_imagereward"),
     "pickscore": Published("clip", "load_pickscore"),
     "hpsv2": Published("clip", "load_hpsv2"),
@@ -63,11 +70,11 @@ class Spec(NamedTuple):
 
 def parse(text: str) -> Spec | None:
     """What a name says; None for one that says neither a known reward nor a run."""
-    from ttsnap.rewards.noise_aware import is_run
+    from ttsnap.rewards.noise_aware import is_head, is_run
 
     found = re.fullmatch(r"([\w.-]+)(?:([=+])(.+))?", text, re.DOTALL)
     if not found or found[1] not in REWARDS:
-        return Spec(None, None, text) if is_run(text) else None
+        return Spec(None, None, text) if is_run(text) or is_head(text) else None
     name, sign, rest = found.groups()
     if sign is None:
         return Spec(name)
@@ -122,9 +129,13 @@ def _load(text: str, device: Any) -> Callable[..., Any]:
     if spec is None:
         return own(text)
     if spec.levels is not None:
-        from ttsnap.rewards.noise_aware import is_run, load_noise_aware
+        from ttsnap.rewards.noise_aware import is_head, is_run, load_noise_aware
         from ttsnap.rewards.published import find_steps, load_published
 
+        if is_head(spec.levels):
+            from ttsnap.rewards.feature_head import load_head
+
+            return load_head(spec.levels, device, clean=spec.clean)
         clean = Spec(spec.clean, spec.path) if spec.clean else None
         if clean and not is_run(spec.levels) and find_steps(spec.levels, clean.name):
             return load_published(spec.levels, clean, device)
@@ -160,3 +171,9 @@ def own(name: str) -> Callable[..., Any]:
     if not callable(judge):
         raise ValueError(f"reward {name!r}: module {module_name!r} has no callable {function!r}")
     return judge  # type: ignore[no-any-return]
+
+
+def targets_of(judges: Mapping[str, Any]) -> list[str]:
+    """What judges finished images: of a noise-aware reward its clean one, unless that would name one twice."""
+    names = [getattr(judge, "clean_name", "") or name for name, judge in judges.items()]
+    return names if len(set(names)) == len(names) else list(judges)

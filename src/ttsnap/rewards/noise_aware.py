@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ttsnap.rewards import Spec
 
 RUN, FORMAT, VERSION = "run.json", "ttsnap-training-run", 1
+HEAD = "head.json"  # describes a head on the denoiser's features, see ttsnap.rewards.feature_head
 
 
 class NoiseAwareReward:
@@ -99,6 +100,11 @@ def check_fit(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], w
 def is_run(path: str | Path) -> bool:
     """Whether there is a training run at `path`."""
     return (Path(path) / RUN).is_file()
+
+
+def is_head(path: str | Path) -> bool:
+    """Whether there is a head on the denoiser's features at `path`."""
+    return (Path(path) / HEAD).is_file()
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:

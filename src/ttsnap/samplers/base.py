@@ -271,7 +271,7 @@ class PipelineSampler(ABC):
 
         if self.tap is None or trajectories.cells is None:
             raise ValueError("no features were kept of these candidates; attach the rewards that read them first")
-        return Features(trajectories.cells, self.tap.words(trajectories.prompts))
+        return Features(trajectories.cells, self.tap.words(trajectories.prompts), trajectories.x0)
 
     def text(self, prompt: str) -> Any:
         """Encode a prompt ahead of its candidates, if that can be."""

@@ -22,10 +22,12 @@ class Features(NamedTuple):
     Attributes:
         cells: hidden features of the image, averaged onto a grid [n, cells, channels].
         words: states of the prompt's words as the denoiser reads them, one tensor [words, width] per candidate.
+        latents: x0 estimates [n, ...] as the sampler keeps them.
     """
 
     cells: Tensor
     words: Sequence[Tensor]
+    latents: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def attach(sampler: Any, rewards: Any) -> None:
         rewards: name -> reward; those that read features have a `place`.
 
     Raises:
-        ValueError: two rewards read different places, or the model does not have the place.
+        ValueError: two rewards read different places, or this cannot be read from this model.
     """
     places = {reward.place for reward in rewards.values() if getattr(reward, "place", None)}
     if len(places) > 1:
@@ -142,5 +144,7 @@ def attach(sampler: Any, rewards: Any) -> None:
         raise ValueError(
             f"rewards that read features need an adapter; {type(sampler.pipe).__name__} runs with its own call"
         )
+    if place and sampler.diversity:
+        raise ValueError("with negative token merging the denoiser's features cannot be read; take the clean reward")
     if place != (sampler.tap.place if sampler.tap else None):
         sampler.tap = Tap(sampler.pipe, place, sampler.height / sampler.width) if place else None

@@ -21,6 +21,7 @@ COLOUR_WORDS = ("red", "green", "blue", "yellow", "purple", "cyan")
 WORDS = ("a", *COLOUR_WORDS, "circle", "square", "triangle", "left", "right", "of", "above", "below")
 PAD, UNKNOWN, LENGTH, GRID = 0, 1, 12, 8
 WEIGHTS = Path(__file__).parent / "weights" / "reward"
+FORESIGHT = Path(__file__).parent / "weights" / "foresight"  # noise-aware, see ttsnap.shapes.foresight
 
 
 class Attention(nn.Module):
@@ -133,7 +134,10 @@ class RewardNetwork(nn.Module):
             text: words in context [n, 13, width] from `encode_text`.
             mask: which words count [n, 13].
         """
-        grid = self.encode_image(images)
+        return self.judge(self.encode_image(images), text, mask)
+
+    def judge(self, grid: Tensor, text: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The same of grid features [n, 64, width] that `encode_image` or somebody else made."""
         feature, scores = self.look(self.norm(text), grid + self.cells)
         where = scores.softmax(-1) @ self.places.to(grid.dtype)
         x = text + feature + self.locate(where)
@@ -174,8 +178,12 @@ class ShapesReward(nn.Module):
         images = images.to(parameter.device, parameter.dtype)
         if images.shape[-2:] != (64, 64):
             images = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+        return self.judge(self.network.encode_image(images), prompts)
+
+    def judge(self, grid: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Logits [n, kinds] of grid features [n, 64, width], whoever made them."""
         text, mask = (torch.cat(parts) for parts in zip(*map(self._read, prompts), strict=True))
-        return self.network(images, text, mask)["logits"].float()
+        return self.network.judge(grid, text, mask)["logits"].float()
 
     def _read(self, prompt: str) -> tuple[Tensor, Tensor]:
         """A prompt's words in context and which of them count, in full precision."""

@@ -232,6 +232,9 @@ def tune(
             "recording_provenance": recording.provenance,
             "rewards": list(recording.rewards),
             "guide": guide,
+            "guides": recording.provenance.get("guides", list(recording.rewards))
+            if guide == "aware"
+            else list(recording.rewards),
             "combine": held_out.dataset.attrs["combine"],
             "weights": None if weights is None else list(weights),
             "num_steps": recording.shape[2],

@@ -1,0 +1,185 @@
+"""One sample, best-of-N, TTSp and TTSnap at equal TFLOP on held-out prompts, live, on the same candidate draws.
+
+    python benchmarks/snap.py --prompts 200 --budgets 3.5,5,7.5          # prints the README's table as Markdown
+    python benchmarks/snap.py --part 0:100 --out a.npz                   # or in parts, on several processes, and then
+    python benchmarks/snap.py --merge a.npz b.npz
+
+TTSp looks with the clean reward on decoded x0 estimates, TTSnap with the noise-aware reward on the denoiser's features;
+finished images are always judged by the clean reward. Every denoiser call, decode, look and encoded prompt is charged.
+Intervals: 95 %, bootstrap over prompts. The compute multiplier says how many times its compute best-of-N would need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from equal_cost import SEEDS, halfwidth, search
+from ttsnap.cost import Budget, affordable
+from ttsnap.environments.live import LiveEnvironment
+from ttsnap.generation import prepare
+from ttsnap.policies import BestOfN, default_policy
+from ttsnap.shapes.checker import check
+from ttsnap.shapes.scenes import held_out_prompts
+from ttsnap.types import Query
+
+METHODS = {  # name -> reward, whether tuned
+    "TTSp, published schedule": ("shapes", False),
+    "TTSp, tuned schedule": ("shapes", True),
+    "TTSnap, published schedule": ("shapes-aware", False),
+    "TTSnap, tuned schedule": ("shapes-aware", True),
+}
+BASE = "best-of-N"
+
+
+def finish_all(searcher, prompts, seeds):
+    """Clean rewards and checker verdicts [prompts, candidates] of finished images, and seconds per candidate."""
+    rewards, right = np.empty(seeds.shape), np.empty(seeds.shape)
+    start = time.perf_counter()
+    for row in range(0, len(prompts), 8):
+        block = prompts[row : row + 8]
+        environment = LiveEnvironment(searcher.sampler, searcher.judges, block, seeds[row : row + 8])
+        everybody = np.ones(environment.seeds.shape, dtype=bool)
+        rewards[row : row + 8] = environment.observe(Query(everybody, searcher.sampler.num_steps))[..., 0]
+        for (p, c), image in environment.finished.items():
+            right[row + p, c] = check(image, block[p]).all
+        searcher.sampler.forget_prompts()
+    return rewards, right, (time.perf_counter() - start) / seeds.size
+
+
+def measure(prompts, seeds, budgets, most, methods):
+    """Everything per prompt: name -> array; best-of-N up to `most` from one pool."""
+    found = {}
+    if BASE in methods:
+        searcher = prepare("shapes", reward="shapes", max_batch=64)
+        rewards, right, seconds = finish_all(searcher, prompts, seeds[:, :most])
+        one = searcher.cost_model.of_plan(BestOfN().plan(1, searcher.sampler.num_steps)).tflop
+        found |= {"pool/reward": rewards, "pool/right": right, "pool/seconds": np.full(len(prompts), seconds)}
+        found["pool/tflop"] = np.full(len(prompts), one)
+        found["pool/prompt"] = np.full(len(prompts), searcher.cost_model.prompt_tflop)
+    for name in methods:
+        if name == BASE:
+            continue
+        reward, tuned = METHODS[name]
+        searcher = prepare("shapes", reward=reward, max_batch=64)
+        steps = searcher.sampler.num_steps
+        policy = searcher.policy if tuned else default_policy(steps)
+        for gigaflop in budgets:
+            n = affordable(policy, Budget(gigaflop / 1e3, "TFLOP"), searcher.cost_model, steps)
+            start = time.perf_counter()
+            values, right, tflop = search(searcher, policy, n, prompts, seeds)
+            seconds = (time.perf_counter() - start) / len(prompts)
+            key = f"{name}/{gigaflop:g}"
+            kinds = {"reward": values, "right": right, "tflop": tflop, "seconds": np.full(len(prompts), seconds)}
+            found |= {f"{key}/{kind}": value for kind, value in kinds.items()}
+            found[f"{key}/started"] = np.full(len(prompts), n)
+            print(
+                f"{key}: {n} started, reward {values.mean():.3f}, right {right.mean():.3f}, {seconds:.2f} s", flush=True
+            )
+    return found
+
+
+def best(pool, n):
+    """Index of the best of the first n [prompts]."""
+    return pool["pool/reward"][:, :n].argmax(1)
+
+
+def multiplier(pool, tflop, reward):
+    """How many times `tflop` best-of-N needs for the mean reward, by interpolation; None beyond the pool."""
+    sizes = np.arange(1, pool["pool/reward"].shape[1] + 1)
+    curve = np.maximum.accumulate(pool["pool/reward"], axis=1).mean(0)
+    if reward > curve[-1]:
+        return f"> {_cost(pool, sizes[-1]) / tflop:.1f}"
+    return f"{_cost(pool, np.interp(reward, curve, sizes)) / tflop:.2f}"
+
+
+def _cost(pool, n):
+    prompt = pool["pool/prompt"][0]
+    return n * (pool["pool/tflop"][0] - prompt) + prompt
+
+
+def table(found, budgets, rng):
+    """The README's table."""
+    pool = found
+    rows = [
+        "| budget | | started | paid | reward | right | gain in reward | gain in right | compute | seconds |",
+        "|" + "---|" * 10,
+    ]
+
+    def row(budget, name, started, tflop, reward, right, base, times, seconds):
+        cells = [budget, name, str(started), f"{tflop * 1e3:.2f}"]
+        cells += [f"{reward.mean():.2f} ± {halfwidth(reward, rng):.2f}"]
+        cells += [f"{100 * right.mean():.1f} ± {100 * halfwidth(right, rng):.1f} %"]
+        if base:
+            gains = reward - base[0], right - base[1]
+            cells += [f"{gains[0].mean():+.2f} ± {halfwidth(gains[0], rng):.2f}"]
+            cells += [f"{100 * gains[1].mean():+.1f} ± {100 * halfwidth(gains[1], rng):.1f} %"]
+        else:
+            cells += ["", ""]
+        rows.append("| " + " | ".join([*cells, times, f"{seconds:.2f}"]) + " |")
+
+    everybody, seconds = np.arange(len(pool["pool/reward"])), pool["pool/seconds"].mean()
+    first = pool["pool/reward"][:, 0], pool["pool/right"][:, 0]
+    row("", "one sample", 1, _cost(pool, 1), *first, None, "", seconds)
+    for gigaflop in budgets:
+        prompt = pool["pool/prompt"][0]
+        n = int((gigaflop / 1e3 - prompt) / (pool["pool/tflop"][0] - prompt) * (1 + 1e-12))
+        chosen = best(pool, n)
+        base = pool["pool/reward"][everybody, chosen], pool["pool/right"][everybody, chosen]
+        row(f"{gigaflop:g} GFLOP", BASE, n, _cost(pool, n), *base, None, "", seconds * n)
+        for name in METHODS:
+            key = f"{name}/{gigaflop:g}"
+            if f"{key}/reward" in found:
+                kinds = {k: found[f"{key}/{k}"] for k in ("reward", "right", "tflop", "seconds", "started")}
+                paid = kinds["tflop"].mean()
+                times = "x" + multiplier(pool, paid, kinds["reward"].mean())
+                row(
+                    "",
+                    name,
+                    int(kinds["started"][0]),
+                    paid,
+                    kinds["reward"],
+                    kinds["right"],
+                    base,
+                    times,
+                    kinds["seconds"].mean(),
+                )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--budgets", default="3.5,5,7.5", help="GFLOP per prompt")
+    parser.add_argument("--most", type=int, default=12, help="candidates of the pool for best-of-N")
+    parser.add_argument("--part", help="prompts first:last, for several processes")
+    parser.add_argument("--methods", help=f"some of {BASE}, {', '.join(METHODS)}, separated by ;")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--merge", type=Path, nargs="+", help="files of --out")
+    a = parser.parse_args()
+    budgets = [float(text) for text in a.budgets.split(",")]
+    if a.merge:
+        parts = [np.load(path) for path in a.merge]
+        spans = sorted({tuple(part["part"]) for part in parts})
+        found = {}
+        for name in {name for part in parts for name in part.files} - {"part"}:
+            by_span = {tuple(part["part"]): part[name] for part in parts if name in part.files}
+            if len(by_span) == len(spans):
+                found[name] = np.concatenate([by_span[span] for span in spans])
+    else:
+        first, last = map(int, a.part.split(":")) if a.part else (0, a.prompts)
+        prompts = held_out_prompts()[first:last]
+        seeds = SEEDS * (1 + np.arange(first, first + len(prompts))[:, None]) + np.arange(SEEDS)
+        methods = a.methods.split(";") if a.methods else [BASE, *METHODS]
+        found = measure(prompts, seeds, budgets, a.most, methods)
+        if a.out:
+            np.savez(a.out, part=np.array([first, last]), **found)
+    if "pool/reward" in found:
+        print(table(found, budgets, np.random.default_rng(0)))
+
+
+if __name__ == "__main__":
+    main()
