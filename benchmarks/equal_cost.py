@@ -66,12 +66,12 @@ def main() -> None:
     a = parser.parse_args()
     prompts = held_out_prompts()[: a.prompts]
     seeds = SEEDS * (1 + np.arange(len(prompts))[:, None]) + np.arange(SEEDS)
-    searcher = prepare("shapes", max_batch=64)
+    searcher = prepare("shapes", reward="shapes", max_batch=64)
     steps = searcher.sampler.num_steps
     methods = {
         "best-of-N": BestOfN(),
         "halving, clean reward (TTSp)": default_policy(steps),
-        "tuned, clean reward (default)": searcher.policy,
+        "tuned, clean reward": searcher.policy,
     }
     rng = np.random.default_rng(0)
     table = Table(

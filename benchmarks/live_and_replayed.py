@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4, help="live draws of candidates per prompt")
     a = parser.parse_args()
     recording = Recording.open(a.recording)
-    searcher = prepare("shapes", policy=load(a.policy) if a.policy else None, max_batch=64)
+    searcher = prepare("shapes", reward="shapes", policy=load(a.policy) if a.policy else None, max_batch=64)
     budgets, steps, policy = parse_budgets(a.budgets), recording.shape[2], searcher.policy
     chosen = recording.recorded()
     prompts = [recording.prompts[index] for index in chosen]

@@ -50,8 +50,8 @@ def finish_all(searcher, prompts, seeds):
     return rewards, right, (time.perf_counter() - start) / seeds.size
 
 
-def measure(prompts, seeds, budgets, most, methods):
-    """Everything per prompt: name -> array; best-of-N up to `most` from one pool."""
+def measure(prompts, seeds, budgets, most, methods, save=lambda found: None):
+    """Everything per prompt: name -> array; best-of-N up to `most` from one pool. `save` is told of it as it grows."""
     found = {}
     if BASE in methods:
         searcher = prepare("shapes", reward="shapes", max_batch=64)
@@ -60,6 +60,7 @@ def measure(prompts, seeds, budgets, most, methods):
         found |= {"pool/reward": rewards, "pool/right": right, "pool/seconds": np.full(len(prompts), seconds)}
         found["pool/tflop"] = np.full(len(prompts), one)
         found["pool/prompt"] = np.full(len(prompts), searcher.cost_model.prompt_tflop)
+        save(found)
     for name in methods:
         if name == BASE:
             continue
@@ -76,6 +77,7 @@ def measure(prompts, seeds, budgets, most, methods):
             kinds = {"reward": values, "right": right, "tflop": tflop, "seconds": np.full(len(prompts), seconds)}
             found |= {f"{key}/{kind}": value for kind, value in kinds.items()}
             found[f"{key}/started"] = np.full(len(prompts), n)
+            save(found)
             print(
                 f"{key}: {n} started, reward {values.mean():.3f}, right {right.mean():.3f}, {seconds:.2f} s", flush=True
             )
@@ -174,9 +176,9 @@ def main() -> None:
         prompts = held_out_prompts()[first:last]
         seeds = SEEDS * (1 + np.arange(first, first + len(prompts))[:, None]) + np.arange(SEEDS)
         methods = a.methods.split(";") if a.methods else [BASE, *METHODS]
-        found = measure(prompts, seeds, budgets, a.most, methods)
-        if a.out:
-            np.savez(a.out, part=np.array([first, last]), **found)
+        part = np.array([first, first + len(prompts)])
+        save = (lambda found: np.savez(a.out, part=part, **found)) if a.out else (lambda found: None)
+        found = measure(prompts, seeds, budgets, a.most, methods, save)
     if "pool/reward" in found:
         print(table(found, budgets, np.random.default_rng(0)))
 

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--distil", type=int, default=1200, help="updates of the first stage")
     parser.add_argument("--updates", type=int, default=1200, help="updates of the second stage")
     parser.add_argument("--lowest", type=float, default=0.25, help="lowest noise level to train")
-    parser.add_argument("--serve", type=float, default=0.6, help="lowest noise level to serve; clean reward below")
+    parser.add_argument("--serve", type=float, default=0.75, help="lowest noise level to serve; clean reward below")
     parser.add_argument("--out", type=Path, default=Path("runs/foresight"))
     a = parser.parse_args()
     torch.set_num_threads(1)
