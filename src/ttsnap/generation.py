@@ -310,7 +310,7 @@ def prepare(
     if report is not None and (both := set(rewards.names_of(report)) & set(names)):
         raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
     chosen = _policy(policy) if policy is not None else None
-    from ttsnap.samplers import previews
+    from ttsnap.samplers import features, previews
 
     if isinstance(preview, str):
         previews.parse(preview)  # complains here, before a model is loaded
@@ -329,6 +329,7 @@ def prepare(
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
     judges = rewards.load(reward, sampler.device)
     held_out = rewards.load(report, sampler.device) if report is not None else {}
+    features.attach(sampler, judges)  # complains here where features cannot be read
     model = cost_model(sampler, judges, prompt)
     if budget is not None:
         if budget.unit == "s":
