@@ -18,7 +18,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 120_000  # milliseconds until a test gives up; nothing waits that long on a quiet machine
+PATIENCE = 180_000  # milliseconds until a test gives up; nothing waits that long on a quiet machine
 
 
 @pytest.fixture(scope="session")

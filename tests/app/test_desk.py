@@ -11,7 +11,8 @@ import pytest
 
 from tests.samplers.toy import ToyReward, ToySampler
 from ttsnap.app import view
-from ttsnap.app.desk import Desk, Limits, Order
+from ttsnap.app.desk import Desk
+from ttsnap.app.orders import Limits, Order
 from ttsnap.app.story import Tile
 from ttsnap.cost import CostModel
 from ttsnap.generation import Searcher

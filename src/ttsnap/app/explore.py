@@ -14,7 +14,8 @@ import gradio as gr
 
 from ttsnap import figures, policies
 from ttsnap.app import view
-from ttsnap.app.desk import Desk, sentence
+from ttsnap.app.desk import Desk
+from ttsnap.app.job import sentence
 from ttsnap.cost import format_amount
 from ttsnap.results import Seen
 

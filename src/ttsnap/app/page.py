@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ttsnap.app import explore, view
-from ttsnap.app.desk import POLICIES, Desk, Job, Order, sentence
+from ttsnap.app.desk import Desk
+from ttsnap.app.job import Job, sentence
+from ttsnap.app.orders import POLICIES, Order
 
 if TYPE_CHECKING:
     from ttsnap.results import SearchResult

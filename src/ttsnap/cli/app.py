@@ -39,7 +39,8 @@ def open_page(
     """
     import gradio  # noqa: F401  # missing, it is named with its install command
 
-    from ttsnap.app.desk import Desk, Limits
+    from ttsnap.app.desk import Desk
+    from ttsnap.app.orders import Limits
     from ttsnap.app.server import serve
 
     users = []

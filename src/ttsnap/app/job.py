@@ -1,0 +1,260 @@
+"""One ordered search: its thread, its turns on the device, and what the page shows of it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ttsnap.app import view
+from ttsnap.app.orders import Order
+from ttsnap.app.story import Story
+from ttsnap.observers import Observer, Start, Stop
+from ttsnap.policies import HandPicked
+from ttsnap.policies.hand_picked import Proposal
+
+if TYPE_CHECKING:
+    from ttsnap.app.desk import Desk
+    from ttsnap.block import Block
+    from ttsnap.cost import Ledger
+    from ttsnap.results import SearchResult
+    from ttsnap.search import Look, Result
+    from ttsnap.types import BoolArray, FloatArray, Query
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the page shows at one moment."""
+
+    board: str
+    status: str
+
+
+@dataclass(eq=False)
+class Job(Story):
+    """One ordered search: it runs in a thread of its own when its turn comes, and can be asked for more afterwards.
+
+    Attributes:
+        order: what was asked for.
+        frames: what the page shows, one for every change of the board; none is dropped.
+        phase: line, preparing, searching, picking, comparing or over.
+        result: what it came to, once it is over.
+        folder: where it is saved, once it is.
+        trouble: what went wrong, in one sentence.
+    """
+
+    desk: Desk = field(kw_only=True)
+    order: Order = field(kw_only=True)
+    home: Path = field(kw_only=True)
+    frames: list[Frame] = field(default_factory=list)
+    phase: str = "line"
+    result: SearchResult | None = None
+    folder: Path | None = None
+    trouble: str | None = None
+    block: Block | None = None
+    _busy: bool = False
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _answered: threading.Event = field(default_factory=threading.Event)
+    _answer: BoolArray | None = None
+
+    # What the page does with it.
+
+    def search(self) -> None:
+        """Begin, when the turn comes."""
+        self._work("preparing", self._search)
+
+    def compare(self) -> None:
+        """See what best-of-N gets for the same cost."""
+        self._work("comparing", self._compare)
+
+    def finish(self, ticked: str) -> None:
+        """Finish dropped candidates after all; seeds such as `3,5`."""
+        mask = view.picked(ticked, [tile.seed for tile in self.tiles])
+        self._work("searching", lambda: self._finish(mask))
+
+    def answer(self, ticked: str) -> None:
+        """Who goes on, while the search waits for it."""
+        if self.phase != "picking":
+            raise ValueError("there is nothing to pick at the moment")
+        self._answer = view.picked(ticked, [tile.seed for tile in self.tiles])
+        self._answered.set()
+
+    def stop(self) -> None:
+        """End at the next denoiser call; what is finished stays."""
+        self._stop.set()
+        self._answered.set()
+        self.desk.line.nudge()
+
+    @property
+    def active(self) -> bool:
+        """Whether it wants the device, or has it, or waits for picks."""
+        return self._busy
+
+    def status(self) -> str:
+        """The line above the board at this moment."""
+        if self.trouble:
+            return view.error(self.trouble)
+        if self.phase == "line":
+            before = self.desk.line.before(self)
+            if before:
+                return view.status(f"Waiting in line: {before} before you" if before > 1 else "Waiting in line: next")
+            return view.status("Starting")
+        if self.phase == "preparing":
+            return view.status("Loading and counting what a search costs")
+        if self.phase == "comparing":
+            return view.status("Running best-of-N for the same cost")
+        if self.phase == "picking":
+            return view.progress(self, "Your turn: tick who goes on")
+        if self.phase == "searching":
+            return view.progress(self, "Stopping" if self._stop.is_set() else view.doing(self))
+        return view.progress(self, "Stopped" if self.result and self.result.stopped else "Done")
+
+    # What runs in its thread.
+
+    def _work(self, phase: str, work: Callable[[], None]) -> None:
+        if self._busy:
+            raise ValueError("this search is still at work")
+        self.trouble, self.phase, self._busy = None, "line", True
+        self._stop.clear()
+        self.desk.line.join(self)
+        self._show()
+        threading.Thread(target=self._in_turn, args=(phase, work), daemon=True).start()
+
+    def _in_turn(self, phase: str, work: Callable[[], None]) -> None:
+        try:
+            self.desk.line.wait(self, lambda: not self._stop.is_set())
+            self.phase = phase
+            self._show()
+            work()
+        except Stop:
+            pass
+        except Exception as error:
+            self.trouble = sentence(error)
+        finally:
+            self.desk.line.leave(self)
+            self.pause()
+            self.over, self.phase = True, "over"
+            self._show()
+            self._busy = False  # last: whoever watches has seen everything then
+
+    def _search(self) -> None:
+        searcher = self.desk.models.searcher(self.order)
+        self.desk.check_candidates(searcher.candidates)
+        if self.order.by_hand:
+            searcher = replace(searcher, policy=HandPicked(searcher.policy, self._pick))
+        self.block = searcher.open([self.order.prompt], seed=self.order.seed)
+        self.phase = "searching"
+        self.block.run(self)
+        self._save()
+
+    def _compare(self) -> None:
+        if self.block is None or self.block.result is None:
+            raise ValueError("there is no search to compare with")
+        self.block.compare(_Stoppable(self._stop))
+        self._save()
+
+    def _finish(self, mask: BoolArray) -> None:
+        if self.block is None or self.block.result is None:
+            raise ValueError("there is no search to go on with")
+        self.block.finish(mask, self)
+        self._save()
+
+    def _save(self) -> None:
+        assert self.block is not None
+        self.result = self.block.results(top=3)[0]
+        if self.folder is None:
+            slug = re.sub(r"[^a-z0-9]+", "-", self.order.prompt.lower()).strip("-")[:40] or "image"
+            self.folder = self.home / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{secrets.token_hex(3)}"
+        self.result.save(self.folder)
+
+    def _pick(self, proposal: Proposal) -> BoolArray:
+        """Put the look before the visitor; meanwhile others may have the device."""
+        for tile, keep in zip(self.tiles, proposal.keep[0], strict=True):
+            tile.proposed = bool(keep)
+        self._answered.clear()
+        self._check()
+        self.pause()
+        self.desk.line.leave(self)
+        self.phase = "picking"
+        self._show(ticks=True)
+        self._answered.wait()
+        self._check()
+        self.phase = "line"
+        self.desk.line.join(self)
+        self.desk.line.wait(self, lambda: not self._stop.is_set())
+        self.phase = "searching"
+        self.tick()
+        assert self._answer is not None
+        return self._answer
+
+    # The observer: as the story goes, and a frame for every change of the board.
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Stop
+
+    def _show(self, *, ticks: bool = False) -> None:
+        late = self.phase == "over" and self.order.by_hand and self.block is not None and self.trouble is None
+        self.frames.append(Frame(view.board(self, ticks=ticks or late), self.status()))
+
+    def started(self, start: Start) -> None:
+        """As the story, shown."""
+        super().started(start)
+        self._show()
+
+    def asked(self, query: Query) -> None:
+        """As the story, shown."""
+        super().asked(query)
+        self._show()
+        self._check()
+
+    def called(self, calls: int) -> None:
+        """As the story; this is where a stop takes effect."""
+        super().called(calls)
+        self._check()
+
+    def judged(self, step: int, rewards: FloatArray) -> None:
+        """As the story, shown."""
+        super().judged(step, rewards)
+        self._show()
+        self._check()
+
+    def looked(self, look: Look, ledger: Ledger) -> None:
+        """As the story, shown."""
+        super().looked(look, ledger)
+        self._show()
+        self._check()
+
+    def ended(self, result: Result) -> None:
+        """As the story, shown."""
+        super().ended(result)
+        self._show()
+
+
+class _Stoppable(Observer):
+    """Tells nothing, and stops when it should."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._event = stop
+
+    def called(self, calls: int) -> None:
+        if self._event.is_set():
+            raise Stop
+
+
+def sentence(error: Exception) -> str:
+    """One sentence for a visitor; what is not his doing goes to the log in full."""
+    from ttsnap.cli import explain
+
+    if isinstance(error, ValueError | OSError | MemoryError | ModuleNotFoundError):
+        return explain(error)
+    logger.error("a search failed", exc_info=error)
+    return f"the search failed ({type(error).__name__}); the server's log says more"

@@ -1,0 +1,86 @@
+"""What a visitor may ask for, and the line of those who wait for the device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ttsnap.observers import Stop
+
+POLICIES = {
+    "tuned for the model": None,
+    "successive halving": "halving",
+    "best-of-N": "best-of-n",
+    "early selection": "early-selection",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a visitor may ask for at most."""
+
+    prompt: int = 600  # characters
+    candidates: int = 128
+    side: int = 2048  # pixels
+    steps: int = 100
+    waiting: int = 20  # searches in line
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a visitor asks for; `by_hand`: he picks at each look."""
+
+    prompt: str
+    model: str
+    rewards: tuple[str, ...]
+    policy: str = "tuned for the model"
+    budget: str | None = None
+    candidates: int | None = None
+    seed: int = 0
+    size: int | None = None
+    steps: int | None = None
+    by_hand: bool = False
+
+
+class Line:
+    """Those who want the device, in order of arrival; the first has it."""
+
+    def __init__(self) -> None:
+        self._order: list[Any] = []
+        self._changed = threading.Condition()
+
+    def join(self, who: Any) -> None:
+        """Go to the end of the line."""
+        with self._changed:
+            self._order.append(who)
+
+    def wait(self, who: Any, wanted: Callable[[], bool]) -> None:
+        """Until it is one's turn; `Stop` when it is not wanted any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._order[0] is who or not wanted())
+            if not wanted():
+                self._order.remove(who)
+                self._changed.notify_all()
+                raise Stop
+
+    def leave(self, who: Any) -> None:
+        """Let the next one have it."""
+        with self._changed:
+            if who in self._order:
+                self._order.remove(who)
+            self._changed.notify_all()
+
+    def nudge(self) -> None:
+        """Somebody may not want to wait any more."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def before(self, who: Any) -> int:
+        """How many are before somebody in line."""
+        with self._changed:
+            return self._order.index(who) if who in self._order else 0
+
+    def __len__(self) -> int:
+        return len(self._order)
