@@ -159,7 +159,7 @@ def one_prompt(recording: Recording, prompt: int, name: str, tuned: dict[str, An
     facts = (
         f"{name} · {count} started, {int(result.finished.sum())} finished · "
         f"{int(result.ledger.nfe[0])} NFE of {format_amount(budget.amount, budget.unit)} · "
-        f"chosen: seed {int(recording.seeds[prompt, result.chosen[0]])}, "
+        f"chosen: seed {int(replayed.seeds[result.chosen[0]])}, "
         + ", ".join(f"{r} {v:.3f}" for r, v in zip(recording.rewards, result.rewards[0], strict=True))
     )
     return view.status(facts) + history_svg(replayed.history, num_steps, " + ".join(recording.rewards))

@@ -9,17 +9,21 @@ import numpy as np
 from ttsnap.environments.replay import ReplayEnvironment
 from ttsnap.results import Seen, history_of
 from ttsnap.search import Result, run
-from ttsnap.types import Combine, Policy
+from ttsnap.types import Combine, IntArray, Policy
 
 if TYPE_CHECKING:
     from ttsnap.recordings import Recording
 
 
 class Replayed(NamedTuple):
-    """What a policy did on one prompt: the result, and per seed every look at it."""
+    """What a policy did on one prompt: the result, per seed every look at it, and the seeds [candidates].
+
+    Rewards are in the recording's scale. Candidates recorded without seeds go by their numbers.
+    """
 
     result: Result
     history: dict[int, list[Seen]]
+    seeds: IntArray
 
 
 def replay_prompt(
@@ -49,7 +53,10 @@ def replay_prompt(
     pool, num_steps = recording.shape[1:3]
     if not 1 <= candidates <= pool:
         raise ValueError(f"{candidates} candidates cannot be drawn from the {pool} recorded")
-    seeds = recording.seeds[prompt : prompt + 1]
-    rewards = recording.guide(guide, np.array([prompt]))[:, :candidates]
-    result = run(policy, ReplayEnvironment(rewards, [recording.prompts[prompt]], seeds), combine)
-    return Replayed(result, history_of(result, 0, seeds[0], num_steps))
+    seeds = recording.seeds[prompt, :candidates]
+    if len(np.unique(seeds)) < candidates or (seeds < 0).any():
+        seeds = np.arange(candidates)
+    mean, deviation = np.array([recording.scales.get(name, (0.0, 1.0)) for name in recording.rewards]).T
+    rewards = (recording.guide(guide, np.array([prompt]))[:, :candidates] - mean) / deviation
+    result = run(policy, ReplayEnvironment(rewards, [recording.prompts[prompt]], seeds[None]), combine)
+    return Replayed(result, history_of(result, 0, seeds, num_steps), seeds)
