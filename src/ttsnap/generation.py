@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from ttsnap import policies, rewards
 from ttsnap.block import Block, check_top
 from ttsnap.cost import Budget, CostModel, affordable
+from ttsnap.loading import Loading, check_model, load_model, warm_up
 from ttsnap.observers import Observer
 from ttsnap.policies import default_policy, tuned_policy
 from ttsnap.ranking import RankSum, WeightedSum
@@ -27,50 +28,6 @@ DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX 
 CANDIDATES = {"shapes": 8}  # more find a perfect picture in any way
 DEFAULT_REWARDS = {"shapes": "shapes-aware"}
 MARGIN = 1.08  # searches are planned to take this much longer than calibrated, so that a budget in seconds is kept to
-
-
-def load_model(model: str, device: str | None = None, dtype: str | None = None) -> Any:
-    """A stock pipeline: `shapes`, a diffusers directory, or a hub id.
-
-    Raises:
-        ValueError: no such model, device or dtype; the message says what would work.
-    """
-    import torch
-
-    where = find_device(device)
-    kind = None
-    if dtype is not None:
-        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if dtype not in kinds:
-            raise ValueError(f"unknown dtype {dtype!r}; known are {', '.join(kinds)}")
-        kind = kinds[dtype]
-    if model == "shapes":
-        from ttsnap.shapes.pipeline import load_pipeline
-
-        return load_pipeline(kind, where)
-    check_model(model)
-    from diffusers import DiffusionPipeline
-
-    kind = kind or (torch.float32 if where.type == "cpu" else torch.bfloat16)
-    try:
-        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=kind, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load model {model!r}: {str(error).strip().splitlines()[0]}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(where)
-
-
-def check_model(model: str) -> None:
-    """ValueError where a model can be neither `shapes`, a diffusers directory, nor a hub id."""
-    path = Path(model)
-    if model == "shapes":
-        return
-    if path.exists() and not (path / "model_index.json").is_file():
-        raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json")
-    if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise ValueError(
-            f"unknown model {model!r}; it can be 'shapes', a diffusers directory, or a hub id such as owner/name"
-        )
 
 
 def model_name(pipe: Any) -> str:
@@ -89,19 +46,26 @@ def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None,
     """The sampler of a model, which is loaded where it is named.
 
     Args:
-        pipe: a stock pipeline, `shapes`, a diffusers directory, or a hub id.
+        pipe: a stock pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
         device: where a model that is named runs.
         dtype: its dtype.
-        **options: of the sampler; None means its default. `sampler` picks it, see `ttsnap.samplers.for_pipeline`;
-            `pictures` (a `ttsnap.pictures.Pictures`) are given to the pipeline, or to its variant that takes
-            them.
+        **options: of the sampler, and of `ttsnap.loading.Loading` for a model that is named; None means the default.
+            `sampler` picks it, see `ttsnap.samplers.for_pipeline`; `pictures` (a `ttsnap.pictures.Pictures`) are given to
+            the pipeline, or to its variant that takes them.
 
     Raises:
         ValueError: no such model, device, dtype or option value.
     """
     name = model_name(pipe)
+    own = {field.name for field in fields(Loading)} & options.keys()
+    given = {key: value for key in own if (value := options.pop(key)) is not None}
     if isinstance(pipe, str):
-        pipe = load_model(pipe, device, dtype)
+        loading = Loading(device, dtype, **given)
+        pipe = load_model(pipe, loading)
+    else:
+        loading = Loading()
+        if unfit := [key for key, value in given.items() if value != getattr(loading, key)]:
+            raise ValueError(f"{', '.join(unfit)} is for a model that is named; a pipeline is used as it is")
     if pictures := options.pop("pictures", None):
         pipe, options = pictures.give(pipe, options)
     if name == "shapes":
@@ -110,23 +74,10 @@ def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None,
         options = OPTIONS | {key: value for key, value in options.items() if value is not None}
     from ttsnap import samplers
 
-    return samplers.for_pipeline(pipe, **options)
-
-
-def find_device(device: str | None) -> Any:
-    """The torch device of that name, or the best there is; ValueError names those that are there."""
-    import torch
-
-    if device is None:
-        backends = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True))
-        return torch.device(next(name for name, there in backends if there))
-    try:
-        where = torch.device(device)
-        torch.empty(1, device=where)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ValueError(f"device {device!r} is not there; this machine has {', '.join(here)}") from error
-    return where
+    sampler = samplers.for_pipeline(pipe, **options)
+    if loading.compile:
+        warm_up(sampler)
+    return sampler
 
 
 @dataclass
@@ -272,7 +223,7 @@ def prepare(
     """Load and count everything a search needs.
 
     Args:
-        pipe: a stock pipeline, `shapes`, a diffusers directory, or a hub id.
+        pipe: a stock pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
         reward: name, several names, a callable, or name -> callable (default: the model's own).
         budget: what a prompt may cost: `200NFE`, `2000TFLOP`, `30s`; or
         candidates: how many to start (default 32; 8 for `shapes`).
@@ -287,7 +238,9 @@ def prepare(
         preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
             `ttsnap.samplers.previews`); finished images always use the full decoder.
         **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, max_batch and what else
-            its family has, see its class; `sampler`, `arguments`, `look_frames` and `pictures`, see `load_sampler`.
+            its family has, see its class; `sampler`, `arguments`, `look_frames` and `pictures`, see `load_sampler`; and
+            of `ttsnap.loading.Loading` for a model that is named: offload, compile, attention_slicing, vae_slicing,
+            vae_tiling, config.
 
     Raises:
         ValueError: what was wrong and what would work.

@@ -226,7 +226,7 @@ def search(
     For several prompts, prepare once with `ttsnap.generation.prepare` and run them as a block: batches then stay full.
 
     Args:
-        pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, or a hub id.
+        pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
         prompt: what to paint.
         reward: name, several names, a callable, or name -> callable; see `ttsnap.types.Reward` (default: the model's
             own, which only `shapes` has).
@@ -244,7 +244,8 @@ def search(
         dtype: its dtype: float32, bfloat16, float16.
         **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
             max_sequence_length, max_batch; `diversity`, a `ttsnap.diversity.negtome.Negtome`; and `preview`, what
-            early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]` or `linear`.
+            early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]` or `linear`; for a model that is named also
+            those of `ttsnap.loading.Loading`: offload, compile, attention_slicing, vae_slicing, vae_tiling, config.
 
     Returns:
         The image, its reward and seed, the cost, and the history of every candidate.

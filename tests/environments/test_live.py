@@ -132,3 +132,17 @@ def test_a_budget_in_seconds_is_kept_to_and_used(policy, seconds):
         return clock() - start
 
     assert takes(n) <= seconds < takes(n + 1)
+
+
+def test_dropped_candidates_are_parked_and_come_back_when_they_are_asked_about():
+    policy = SuccessiveHalving((1, 2), keep=(0.2, 1.0))
+    kept, parked = (live(ToySampler(), prompts=("a",), candidates=10, park=park) for park in (False, True))
+    first, second = (run(policy, environment) for environment in (kept, parked))
+    np.testing.assert_array_equal(first.chosen, second.chosen)
+    np.testing.assert_array_equal(first.rewards, second.rewards)
+    one = 3 * 4 * 4 * 4 * 2  # bytes of latents and x0 estimate of a candidate
+    assert kept.held() >= 10 * one
+    assert parked.held() == 2 * one
+    dropped = Query(~first.finished, 4)
+    np.testing.assert_array_equal(kept.observe(dropped), parked.observe(dropped))
+    assert parked.held() == 8 * one

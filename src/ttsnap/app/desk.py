@@ -30,14 +30,15 @@ class Models:
         """A prepared searcher for what was ordered."""
         from ttsnap import generation, rewards
         from ttsnap.cli.generating import quiet_libraries
+        from ttsnap.loading import Loading, find_device, load_model
 
         quiet_libraries()
         if order.model not in self._pipes:
-            self._pipes[order.model] = generation.load_model(order.model, self.device, self.dtype)
+            self._pipes[order.model] = load_model(order.model, Loading(self.device, self.dtype))
         pipe = self._pipes[order.model]
         for name in order.rewards:
             if name not in self._judges:
-                self._judges |= rewards.load([name], generation.find_device(self.device))
+                self._judges |= rewards.load([name], find_device(self.device))
         return generation.prepare(
             pipe,
             reward={name: self._judges[name] for name in order.rewards},
@@ -72,7 +73,8 @@ class Desk:
         dtype: str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        from ttsnap.generation import DEFAULT_REWARDS, check_model
+        from ttsnap.generation import DEFAULT_REWARDS
+        from ttsnap.loading import check_model
         from ttsnap.rewards import names_of
 
         for name in models:

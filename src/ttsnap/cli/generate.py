@@ -10,7 +10,13 @@ import typer
 from ttsnap.cli.options import (
     MAX_SEED,
     MAX_STEPS,
+    AttentionSlicing,
+    Compile,
+    Config,
+    Offload,
     RayAddress,
+    VaeSlicing,
+    VaeTiling,
     Weights,
     Workers,
     check_ranges,
@@ -38,7 +44,10 @@ def generate(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="`shapes` (embedded), a hub id, or a diffusers directory.", rich_help_panel=_MODEL)
+        str,
+        typer.Option(
+            help="`shapes` (embedded), a hub id, a diffusers directory or a .safetensors file.", rich_help_panel=_MODEL
+        ),
     ] = "shapes",
     reward: Annotated[
         str | None,
@@ -133,6 +142,12 @@ def generate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,
+    offload: Offload = None,
+    compile: Compile = False,
+    attention_slicing: AttentionSlicing = False,
+    vae_slicing: VaeSlicing = False,
+    vae_tiling: VaeTiling = False,
+    config: Config = None,
     max_batch: Annotated[
         int | None,
         typer.Option(help="Most candidates in one batch (halved when memory runs out).", rich_help_panel=_MODEL),
@@ -192,6 +207,14 @@ def generate(
             pictures=Pictures(image, mask, control_image, strength),
             device=device,
             dtype=dtype,
+            loading={
+                "offload": offload,
+                "compile": compile,
+                "attention_slicing": attention_slicing,
+                "vae_slicing": vae_slicing,
+                "vae_tiling": vae_tiling,
+                "config": config,
+            },
             diversity=parse(diversity, diversity_options),
             preview=preview,
             scale=Scale(workers, ray_address),

@@ -54,6 +54,7 @@ class Request:
     preview: str | None = None
     pictures: Pictures | None = None
     scale: Scale = field(default_factory=Scale)
+    loading: dict[str, Any] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
     report: str | None = None
 
@@ -78,6 +79,7 @@ class Request:
                 combine=WeightedSum(self.weights) if self.weights else None,
                 report=self.report,
                 pictures=self.pictures if self.pictures and self.pictures.files() else None,
+                **self.loading,
                 **self.options,
             )
         searcher.budget = self.budget

@@ -33,7 +33,7 @@ class Request:
 
     def find_device(self) -> Any:
         """Where a worker's rewards run."""
-        from ttsnap.generation import find_device
+        from ttsnap.loading import find_device
 
         return find_device(self.device)
 

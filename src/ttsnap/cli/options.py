@@ -36,6 +36,27 @@ Weights = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel="Output")
 ]
+_MODEL = "Model"
+Offload = Annotated[
+    str | None,
+    typer.Option(help="model or sequential: keep what does not run in main memory.", rich_help_panel=_MODEL),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the denoiser (torch.compile).", rich_help_panel=_MODEL)
+]
+AttentionSlicing = Annotated[
+    bool, typer.Option("--attention-slicing", help="Attention in slices (UNets).", rich_help_panel=_MODEL)
+]
+VaeSlicing = Annotated[
+    bool, typer.Option("--vae-slicing", help="Decode image by image, for less memory.", rich_help_panel=_MODEL)
+]
+VaeTiling = Annotated[bool, typer.Option("--vae-tiling", help="Decode large images in tiles.", rich_help_panel=_MODEL)]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory or hub id of the pipeline a single .safetensors file belongs to.", rich_help_panel=_MODEL
+    ),
+]
 
 
 Workers = Annotated[

@@ -10,7 +10,13 @@ from ttsnap.cli.options import (
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
+    AttentionSlicing,
+    Compile,
+    Config,
+    Offload,
     RayAddress,
+    VaeSlicing,
+    VaeTiling,
     Workers,
     check_ranges,
     read_calls,
@@ -71,7 +77,10 @@ def record(
         int, typer.Option(help="Candidate c of prompt p has this seed + p x candidates per prompt + c.")
     ] = 0,
     model: Annotated[
-        str, typer.Option(help="`shapes` (embedded), a hub id, or a diffusers directory.", rich_help_panel=_MODEL)
+        str,
+        typer.Option(
+            help="`shapes` (embedded), a hub id, a diffusers directory or a .safetensors file.", rich_help_panel=_MODEL
+        ),
     ] = "shapes",
     steps: Annotated[
         int | None, typer.Option(help="Denoiser calls of a finished image.", rich_help_panel=_MODEL)
@@ -89,6 +98,12 @@ def record(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,
+    offload: Offload = None,
+    compile: Compile = False,
+    attention_slicing: AttentionSlicing = False,
+    vae_slicing: VaeSlicing = False,
+    vae_tiling: VaeTiling = False,
+    config: Config = None,
     max_batch: Annotated[
         int | None,
         typer.Option(help="Most candidates in one batch (halved when memory runs out).", rich_help_panel=_MODEL),
@@ -139,6 +154,14 @@ def record(
             max_batch=max_batch,
             device=device,
             dtype=dtype,
+            loading={
+                "offload": offload,
+                "compile": compile,
+                "attention_slicing": attention_slicing,
+                "vae_slicing": vae_slicing,
+                "vae_tiling": vae_tiling,
+                "config": config,
+            },
             diversity=parse(diversity, diversity_options),
             preview=preview,
             scale=Scale(workers, ray_address),

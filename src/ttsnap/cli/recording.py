@@ -41,6 +41,7 @@ class Request:
     diversity: Negtome | None = None
     preview: str | None = None
     scale: Scale = field(default_factory=Scale)
+    loading: dict[str, Any] = field(default_factory=dict)
 
     def load_sampler(self) -> PipelineSampler:
         """Load the model."""
@@ -51,7 +52,9 @@ class Request:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quiet_libraries()
-            sampler = load_sampler(self.model, self.device, self.dtype, max_batch=self.max_batch, **self.options)
+            sampler = load_sampler(
+                self.model, self.device, self.dtype, max_batch=self.max_batch, **self.loading, **self.options
+            )
         if self.diversity:
             from ttsnap.diversity.negtome import attach
 

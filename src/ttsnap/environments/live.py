@@ -57,7 +57,7 @@ class LiveEnvironment:
     """A block of prompts, each with its candidates, on one sampler.
 
     All candidates that are asked about run together, whatever their prompt, so that batches stay full. Latents of
-    pruned candidates are kept until the environment is dropped: they are small beside the model.
+    pruned candidates are kept until the environment is dropped, in main memory: any of them may be asked about again.
 
     Attributes:
         sampler: drives the pipeline.
@@ -66,6 +66,7 @@ class LiveEnvironment:
         seeds: seeds [prompts, candidates].
         previews: keep a small picture of every x0 estimate that was looked at.
         observer: is told of denoiser calls and judged batches, and may stop the work there.
+        park: keep candidates that a query leaves out in main memory (default: where the device has its own).
         only_shown: pictures that were made for `previews` alone, as no reward asked for them; no cost model knows them.
     """
 
@@ -75,11 +76,13 @@ class LiveEnvironment:
     seeds: IntArray
     previews: bool = False
     observer: Observer = SILENT
+    park: bool | None = None
     only_shown: int = 0
     clock: Clock = field(default_factory=Clock)
     pictures: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict, repr=False)
     finished: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
     _states: dict[tuple[int, int], Trajectories] = field(default_factory=dict, repr=False)
+    _parked: set[tuple[int, int]] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         self.seeds = np.asarray(self.seeds)
@@ -113,7 +116,9 @@ class LiveEnvironment:
         """
         answer = np.full((*query.mask.shape, len(self.rewards)), np.nan)
         self.listen()
-        self._start([(int(p), int(c)) for p, c in np.argwhere(query.mask)])
+        asked = [(int(p), int(c)) for p, c in np.argwhere(query.mask)]
+        self._place(asked)
+        self._start(asked)
         judged = np.zeros_like(query.mask)
         for keys in self._batches(query):
             calls: list[int] = []
@@ -136,6 +141,24 @@ class LiveEnvironment:
             self.sampler.group(self.prompts, self.seeds[:, 0].tolist())
             group = self.sampler.start([self.prompts[p] for p, _ in new], [int(self.seeds[key]) for key in new])
             self._states |= {key: group.row(row) for row, key in enumerate(new)}
+
+    def _place(self, asked: Sequence[tuple[int, int]]) -> None:
+        """Those asked about onto the device, all others off it."""
+        device = self.sampler.device
+        if self.park is False or (self.park is None and device.type == "cpu"):
+            return
+        for key in self._parked.intersection(asked):
+            self._states[key] = self._states[key].to(device)
+        self._parked.difference_update(asked)
+        for key in self._states.keys() - set(asked) - self._parked:
+            self._states[key] = self._states[key].to("cpu")
+            self._parked.add(key)
+
+    def held(self) -> int:
+        """Bytes that candidates take on the device, those that are parked in main memory left out."""
+        states = [state for key, state in self._states.items() if key not in self._parked]
+        storages = [tensor.untyped_storage() for state in states for tensor in state.tensors()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def _batches(self, query: Query) -> Iterator[list[tuple[int, int]]]:
         """Those asked about, in equal batches that fit into memory, each at one step."""
@@ -218,6 +241,7 @@ class LiveEnvironment:
         for key, state in other._states.items():
             if key[1] < self.seeds.shape[1] and int(self.seeds[key]) == int(other.seeds[key]):
                 self._states[key] = state
+                self._parked |= {key} & other._parked
         self.finished |= {key: image for key, image in other.finished.items() if key in self._states}
 
     def describe(self, prompt: int, candidate: int) -> str:

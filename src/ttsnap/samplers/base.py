@@ -64,6 +64,10 @@ class Trajectories:
         """Neighbouring candidates as a view, without copying."""
         return self._pick(lambda tensor: tensor[rows], lambda items: items[rows])
 
+    def to(self, device: Any) -> Self:
+        """A copy elsewhere, which keeps nothing of a batch alive that these are a part of."""
+        return self._pick(lambda tensor: tensor.to(device, copy=True), lambda items: items)
+
     def _pick(self, tensor: Callable[[Tensor], Tensor], items: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Self:
         picked: dict[str, Any] = {}
         for name, value in self._fields().items():
@@ -72,6 +76,10 @@ class Trajectories:
             elif isinstance(value, tuple):
                 picked[name] = items(value)
         return dataclasses.replace(self, **picked)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that takes memory."""
+        return [value for value in self._fields().values() if isinstance(value, Tensor)]
 
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -167,6 +175,7 @@ class PipelineSampler(ABC):
         self._decodes = Batches(max_batch or self.default_max_batch, self.too_big)
         self._previews = Batches(max_batch or self.default_max_batch, self.too_big)
         self._encoded: dict[Hashable, Any] = {}
+        self._ran = False  # whether the denoiser ran since prompts were encoded
         self.notes: list[str] = []  # what whoever sees a result should know
         self.on_calls: Callable[[int], None] | None = None
         self.diversity: Repulsion | None = None  # see ttsnap.diversity.negtome.applied
@@ -340,6 +349,9 @@ class BaseSampler(PipelineSampler):
 
     def text(self, prompt: str) -> Any:
         """The encoded prompt, from the cache after the first time."""
+        if self._ran and prompt not in self._encoded and hasattr(self.pipe, "_offload_device"):
+            self.pipe.maybe_free_model_hooks()  # or the text encoders would come to where the denoiser still is
+            self._ran = False
         return self.kept(prompt, lambda: self.encode(prompt))
 
     def kept(self, key: Hashable, work: Callable[[], Any]) -> Any:
@@ -372,6 +384,7 @@ class BaseSampler(PipelineSampler):
         """
         self.check_step(trajectories, to_step)
         encoded = [self.text(prompt) for prompt in trajectories.prompts]
+        self._ran = True
 
         def work(rows: slice) -> list[Tensor]:
             latents, texts = trajectories.latents[rows], encoded[rows]

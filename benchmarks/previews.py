@@ -1,0 +1,131 @@
+"""What a cheaper look at an x0 estimate costs, and what it still says: previews on the embedded model.
+
+    python benchmarks/previews.py --prompts 100 --candidates 48
+
+Kendall's tau is within a prompt, over its candidates: of the preview's reward with that of a full decode of the same
+estimate ("full"), and with the reward of the finished image ("final"). Then, for each kind of look, the best of a grid
+of schedules at one budget, replayed: chosen on the even prompts, reported on the odd ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import kendalltau
+
+from ttsnap.cost import Budget, affordable
+from ttsnap.generation import load_sampler
+from ttsnap.policies import BestOfN, SuccessiveHalving
+from ttsnap.rewards import load
+from ttsnap.samplers import previews
+from ttsnap.samplers.flops import cost_model
+from ttsnap.shapes.scenes import held_out_prompts
+from ttsnap.simulation.simulator import Task, replay
+
+KEEPS = (0.15, 0.25, 0.4, 0.6)
+
+
+def looks(sampler, kinds, reward, prompts, per_prompt, calls):
+    """Rewards [prompts, candidates, steps] by kind of look, NaN after calls that are not looked at."""
+    found = {kind: np.full((len(prompts), per_prompt, sampler.num_steps), np.nan) for kind in kinds}
+    for p, prompt in enumerate(prompts):
+        state = sampler.start([prompt] * per_prompt, [1000 * (p + 1) + c for c in range(per_prompt)])
+        for call in (*calls, sampler.num_steps):
+            state = sampler.advance(state, call)
+            for kind, preview in kinds.items():
+                sampler.preview = preview
+                found[kind][p, :, call - 1] = reward(sampler.look(state), state.prompts, sigma=0.0).detach()
+        sampler.forget_prompts()
+    return found
+
+
+def tau(a, b):
+    """Mean rank correlation within a prompt."""
+    return np.nanmean([kendalltau(x, y).statistic for x, y in zip(a, b, strict=True)])
+
+
+def schedules(calls):
+    """No look, one, or two."""
+    yield BestOfN()
+    for rungs in itertools.chain(itertools.combinations(calls, 1), itertools.combinations(calls, 2)):
+        for keep in itertools.product(KEEPS, repeat=len(rungs)):
+            yield SuccessiveHalving(rungs, keep)
+
+
+def best_schedule(guide, model, budget, calls, trials):
+    """The best schedule on even prompts, with its mean rewards by odd prompt and the candidates it starts."""
+    steps, pool = guide.shape[2], guide.shape[1]
+    least = model.of_plan(BestOfN().plan(1, steps)).tflop
+    tasks = []
+    for policy in schedules(calls):
+        if model.of_plan(policy.plan(1, steps)).tflop <= budget.amount and least <= budget.amount:
+            n = affordable(policy, budget, model, steps)
+            if n <= pool:
+                tasks.append(Task(policy, n, np.ascontiguousarray(guide[..., None])))
+    results = replay(tasks, np.arange(len(guide)), trials=trials, threads=1)
+    means_of = np.stack([result.by_prompt[:, 0] for result in results])
+    chosen = int(means_of[:, ::2].mean(1).argmax())
+    return tasks[chosen], means_of[chosen, 1::2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--candidates", type=int, default=48)
+    parser.add_argument("--calls", default="2,3,4,5,6,7,9,12,15")
+    parser.add_argument("--kinds", default="full,small,linear", help="as --preview takes them, by commas")
+    parser.add_argument("--budgets", default="5,7.5,10", help="GFLOP per prompt")
+    parser.add_argument("--trials", type=int, default=100)
+    a = parser.parse_args()
+    calls = [int(call) for call in a.calls.split(",")]
+    judges = load("shapes")
+    sampler = load_sampler("shapes", max_batch=a.candidates)
+    kinds, models = {}, {}
+    for text in a.kinds.split(","):
+        previews.attach(sampler, text)
+        kinds[text], models[text] = sampler.preview, cost_model(sampler, judges)
+    found = looks(sampler, kinds, judges["shapes"], held_out_prompts()[: a.prompts], a.candidates, calls)
+    final = found["full"][..., -1]
+    call_tflop = models["full"].call_tflop
+    console = Console(width=150)
+    table = Table(title=f"Kendall's tau, {a.prompts} held-out prompts x {a.candidates} candidates")
+    for name in ("look", "with", "MFLOP", "calls", *(f"call {call}" for call in calls)):
+        table.add_column(name, justify="right")
+    for text in kinds:
+        cost = models[text].look(calls[0]).tflop
+        head = [text, "final", f"{cost * 1e6:.1f}", f"{cost / call_tflop:.2f}"]
+        table.add_row(*head, *(f"{tau(found[text][..., call - 1], final):.2f}" for call in calls))
+        if text != "full":
+            row = (f"{tau(found[text][..., call - 1], found['full'][..., call - 1]):.2f}" for call in calls)
+            table.add_row("", "full", "", "", *row)
+    console.print(table)
+    rng = np.random.default_rng(0)
+    table = Table(title="the best schedule of a grid at equal cost, chosen on the even prompts; reward on the odd ones")
+    for name in ("budget", "look", "started", "schedule", "reward", "gain over full decodes, ± 95 %"):
+        table.add_column(name)
+    for amount in a.budgets.split(","):
+        budget, base = Budget.parse(f"{amount}GFLOP"), None
+        for text in kinds:
+            task, reward = best_schedule(found[text], models[text], budget, calls, a.trials)
+            base = reward if base is None else base
+            gain = reward - base
+            means = gain[rng.integers(len(gain), size=(4000, len(gain)))].mean(1)
+            half = np.ptp(np.percentile(means, [2.5, 97.5])) / 2
+            name = task.policy if isinstance(task.policy, BestOfN) else f"{task.policy.rungs} {task.policy.keep}"
+            table.add_row(
+                str(budget),
+                text,
+                str(task.candidates),
+                str(name),
+                f"{reward.mean():.3f}",
+                f"{gain.mean():+.3f} ± {half:.3f}",
+            )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

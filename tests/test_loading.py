@@ -1,0 +1,319 @@
+"""Loading: hub, directory, single file; what is wrong is one sentence that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.samplers import tiny
+from ttsnap import samplers
+from ttsnap.generation import load_sampler
+from ttsnap.loading import Loading, compile_denoiser, load_model, place, save_memory, warm_up
+from ttsnap.samplers import flops
+
+SMALL = {"num_steps": 3, "height": 32, "width": 32, "max_sequence_length": 12}
+PROMPTS = ["a red circle", "a blue square"]
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return tiny.flux()
+
+
+@pytest.fixture(scope="module")
+def folder(stock, tmp_path_factory):
+    """The diffusers directory of `stock`."""
+    path = tmp_path_factory.mktemp("flux")
+    stock.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def fresh(folder):
+    return load_model(str(folder), Loading("cpu"))
+
+
+def finished(pipe):
+    sampler = samplers.for_pipeline(pipe, **SMALL)
+    return sampler.advance(sampler.start(PROMPTS, [1, 2]), 3)
+
+
+def same(pipe, other, **close):
+    torch.testing.assert_close(finished(pipe).latents, finished(other).latents, **close)
+
+
+def test_a_directory_is_loaded_in_the_dtype_asked_for(folder, stock):
+    pipe = load_model(str(folder), Loading("cpu", "bfloat16"))
+    assert {part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder_2)} == {torch.bfloat16}
+    same(fresh(folder), stock)
+
+
+def test_a_file_with_a_denoiser_takes_the_rest_from_its_pipeline(folder, tmp_path):
+    other = fresh(folder)
+    for parameter in other.transformer.parameters():
+        parameter.mul_(0.9)
+    file = tmp_path / "finetuned.safetensors"
+    save_file({key: value.contiguous() for key, value in other.transformer.state_dict().items()}, file)
+    same(load_model(str(file), Loading("cpu", config=str(folder))), other)
+    missing = load_file(file)
+    missing.pop(next(iter(missing)))
+    save_file(missing, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=r"does not (hold all weights of|fit) the transformer"):
+        load_model(str(tmp_path / "part.safetensors"), Loading("cpu", config=str(folder)))
+
+
+def test_the_pipeline_of_a_known_layout_asks_the_hub_for_its_configuration(tmp_path):
+    """Keys of FLUX.1-schnell's own layout; offline its configuration cannot be had."""
+    file = tmp_path / "flux.safetensors"
+    save_file({"double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(4)}, file)
+    told = ask("http://127.0.0.1:9", [str(file)], HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert "HF_HUB_OFFLINE is set" in told[str(file)]
+
+
+def _truncate(path):
+    file = path / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _pickle(path):
+    (path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({}, path / "vae" / "diffusion_pytorch_model.bin")
+
+
+def _index(path, **changes):
+    index = path / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+
+
+BROKEN = {
+    "truncated": (_truncate, "diffusion_pytorch_model.safetensors is truncated: .* bytes are there; download it again"),
+    "no weights": (lambda path: (path / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "cannot load model"),
+    "pickle": (_pickle, "as a pickle only .* can run code when it is opened; get the model as safetensors"),
+    "damaged index": (lambda path: (path / "model_index.json").write_text("{"), "is damaged; download"),
+    "own code": (lambda path: _index(path, _class_name=["mine", "MinePipeline"]), "which diffusers .* does not have"),
+    "newer": (lambda path: _index(path, _class_name="Flux9Pipeline"), "a Flux9Pipeline, which diffusers"),
+    "part missing": (lambda path: shutil.rmtree(path / "vae"), "lacks its folder vae; download"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_directory_is_one_sentence(case, copy):
+    change, message = BROKEN[case]
+    change(copy)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(str(copy), Loading("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_pipeline_is_told_apart(tmp_path, folder):
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    save_file({"transformer.x.lora_A.weight": torch.ones(2, 2)}, lora / "pytorch_lora_weights.safetensors")
+    save_file({"some.weight": torch.ones(2)}, tmp_path / "unknown.safetensors")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "page.safetensors").write_bytes(b"<!doctype html><html>not found</html>" * 9)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "old.ckpt").write_bytes(b"x")
+    for model, message in {
+        lora: "it seems to be a LoRA: load its base",
+        lora / "pytorch_lora_weights.safetensors": "is a LoRA, not a whole model",
+        folder / "transformer": "it holds one part of a pipeline",
+        tmp_path: "has no model_index.json",
+        tmp_path / "unknown.safetensors": "not a whole model of a known layout",
+        tmp_path / "empty.safetensors": "truncated or no safetensors file",
+        tmp_path / "page.safetensors": "truncated or no safetensors file",
+        tmp_path / "notes.txt": "a model file ends with .safetensors",
+        tmp_path / "old.ckpt": "is a pickle, which can run code",
+        tmp_path / "absent.ckpt": "is a pickle, which can run code",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load_model(str(model), Loading("cpu"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that refuses: the owner's name says how."""
+
+    ANSWERS: ClassVar = {
+        "gated": (403, "GatedRepo"),
+        "unknown": (404, "RepoNotFound"),
+        "private": (401, "RepoNotFound"),
+        "busy": (503, ""),
+        "nofile": (404, "EntryNotFound"),
+    }
+
+    def do_GET(self):
+        status, code = next((answer for name, answer in self.ANSWERS.items() if f"/{name}/" in self.path), (404, ""))
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+            self.send_header("X-Error-Message", "no")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+HUB = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from ttsnap.loading import Loading, load_model
+told = {}
+for owner in sys.argv[1:]:
+    try:
+        load_model(owner if "." in owner else owner + "/model", Loading("cpu"))
+    except ValueError as error:
+        told[owner] = str(error)
+print(json.dumps(told))
+"""
+
+
+def ask(endpoint, owners, **environment):
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"} | environment
+    environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, *owners], capture_output=True, text=True, env=environment, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_each_refusal_of_the_hub_says_what_to_do(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    told = ask(f"http://127.0.0.1:{server.server_port}", list(Hub.ANSWERS), HF_HOME=str(tmp_path))
+    server.shutdown()
+    server.server_close()
+    assert "is gated: accept its terms" in told["gated"]
+    assert "HF_TOKEN" in told["gated"]
+    for owner in ("unknown", "private"):
+        assert f"there is no model '{owner}/model' on the hub, or it is private" in told[owner]
+    assert "the hub answers 503" in told["busy"]
+    assert "is no diffusers pipeline" in told["nofile"]
+    assert not any("\n" in sentence for sentence in told.values())
+
+
+def test_no_network_and_offline_say_so(tmp_path):
+    nobody = "http://127.0.0.1:9"
+    assert "the hub cannot be reached" in ask(nobody, ["a"], HF_HOME=str(tmp_path))["a"]
+    assert "HF_HUB_OFFLINE is set" in ask(nobody, ["a"], HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")["a"]
+
+
+def test_options_are_checked(folder, stock):
+    for loading, message in (
+        (Loading("cpu", offload="disk"), "offload is none, model, sequential, got 'disk'"),
+        (Loading("cpu", offload="model"), "needs an accelerator"),
+        (Loading("cpu", offload="sequential", compile=True), "does not go with sequential"),
+        (Loading("cpu", config="x"), "config belongs to a single"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_model(str(folder), loading)
+    with pytest.raises(ValueError, match="offload is for a model that is named"):
+        load_sampler(stock, offload="model", **SMALL)
+
+
+@pytest.mark.parametrize("how", ["model", "sequential"])
+def test_offloaded_models_come_when_they_run_and_give_the_same(how, monkeypatch, tmp_path, folder, stock):
+    """From the CPU to the CPU: the hooks that would move weights to an accelerator fire, and are counted."""
+    from accelerate import hooks
+
+    expected = finished(stock)
+    images = samplers.for_pipeline(stock, **SMALL).decode(expected.x0)
+    pipe = fresh(folder)
+    place(pipe, torch.device("cpu"), how)
+    came = []
+    kind = hooks.CpuOffload if how == "model" else hooks.AlignDevicesHook
+    before = kind.pre_forward
+    monkeypatch.setattr(
+        kind,
+        "pre_forward",
+        lambda self, module, *a, **k: came.append(type(module).__name__) or before(self, module, *a, **k),
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(flops, "_memory", {})
+    sampler = samplers.for_pipeline(pipe, **SMALL)
+    counted = flops.cost_model(sampler, {"red": tiny.Redness()})
+    monkeypatch.setattr(flops, "_memory", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "again"))
+    assert counted.tflops() == flops.cost_model(samplers.for_pipeline(stock, **SMALL), {"red": tiny.Redness()}).tflops()
+    came.clear()
+    state = sampler.advance(sampler.start(PROMPTS, [1, 2]), 1)
+    sampler.decode(state.x0)
+    state = sampler.advance(state, 3)
+    torch.testing.assert_close(state.latents, expected.latents)
+    torch.testing.assert_close(sampler.decode(state.x0), images)
+    if how == "model":
+        assert {"CLIPTextModel", "T5EncoderModel", "FluxTransformer2DModel", "AutoencoderKL"} <= set(came)
+    else:
+        assert came.count("Linear") > 100
+    sampler.text("a green triangle")  # after the denoiser ran: everything goes back first
+    torch.testing.assert_close(sampler.advance(state_of(sampler), 3).latents, finished_alone(stock))
+
+
+def state_of(sampler):
+    return sampler.start(["a green triangle"], [5])
+
+
+def finished_alone(pipe):
+    sampler = samplers.for_pipeline(pipe, **SMALL)
+    return sampler.advance(state_of(sampler), 3).latents
+
+
+def test_slices_and_tiles_change_nothing(folder, stock):
+    pipe = load_model(str(folder), Loading("cpu", attention_slicing=True, vae_slicing=True))
+    assert pipe.vae.use_slicing
+    same(pipe, stock)
+    save_memory(pipe, Loading(vae_tiling=True))
+    assert pipe.vae.use_tiling
+
+
+def compiled(pipe, **options):
+    compile_denoiser(pipe, **options)
+    sampler = samplers.for_pipeline(pipe, **SMALL, max_batch=8)
+    warm_up(sampler)
+    return sampler
+
+
+def test_after_the_warm_up_no_batch_size_is_compiled_again(folder, stock):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    sampler = compiled(fresh(folder), backend=backend)
+    assert graphs
+    before = len(graphs)
+    plain = samplers.for_pipeline(stock, **SMALL, max_batch=8)
+    for count in (8, 5, 4, 2, 1):
+        prompts, seeds = ["a red circle"] * count, list(range(count))
+        made, expected = (one.advance(one.start(prompts, seeds), 2) for one in (sampler, plain))
+        torch.testing.assert_close(made.x0, expected.x0, atol=1e-5, rtol=1e-4)
+    assert len(graphs) == before
+
+
+@pytest.mark.slow
+def test_compiled_to_machine_code_it_gives_the_same(folder, stock):
+    if not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    torch._dynamo.reset()
+    sampler = compiled(fresh(folder))
+    state = sampler.advance(sampler.start(PROMPTS, [1, 2]), 3)
+    torch.testing.assert_close(state.latents, finished(stock).latents, atol=1e-4, rtol=1e-3)
