@@ -50,8 +50,8 @@ def load_sampler(pipe: Any, device: str | None = None, dtype: str | None = None,
         device: where a model that is named runs.
         dtype: its dtype.
         **options: of the sampler, and of `ttsnap.loading.Loading` for a model that is named; None means the default.
-            `sampler` picks it, see `ttsnap.samplers.for_pipeline`; `pictures` (a `ttsnap.pictures.Pictures`) are given to
-            the pipeline, or to its variant that takes them.
+            `sampler` picks it, see `ttsnap.samplers.for_pipeline`; `pictures` (a `ttsnap.pictures.Pictures`) are given
+            to the pipeline, or to its variant that takes them.
 
     Raises:
         ValueError: no such model, device, dtype or option value.
