@@ -50,7 +50,7 @@ def url(desk):
     from ttsnap.app.server import serve
 
     page, url = serve(desk, port=None, block=False)
-    desk.warm()
+    desk.warm().join()
     yield url.rstrip("/")
     page.close()
 

@@ -129,8 +129,8 @@ class Desk:
             raise ValueError("there is no search yet")
         return jobs[0]
 
-    def warm(self) -> None:
-        """Load the first model on offer while nobody waits for it."""
+    def warm(self) -> threading.Thread:
+        """Load the first model on offer while nobody waits for it; the thread that does it."""
 
         def load() -> None:
             who = object()
@@ -143,7 +143,9 @@ class Desk:
             finally:
                 self.line.leave(who)
 
-        threading.Thread(target=load, daemon=True).start()
+        thread = threading.Thread(target=load, daemon=True)
+        thread.start()
+        return thread
 
     def stop(self, session: str) -> None:
         """Stop a session's searches."""
