@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-OFFLOADS = ("none", "model", "sequential")
+OFFLOADS = ("none", "model")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # Pipelines of single files, by the kind that diffusers finds in their keys (by the prefix of its name).
 SINGLE_FILES = {
@@ -35,8 +35,7 @@ class Loading:
     Attributes:
         device: where it runs (default: the best there is).
         dtype: float32, bfloat16 or float16 (default: bfloat16 on accelerators, float32 on the CPU).
-        offload: `model`: whole models wait in main memory until they run; `sequential`: every layer does (slow, least
-            memory); `none`.
+        offload: `model`: whole models wait in main memory until they run; `none`.
         compile: compile the denoiser's repeated blocks with `torch.compile`.
         attention_slicing: attention of UNets in slices, for less memory.
         vae_slicing: decode image by image.
@@ -57,8 +56,6 @@ class Loading:
         """ValueError about what can be wrong without a model."""
         if self.offload not in OFFLOADS:
             raise ValueError(f"offload is {', '.join(OFFLOADS)}, got {self.offload!r}")
-        if self.compile and self.offload == "sequential":
-            raise ValueError("compile does not go with sequential offloading; use offload model, or leave out compile")
 
 
 def load_model(model: str, loading: Loading | None = None) -> Any:
@@ -146,8 +143,6 @@ def place(pipe: Any, device: Any, offload: str = "none") -> None:
     """Put a pipeline on a device, or let its models come there when they run."""
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
-    elif offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=device)
     else:
         pipe.to(device)
 

@@ -161,8 +161,6 @@ def _count(sampler: PipelineSampler) -> list[float]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     real = _twin(sampler, {})
-    if any(tensor.is_meta for model in _models(sampler.pipe).values() for tensor in model.parameters()):
-        return _count_parts(real)  # weights that come layer by layer (sequential offloading) cannot be copied so
     try:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         models = {name: _without_data(model, fake) for name, model in _models(sampler.pipe).items()}
