@@ -98,7 +98,8 @@ def gather(
                 found = judge(sampler.look(state), texts).float().cpu()
             shape = block.shape
             cells.append(torch.stack(heard, 1).reshape(*shape, len(heard), *heard[0].shape[1:]))
-            latents += [torch.stack(estimates, 1).reshape(*shape, len(heard), *estimates[0].shape[1:])] * keep_latents
+            if keep_latents:
+                latents.append(torch.stack(estimates, 1).reshape(*shape, len(estimates), *estimates[0].shape[1:]))
             targets.append(found.reshape(*shape, -1))
             sampler.forget_prompts()
             if on_trajectories:
