@@ -199,14 +199,19 @@ class LiveEnvironment:
         """Rewards [n, rewards] of a batch's x0 estimates."""
         from ttsnap.samplers.views import View, need_pictures
 
-        view, device = View(self.sampler, group), group.latents.device
+        view = View(self.sampler, group)
         if need_pictures(self.rewards, view.sigma):
-            with self.clock.measure("previews" if self.sampler.preview_at(group.step) else "decodes", device):
-                view.images  # noqa: B018 (made here, where the clock knows what for)
-        with self.clock.measure("looks", device):
+            self._picture(view)
+        with self.clock.measure("looks", group.latents.device):
             values = [judge(name, reward, view, group.prompts, view.sigma) for name, reward in self.rewards.items()]
         self.keep_pictures(keys, group.step, view, group.step == self.problem.num_steps)
         return np.stack(values, axis=1).astype(np.float64)
+
+    def _picture(self, view: View) -> Tensor:
+        """The pictures of a view, made here if they are not yet, where the clock knows what for."""
+        step, device = view.group.step, view.group.latents.device
+        with self.clock.measure("previews" if self.sampler.preview_at(step) else "decodes", device):
+            return view.images
 
     def step_of(self, prompt: int, candidate: int) -> int:
         """Denoiser calls a candidate has had."""
@@ -227,7 +232,7 @@ class LiveEnvironment:
             return
         if view.made is None:
             self.only_shown += len(view)
-        images = view.images
+        images = self._picture(view)
         full = to_uint8(images)
         small = to_uint8(shrink(view.shown)) if self.previews else full
         for key, big, little in zip(where, full, small, strict=True):

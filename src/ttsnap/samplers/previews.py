@@ -180,10 +180,14 @@ def attach(sampler: PipelineSampler, preview: str | Preview | None) -> None:
 
 
 def _load_tiny(sampler: PipelineSampler, source: str | None) -> Any:
-    """The tiny decoder in a directory or on the hub, on the sampler's device."""
+    """The tiny decoder in a directory or on the hub, on the sampler's device; `shapes` has its own."""
     from diffusers import AutoencoderTiny
 
+    from ttsnap.shapes.pipeline import PREVIEW_WEIGHTS, WEIGHTS
+
     name = type(sampler.pipe).__name__
+    if source is None and Path(str(getattr(sampler.pipe, "name_or_path", ""))) == WEIGHTS:
+        source = str(PREVIEW_WEIGHTS)
     source = source or next((known for prefix, known in TINY.items() if name.startswith(prefix)), "")
     if not source:
         raise ValueError(f"no tiny decoder is known for {name}; give one of its own as tiny=DIR, or use small")

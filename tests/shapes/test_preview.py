@@ -1,0 +1,39 @@
+"""The tiny decoder that ships for the embedded model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ttsnap import rewards
+from ttsnap.generation import load_sampler
+from ttsnap.samplers import previews
+from ttsnap.samplers.flops import cost_model
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    made = load_sampler("shapes", num_steps=6)
+    yield made
+    made.preview = None
+
+
+def test_its_pictures_are_those_of_the_full_decoder_at_half_the_size(sampler):
+    state = sampler.advance(sampler.start(["a red circle left of a blue square"] * 4, [1, 2, 3, 4]), 5)
+    full = F.interpolate(sampler.look(state), (32, 32), mode="area")
+    previews.attach(sampler, "tiny")
+    made = sampler.look(state)
+    assert made.shape == full.shape
+    assert (made - full).abs().mean() < 0.25 * (full - full.mean((2, 3), keepdim=True)).abs().mean()
+    order = torch.stack([(one - full).abs().mean((1, 2, 3)) for one in made])
+    assert order.argmin(1).tolist() == [0, 1, 2, 3]  # each is nearest to its own
+
+
+def test_it_makes_a_look_cheaper(sampler):
+    judges = rewards.load("shapes")
+    costs = []
+    for kind in ("full", "tiny"):
+        previews.attach(sampler, kind)
+        costs.append(cost_model(sampler, judges).look(1).tflop)
+    assert costs[1] < costs[0] / 2
