@@ -76,6 +76,7 @@ def test_a_file_with_a_denoiser_takes_the_rest_from_its_pipeline(folder, tmp_pat
         load_model(str(tmp_path / "part.safetensors"), Loading("cpu", config=str(folder)))
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_a_known_layout_asks_the_hub_for_its_configuration(tmp_path):
     """Keys of FLUX.1-schnell's own layout; offline its configuration cannot be had."""
     file = tmp_path / "flux.safetensors"
@@ -285,6 +286,7 @@ def compiled(pipe, **options):
     return sampler
 
 
+@pytest.mark.slow
 def test_after_the_warm_up_no_batch_size_is_compiled_again(folder, stock):
     torch._dynamo.reset()
     graphs = []
