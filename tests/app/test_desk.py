@@ -48,7 +48,7 @@ class Toys:
 
 @pytest.fixture
 def desk(tmp_path):
-    desk = Desk(tmp_path / "out", limits=Limits(waiting=3))
+    desk = Desk(tmp_path / "out", rewards=["shapes"], limits=Limits(waiting=3))
     desk.models = Toys()
     return desk
 

@@ -50,7 +50,7 @@ BAD = {
     "levels": (["--levels", "all"], "--levels takes calls such as 15:1"),
     "range": (["--levels", "4:x"], "--levels takes calls such as 15:1"),
     "not there": (["--levels", "9"], "no x0 estimates after call 9"),
-    "reward": (["--reward", "magic"], "but not the reward magic"),
+    "reward": (["--reward", "magic"], "unknown reward 'magic'"),
     "config": (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
     "held out": (["--held-out", "9"], "cannot be held out"),
 }

@@ -172,7 +172,10 @@ def tune_for(recording: Recording, place: int) -> tuple[str, dict[str, Any], str
     model = cost_model_of(recording, None)
     budget = default_budgets(model, recording.shape[2])[place]
     guide = "aware" if recording.has_aware else "clean"
-    tuning = tune(recording, [budget], EveryCall(model), guide=guide, trials=TUNE_TRIALS, seconds=TUNE_SECONDS)
+    folds = max(2, min(4, len(recording.recorded()) // 2))
+    tuning = tune(
+        recording, [budget], EveryCall(model), guide=guide, folds=folds, trials=TUNE_TRIALS, seconds=TUNE_SECONDS
+    )
     return str(budget), policies.to_dict(tuning.policy), tuning.sentence
 
 
