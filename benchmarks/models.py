@@ -5,8 +5,9 @@
 
 No weights are needed. The models are built without data (fake tensors) from the configurations below: those of
 diffusers' defaults and conversion scripts where these tell them, else what is known of the published checkpoints, which
-could not be read here (text encoders, Stable Diffusion). They are run through the adapters of `ttsnap.samplers`, guidance included. Text encoders are built for their number of parameters only. A
-prompt is as long as the adapter pads it to; where it keeps its length (Qwen-Image, Z-Image), it has 64 tokens.
+could not be read here (text encoders, Stable Diffusion). They are run through the adapters of `ttsnap.samplers`,
+guidance included. Text encoders are built for their number of parameters only. A prompt is as long as the adapter pads
+it to; where it keeps its length (Qwen-Image, Z-Image), it has 64 tokens.
 """
 
 from __future__ import annotations
