@@ -91,7 +91,8 @@ def format_amount(amount: float, unit: str) -> str:
 class Cost:
     """Cost of a search: counts, TFLOP by the cost model, and seconds (measured live, else estimated or NaN).
 
-    Every look judges an image of the full decoder (`decodes`), a picture of a cheaper one (`previews`), or none.
+    Every look judges an image of the full decoder (`decodes`), a picture of a cheaper one (`previews`), or none. Of the
+    TFLOP, `text_tflop` went into reading prompts, by the model's text encoders and by the rewards.
     """
 
     nfe: int
@@ -100,6 +101,7 @@ class Cost:
     tflop: float
     seconds: float = math.nan
     previews: int = 0
+    text_tflop: float = 0.0
 
     def amount(self, unit: str) -> float:
         """This cost in the unit of a budget: NFE, TFLOP or s."""
@@ -156,8 +158,28 @@ class LookCost:
 
 
 @dataclass(frozen=True)
+class TextCost:
+    """What some looks need of a prompt beside what all need: read once, at the first of them.
+
+    Noise-aware weights of a text tower are such: every level reads the prompt by its own.
+
+    Attributes:
+        since: first call whose looks need it.
+        until: the last.
+        tflop: of reading one prompt.
+    """
+
+    since: int
+    until: int
+    tflop: float
+
+
+@dataclass(frozen=True)
 class CostModel:
-    """Cost of one denoiser call (all CFG passes), one decode, one look (all rewards), and encoding one prompt.
+    """Cost of one denoiser call (all CFG passes), one decode, one look (all rewards), and reading one prompt.
+
+    `prompt_tflop` is what reading a prompt takes, by the model's text encoders and by the rewards that judge finished
+    images: it is read once, however many looks there are. `texts` are what noise-aware weights read beside that.
 
     TFLOP are counted once per model, resolution and text length (see `ttsnap.samplers.flops`). Seconds are None until
     measured on this machine by `ttsnap.environments.live.calibrate`.
@@ -176,6 +198,7 @@ class CostModel:
     look_seconds: Seconds | None = None
     max_batch: int = 32
     early: tuple[LookCost, ...] = ()
+    texts: tuple[TextCost, ...] = ()
 
     def look(self, step: int) -> LookCost:
         """The cost of a look after `step` calls."""
@@ -184,27 +207,36 @@ class CostModel:
                 return look
         return LookCost("full", math.inf, self.decode_tflop, self.look_tflop, self.decode_seconds, self.look_seconds)
 
-    def tflop(self, calls: Any, looks: Any, prompts: float = 1) -> Any:
-        """TFLOP of that many calls, looks by step [..., num_steps], and encoded prompts; of one search or of many."""
+    def tflop(self, calls: Any, looks: Any) -> Any:
+        """TFLOP of a prompt, or of many [...]: calls [...], looks by step [..., num_steps], and reading the prompt."""
         each = np.array([self.look(step).tflop for step in range(1, np.shape(looks)[-1] + 1)])
-        return calls * self.call_tflop + np.asarray(looks) @ each + prompts * self.prompt_tflop
+        return calls * self.call_tflop + np.asarray(looks) @ each + self.text_tflop(looks)
+
+    def text_tflop(self, looks: Any) -> Any:
+        """TFLOP of reading a prompt, or many [...], that were looked at so often after each step [..., num_steps]."""
+        looks = np.asarray(looks)
+        needed = [text.tflop * looks[..., text.since - 1 : text.until].any(axis=-1) for text in self.texts]
+        return self.prompt_tflop + sum(needed)
 
     def tflops(self) -> dict[str, Any]:
         """Its name and counts as a JSON object, from which `read` makes it again; the seconds are this machine's."""
         names = ("name", "call_tflop", "decode_tflop", "look_tflop", "prompt_tflop")
         early = {"early": [look.counts() for look in self.early]} if self.early else {}
-        return {name: getattr(self, name) for name in names} | early
+        texts = {"texts": [asdict(text) for text in self.texts]} if self.texts else {}
+        return {name: getattr(self, name) for name in names} | early | texts
 
     @classmethod
     def read(cls, counts: Mapping[str, Any]) -> CostModel:
         """The cost model that `tflops` wrote down."""
-        return cls(**{**counts, "early": tuple(LookCost(**look) for look in counts.get("early", ()))})
+        early = tuple(LookCost(**look) for look in counts.get("early", ()))
+        texts = tuple(TextCost(**text) for text in counts.get("texts", ()))
+        return cls(**{**counts, "early": early, "texts": texts})
 
     def under(self, guide: str) -> CostModel:
         """The cost model where looks see a guide, `aware` or `clean`: a clean reward needs pictures everywhere."""
         if guide == "aware":
             return self
-        return replace(self, early=tuple(look for look in self.early if look.source != "features"))
+        return replace(self, early=tuple(look for look in self.early if look.source != "features"), texts=())
 
     def slower(self, factor: float) -> CostModel:
         """The same with all seconds, if there are any, multiplied by `factor`."""
@@ -222,7 +254,9 @@ class CostModel:
     def of_plan(self, plan: Sequence[Rung], prompts: int = 1) -> Cost:
         """Cost of a fixed schedule, for `prompts` prompts run as one block."""
         calls = decodes = previews = looks = before = 0
-        seconds, tflop = 0.0, prompts * self.prompt_tflop
+        steps = np.bincount([step for step, size in plan if size], minlength=1)[1:]
+        text = prompts * float(self.text_tflop(steps))
+        seconds, tflop = 0.0, text
         for step, size in plan:
             many, look = size * prompts, self.look(step)
             calls += (step - before) * many
@@ -234,20 +268,21 @@ class CostModel:
                 seconds += (step - before) * self.call_seconds(many, self.max_batch)
                 seconds += look.picture_seconds(many, self.max_batch) + look.judge_seconds(many, self.max_batch)
             before = step
-        return Cost(calls, decodes, looks, tflop, seconds if self.call_seconds else math.nan, previews)
+        return Cost(calls, decodes, looks, tflop, seconds if self.call_seconds else math.nan, previews, text)
 
 
-# TFLOP = 2 x multiply-adds, counted with torch's flop counter; a look is one ViT-H reward (PickScore, HPSv2: 0.335 for
-# the image, 0.047 for the text). `flux-512` keeps the constants that TTSnap was published with: they are the
-# multiply-adds of the linear layers alone, and of the VAE decode alone. Pass your own with --call-tflop, --look-tflop.
+# TFLOP = 2 x multiply-adds, counted with torch's flop counter; a look is one ViT-H reward (PickScore, HPSv2) at the
+# image, 0.335; the prompt is read once, 0.047. `flux-512` keeps the constants that TTSnap was published with: they are
+# the multiply-adds of the linear layers alone, and of the VAE decode alone. Pass your own with --call-tflop,
+# --look-tflop.
 NAMED_COST_MODELS = {
     model.name: model
     for model in (
         CostModel("flux-512", call_tflop=9.9, decode_tflop=0.0, look_tflop=1.2),
-        CostModel("flux-512-counted", call_tflop=21.50, decode_tflop=2.515, look_tflop=0.382),
-        CostModel("flux-1024", call_tflop=74.38, decode_tflop=10.47, look_tflop=0.382),
-        CostModel("sdxl-512", call_tflop=3.18, decode_tflop=2.515, look_tflop=0.382),
-        CostModel("sdxl-1024", call_tflop=13.52, decode_tflop=10.47, look_tflop=0.382),
+        CostModel("flux-512-counted", call_tflop=21.50, decode_tflop=2.515, look_tflop=0.335, prompt_tflop=0.047),
+        CostModel("flux-1024", call_tflop=74.38, decode_tflop=10.47, look_tflop=0.335, prompt_tflop=0.047),
+        CostModel("sdxl-512", call_tflop=3.18, decode_tflop=2.515, look_tflop=0.335, prompt_tflop=0.047),
+        CostModel("sdxl-1024", call_tflop=13.52, decode_tflop=10.47, look_tflop=0.335, prompt_tflop=0.047),
     )
 }
 
@@ -375,18 +410,19 @@ class Ledger:
     def cost(self, model: CostModel, prompt: int | None = None, seconds: float = math.nan) -> Cost:
         """The cost so far of one prompt, or of all."""
         pick = slice(None) if prompt is None else slice(prompt, prompt + 1)
-        nfe, by_step = int(self.nfe[pick].sum()), self.looks_by_step[pick].sum(axis=0)
+        nfe, looks = self.nfe[pick], self.looks_by_step[pick]
+        by_step = looks.sum(axis=0)
         kinds = [model.look(step) for step in range(1, self.problem.num_steps + 1)]
         full = np.array([look.source == "full" for look in kinds])
         pictures = np.array([look.picture_tflop > 0 for look in kinds])
-        prompts = self.problem.num_prompts if prompt is None else 1
         return Cost(
-            nfe,
+            int(nfe.sum()),
             int(by_step[full].sum()),
             int(by_step.sum()),
-            float(model.tflop(nfe, by_step, prompts)),
+            float(model.tflop(nfe, looks).sum()),
             seconds,
             int(by_step[pictures & ~full].sum()),
+            float(np.broadcast_to(model.text_tflop(looks), nfe.shape).sum()),
         )
 
     def tflop(self, model: CostModel) -> FloatArray:

@@ -94,7 +94,7 @@ class Searcher:
         budget: as the user gave it.
         combine: several rewards -> one number.
         held_out: rewards by name that judge finished images and steer nothing; see `ttsnap.reporting`.
-        held_out_tflop: of one look by each of them.
+        held_out_tflop: of one look by each of them, and of what it reads of a prompt once.
     """
 
     sampler: Any
@@ -106,7 +106,7 @@ class Searcher:
     budget: str | None = None
     combine: Combine = field(default_factory=RankSum)
     held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    held_out_tflop: dict[str, float] = field(default_factory=dict)
+    held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def targets(self) -> list[str]:

@@ -26,7 +26,7 @@ class HeldOut:
         median: of all finished images.
         images: finished images that were judged.
         best_of_n: of best-of-N's choice; None if it was not run.
-        tflop: of these looks, which are not in the cost of the search.
+        tflop: of these looks and of reading the prompt, which are not in the cost of the search.
     """
 
     name: str
@@ -48,7 +48,7 @@ class HeldOut:
 
 def report(
     rewards: Mapping[str, Any],
-    tflop: Mapping[str, float],
+    tflop: Mapping[str, tuple[float, float]],
     prompt: str,
     finished: Mapping[int, np.ndarray],
     winner: int,
@@ -60,7 +60,7 @@ def report(
 
     Args:
         rewards: by name.
-        tflop: of one look, by name.
+        tflop: of one look and of reading a prompt, by name.
         prompt: the prompt.
         finished: images [h, w, 3] as uint8, by seed.
         winner: seed of the search's choice.
@@ -89,7 +89,8 @@ def report(
                 raise ValueError(f"the reward {name} returned {value:g} for prompt {prompt!r}, seed {seed}, finished")
         median = float(np.median(list(by_seed.values())))
         other = None if best_of_n is None else by_seed[best_of_n]
-        reports.append(HeldOut(name, by_seed[winner], median, len(seeds), other, tflop[name] * len(seeds)))
+        look, text = tflop[name]
+        reports.append(HeldOut(name, by_seed[winner], median, len(seeds), other, look * len(seeds) + text))
     return reports
 
 

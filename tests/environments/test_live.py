@@ -37,6 +37,20 @@ def test_rewards_are_told_the_noise_level_and_zero_at_the_end():
     assert reward.asked == [(5, sampler.sigmas[0]), (5, sampler.sigmas[2]), (5, 0.0)]
 
 
+def test_images_stay_tensors_from_the_decoder_to_the_reward():
+    seen = []
+
+    def reward(images, prompts, *, sigma):
+        seen.append(images)
+        return images.mean((1, 2, 3))
+
+    sampler = ToySampler()
+    run(BestOfN(), live(sampler, reward, prompts=("a",)))
+    decoded = sampler.decode(sampler.advance(sampler.start(["a"] * 5, [0, 1, 2, 3, 4]), 4).x0)
+    assert torch.equal(seen[0], decoded)
+    assert not torch.equal((decoded * 255).round() / 255, decoded)  # as bytes, or as a PIL image, it would be another
+
+
 def test_candidates_at_different_steps_keep_their_places():
     sampler = ToySampler(num_steps=4)
     environment, straight = live(sampler), live(sampler)

@@ -44,13 +44,13 @@ def test_labels_are_the_rewards_of_the_direct_route_but_for_the_8_bits(tmp_path,
 def test_rewards_are_told_the_noise_level_and_asked_in_batches(tmp_path, tree):
     reward = ToyReward()
     label_tree(tree, {"bright": reward}, tmp_path / "out", batch=6)
-    assert reward.asked[2:] == [(n, sigma) for n in (6, 6, 3) for sigma in (1.0, 0.75, 0.5, 0.0)]  # two were counted
+    assert reward.asked[3:] == [(n, sigma) for n in (6, 6, 3) for sigma in (1.0, 0.75, 0.5, 0.0)]  # three were counted
 
 
 def test_finished_images_only(tmp_path, tree):
     reward = ToyReward()
     recording = label_tree(tree, {"bright": reward}, tmp_path / "out", final_only=True).recording
-    assert reward.asked[2:] == [(15, 0.0)]
+    assert reward.asked[3:] == [(15, 0.0)]
     assert np.isfinite(recording.clean[..., 0]).all(axis=(0, 1)).tolist() == [False, False, False, True]
 
 

@@ -1,4 +1,6 @@
+import ast
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +64,14 @@ def test_results_are_named_without_paths(tmp_path):
     (tmp_path / "a+b.pt").touch()
     assert rewards.parse(f"hpsv2={tmp_path}/a+b.pt") == ("hpsv2", f"{tmp_path}/a+b.pt", None)
     assert rewards.names_of("pickscore=x, hpsv2=y+run,shapes") == ["pickscore", "hpsv2+run", "shapes"]
+
+
+def test_no_reward_needs_torchvision_or_the_original_packages():
+    unwanted = {"torchvision", "open_clip", "clip", "timm", "hpsv2", "ImageReward"}
+    files = sorted(Path(rewards.__file__).parents[1].rglob("*.py"))
+    assert len(files) > 50
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not unwanted & {name.split(".")[0] for name in names}, file

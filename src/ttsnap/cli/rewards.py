@@ -28,13 +28,14 @@ def rewards(
     from ttsnap.cost import format_amount
 
     table = Table(show_edge=False, pad_edge=False)
-    for name in ("reward", "judges", "weights", "a look", "fp32"):
-        side: Any = "right" if name in ("a look", "fp32") else "left"
+    for name in ("reward", "judges", "weights", "a look", "a prompt", "fp32"):
+        side: Any = "right" if name in ("a look", "a prompt", "fp32") else "left"
         table.add_column(name, justify=side, no_wrap=name == "reward", overflow="fold")
     for entry in ENTRIES:
         size = "" if entry.million_parameters is None else f"{entry.million_parameters * 4e6 / 2**30:.3g} GiB"
         look = "in seconds" if entry.look_tflop is None else format_amount(entry.look_tflop, "TFLOP")
-        table.add_row(entry.name, entry.judges, entry.weights, look, size)
+        text = format_amount(entry.text_tflop, "TFLOP") if entry.text_tflop else ""
+        table.add_row(entry.name, entry.judges, entry.weights, look, text, size)
     console = Console()
     console.print(table)
     for name, what in OTHERS:

@@ -9,7 +9,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -232,13 +232,17 @@ def _costs(tree: ImageTree, rewards: Mapping[str, Any], device: Any) -> dict[str
     """The cost model of those who made the images, with the looks of these rewards; nothing where it is unknown."""
     import torch
 
-    from ttsnap.samplers.flops import count_looks
+    from ttsnap.samplers.flops import count_looks, count_texts
 
     if not tree.cost_model:
         return {}
-    look = count_looks(rewards, torch.zeros(1, 3, *tree.size[::-1], device=device), tree.prompts[0])
+    height, width, prompt = *tree.size[::-1], tree.prompts[0]
+    look, text = count_looks(rewards, torch.zeros(1, 3, height, width, device=device), prompt)
+    texts = count_texts(rewards, tree.sigmas, device, height, width, prompt)
     early = [{**cost, "judge_tflop": look} for cost in tree.cost_model.get("early", ())]
-    return {"cost_model": {**tree.cost_model, "look_tflop": look} | ({"early": early} if early else {})}
+    known = {**tree.cost_model, "look_tflop": look, "prompt_tflop": tree.cost_model.get("prompt_tflop", 0.0) + text}
+    extra = {"early": early, "texts": [asdict(one) for one in texts]}
+    return {"cost_model": known | {name: costs for name, costs in extra.items() if costs}}
 
 
 def _load(tree: ImageTree, prompts: list[int], call: int) -> tuple[np.ndarray, list[tuple[int, BadImageError]]]:

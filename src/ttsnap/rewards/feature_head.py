@@ -173,6 +173,11 @@ class FeatureReward:
         """The noise level itself where the head serves a look; None for the clean reward."""
         return sigma if sigma >= self.sigma * (1 - 1e-6) else None
 
+    def reads(self, sigma: float) -> str | None:
+        """Which reading of a prompt a look needs: the head's own, or the clean reward's (None)."""
+        shared = getattr(self.head, "texts", None) is getattr(self.clean, "texts", self)
+        return None if shared or self.level(sigma) is None else "head"
+
     def early(self, features: Features, prompts: Sequence[str], *, sigma: float) -> Tensor:
         """Rewards [n] that are foretold from features of a call at noise level `sigma`."""
         return self.head.foretell(features, prompts, sigma)

@@ -65,6 +65,10 @@ class NoiseAwareReward:
             return None
         return min(self.sigmas, key=lambda known: abs(known - sigma))
 
+    def reads(self, sigma: float) -> float | None:
+        """Which reading of a prompt a look needs: a level's own, or the clean reward's (None), which most share."""
+        return None if self._texts is None else self.level(sigma)
+
     def __call__(self, images: Tensor, prompts: Sequence[str], *, sigma: float) -> Tensor:
         """Rewards [n] of images [n, 3, h, w] in 0..1, which are x0 estimates at noise level `sigma`."""
         self._switch(self.level(sigma))

@@ -4,30 +4,45 @@ Attention, matrix products and convolutions count, two operations per multiply-a
 model's parts are counted once per model, size and text length on copies without data (fake tensors), so that counting
 takes no memory and almost no time even for FLUX; the counts are kept in memory and on disk
 (`$XDG_CACHE_HOME/ttsnap/flops.json`). A reward can be any callable, of which nothing but its name is known: its look is
-counted on one image each time a search is prepared.
+counted on one image each time a search is prepared, twice at the same prompt. What only the first of the two takes is
+what it keeps of the prompt.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttsnap.cost import CostModel, LookCost
+from ttsnap.cost import CostModel, LookCost, TextCost
 from ttsnap.samplers.base import PipelineSampler
 from ttsnap.samplers.views import reads_features
 
 _VERSION = 2  # of the way of counting: counts of another version are not used
+_numbers = itertools.count(1)
+
+
+class LookCount(NamedTuple):
+    """TFLOP of one look by a reward, and of what it reads of a prompt once and keeps."""
+
+    look: float
+    text: float
+
+    def __add__(self, other: Any) -> LookCount:
+        """Two rewards together."""
+        return LookCount(self.look + other.look, self.text + other.text)
 
 
 def count_tflop(work: Callable[[], Any]) -> float:
@@ -64,11 +79,13 @@ def cost_model(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str
         prompt: what the rewards are asked about.
     """
     call, decode, prompt_tflop = sampler.counted() or _known(sampler)
-    look = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
+    look, text = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
     look *= max(1, len(sampler.look_frames))
     name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
     early = _early(sampler, rewards, prompt, decode)
-    return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch, early=early)
+    texts = count_texts(rewards, sampler.sigmas, sampler.device, sampler.height, sampler.width, prompt)
+    prompt_tflop += text
+    return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch, early=early, texts=texts)
 
 
 def _early(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str, decode: float) -> tuple[LookCost, ...]:
@@ -92,7 +109,7 @@ def _look(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str, ste
     sigma, preview = sampler.sigmas[step - 1], sampler.preview_at(step)
     readers = {name: reward for name, reward in rewards.items() if reads_features(reward, sigma)}
     others = {name: reward for name, reward in rewards.items() if name not in readers}
-    judge = sum(count_features(reward, prompt, sampler.device) for reward in readers.values())
+    judge = sum(count_features(reward, prompt, sampler.device).look for reward in readers.values())
     if readers and not others:
         return LookCost("features", step, 0.0, judge)
     picture, example = decode, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device)
@@ -102,14 +119,44 @@ def _look(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str, ste
         made: list[torch.Tensor] = []
         picture = count_tflop(lambda: made.append(twin.look(state)))
         example = torch.rand_like(made[0])
-    return LookCost(preview.name if preview else "full", step, picture, judge + count_looks(others, example, prompt))
+    judge += count_looks(others, example, prompt).look
+    return LookCost(preview.name if preview else "full", step, picture, judge)
 
 
-def count_features(reward: Any, prompt: str, device: Any) -> float:
+def count_texts(
+    rewards: Mapping[str, Any], sigmas: Sequence[float], device: Any, height: int, width: int, prompt: str = "a"
+) -> tuple[TextCost, ...]:
+    """What looks at x0 estimates read of a prompt beside what looks at finished images read.
+
+    Args:
+        rewards: those with noise-aware weights say which reading a look needs (`reads`).
+        sigmas: noise level of the x0 estimate after each call.
+        device: where the rewards take their images.
+        height: of an image.
+        width: of an image.
+        prompt: what the rewards are asked about.
+    """
+    found = []
+    for reward in rewards.values():
+        counted: dict[bool, float] = {}  # all levels are of one size
+        steps = range(1, len(sigmas)) if hasattr(reward, "reads") else ()
+        for own, group in itertools.groupby(steps, lambda step, reward=reward: reward.reads(sigmas[step - 1])):
+            served = list(group)
+            if own is None:
+                continue
+            features = reads_features(reward, sigmas[served[0] - 1])
+            if features not in counted:
+                look = (reward, prompt, device) if features else (reward, device, height, width, prompt)
+                counted[features] = (count_features if features else count_look)(*look).text
+            if counted[features]:
+                found.append(TextCost(served[0], served[-1], counted[features]))
+    return tuple(found)
+
+
+def count_features(reward: Any, prompt: str, device: Any) -> LookCount:
     """TFLOP of one look by a reward that reads features."""
     nothing = reward.blank(device)
-    reward.early(nothing, [prompt], sigma=1.0)  # whatever is kept of a prompt belongs to no look
-    return count_tflop(lambda: reward.early(nothing, [prompt], sigma=1.0))
+    return _twice(lambda text: reward.early(nothing, [text], sigma=1.0), prompt)
 
 
 def _known(sampler: PipelineSampler) -> list[float]:
@@ -122,23 +169,25 @@ def _known(sampler: PipelineSampler) -> list[float]:
     return known[key]
 
 
-def count_looks(rewards: Mapping[str, Any], images: torch.Tensor, prompt: str) -> float:
-    """TFLOP of one look by all rewards at `images` [1, 3, h, w]."""
+def count_looks(rewards: Mapping[str, Any], images: torch.Tensor, prompt: str) -> LookCount:
+    """TFLOP of one look by all rewards at `images` [1, 3, h, w], and of what they keep of a prompt."""
     height, width = images.shape[-2:]
-    return sum((count_look(reward, images.device, height, width, prompt) for reward in rewards.values()), 0.0)
+    counts = (count_look(reward, images.device, height, width, prompt) for reward in rewards.values())
+    return sum(counts, LookCount(0.0, 0.0))
 
 
-def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = "a") -> float:
-    """TFLOP of one look by a reward at one image; text that it keeps of a prompt belongs to no look.
+def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = "a") -> LookCount:
+    """TFLOP of one look by a reward at one image, and of what it keeps of a prompt, which belongs to no look.
 
-    A reward that is a module, or has one as `reward`, is counted on a copy without data; one that says its own `tflop`
-    is not called.
+    A reward that is a module, or has one as `reward` or `clean`, is counted on a copy without data; one that says its
+    own `tflop` (and `text_tflop`, if it keeps anything) is not called.
     """
     if (told := getattr(reward, "tflop", None)) is not None:
-        return float(told)
+        return LookCount(float(told), float(getattr(reward, "text_tflop", 0.0)))
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    module = reward if isinstance(reward, torch.nn.Module) else getattr(reward, "reward", None)
+    inner = getattr(reward, "reward", getattr(reward, "clean", None))
+    module = reward if isinstance(reward, torch.nn.Module) else inner
     if isinstance(module, torch.nn.Module):
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -150,10 +199,23 @@ def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = 
     return _count_look(reward, torch.rand(1, 3, height, width, device=device), prompt)
 
 
-def _count_look(reward: Any, images: torch.Tensor, prompt: str) -> float:
+def _count_look(reward: Any, images: torch.Tensor, prompt: str) -> LookCount:
+    return _twice(lambda text: reward(images, [text], sigma=0.0), prompt)
+
+
+def _twice(look: Callable[[str], Any], prompt: str) -> LookCount:
+    """Count a look at a prompt that cannot have been seen before, and once more."""
     with torch.no_grad():
-        reward(images, [prompt], sigma=0.0)
-    return count_tflop(lambda: reward(images, [prompt], sigma=0.0))
+        look(prompt)  # whatever is done only once
+    new = f"{prompt} {next(_numbers)}"
+    try:
+        with warnings.catch_warnings():  # the prompt is nobody's: nobody needs to know that it is cut
+            warnings.simplefilter("ignore")
+            first = count_tflop(lambda: look(new))
+            second = count_tflop(lambda: look(new))
+    except Exception:  # a reward of one's own that knows certain prompts only
+        first = second = count_tflop(lambda: look(prompt))
+    return LookCount(second, max(0.0, first - second))
 
 
 def _count(sampler: PipelineSampler) -> list[float]:

@@ -102,6 +102,15 @@ class Foresight(nn.Module):
         self._clean = ShapesReward(network)  # reads the prompts
         self.requires_grad_(True)
 
+    @property
+    def texts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The prompts seen so far, as they were read."""
+        return self._clean.texts
+
+    @texts.setter
+    def texts(self, texts: dict[str, tuple[Tensor, Tensor]]) -> None:
+        self._clean.texts = texts
+
     def logits(self, cells: Tensor | None, latents: Tensor, prompts: Sequence[str], sigma: Tensor) -> Tensor:
         """Logits [n, kinds] that the clean reward will give the finished images.
 
@@ -170,4 +179,6 @@ def load_foresight(folder: Path = FORESIGHT, device: Any = "cpu") -> FeatureRewa
         raise ValueError(f"{folder} does not fit: {sorted(missing)[0]} is in one of weights and network only")
     model.load_state_dict(tensors, strict=False)  # the rest is the clean reward's own
     model = model.to(device).eval().requires_grad_(False)
-    return FeatureReward(load_reward(device=device), model, PLACE, float(config["sigma"]), "shapes")
+    clean = load_reward(device=device)
+    model.texts = clean.texts  # both read prompts alike: once is enough
+    return FeatureReward(clean, model, PLACE, float(config["sigma"]), "shapes")

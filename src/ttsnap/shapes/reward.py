@@ -157,6 +157,9 @@ class ShapesReward(nn.Module):
     """The network as a reward; each prompt is encoded once.
 
     Trainable (see `ttsnap.training`), but for the reading of prompts, which noise in the image does not touch.
+
+    Attributes:
+        texts: the prompts seen so far, as they were read.
     """
 
     trained = r"network\.(stem|cells|norm|look|locate|whole|reason|heads)\b.*"
@@ -168,7 +171,7 @@ class ShapesReward(nn.Module):
     def __init__(self, network: RewardNetwork) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.texts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def logits(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Logits [n, kinds] of images [n, 3, h, w] in 0..1, in the order of KINDS."""
@@ -187,11 +190,11 @@ class ShapesReward(nn.Module):
 
     def _read(self, prompt: str) -> tuple[Tensor, Tensor]:
         """A prompt's words in context and which of them count, in full precision."""
-        if prompt not in self._texts:
+        if prompt not in self.texts:
             device = self.network.positions.device
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                self._texts[prompt] = self.network.encode_text(self.network.tokenize([prompt]).to(device))
-        return self._texts[prompt]
+                self.texts[prompt] = self.network.encode_text(self.network.tokenize([prompt]).to(device))
+        return self.texts[prompt]
 
     def forward(self, images: Tensor, prompts: Sequence[str], *, sigma: float = 0.0) -> Tensor:
         """Rewards [n] of images [n, 3, h, w] in 0..1; the network takes no notice of `sigma`."""
