@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ttsnap.environments.live import to_uint8
 from ttsnap.generation import load_sampler
 from ttsnap.recordings.recorder import plan_tree, record_images, seeds_of, walk
 from ttsnap.shapes.scenes import train_prompts
@@ -38,8 +39,8 @@ def main() -> None:
             )
             texts = [prompt for prompt in prompts for _ in range(BATCH // 4)]
             start = time.perf_counter()
-            for _ in walk(sampler, texts, seeds.ravel().tolist(), tree.calls):
-                pass
+            for view in walk(sampler, texts, seeds.ravel().tolist(), tree.calls):
+                to_uint8(view.images)  # a view decodes when it is asked
             sampler.forget_prompts()
             middle = time.perf_counter()
             made = record_images(sampler, tree)

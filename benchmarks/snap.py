@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--budgets", default="3.5,5,7.5", help="GFLOP per prompt")
-    parser.add_argument("--most", type=int, default=12, help="candidates of the pool for best-of-N")
+    parser.add_argument("--most", type=int, default=6, help="candidates of the pool for best-of-N")
     parser.add_argument("--part", help="prompts first:last, for several processes")
     parser.add_argument("--methods", help=f"some of {BASE}, {', '.join(METHODS)}, separated by ;")
     parser.add_argument("--out", type=Path)
