@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -91,16 +92,24 @@ def shares(sampler, judges, policy, candidates, repeats):
 
 
 def memory(sampler, judges, policy, candidates):
-    """MiB of a search beyond the model: the peak on the device (CUDA), and what the environment still holds there."""
-    if sampler.device.type == "cuda":
+    """MiB of a search beyond what was there before: the peak, and what the environment still holds in the end."""
+    cuda = sampler.device.type == "cuda"
+    if cuda:
         torch.cuda.reset_peak_memory_stats(sampler.device)
         before = torch.cuda.memory_allocated(sampler.device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from now
+        before = resident("VmRSS")
     environment = LiveEnvironment(sampler, judges, [PROMPT], np.arange(candidates)[None])
     run(policy, environment)
-    held = environment.held() / 2**20
-    if sampler.device.type != "cuda":
-        return "not measured", f"{held:.2f}"
-    return f"{(torch.cuda.max_memory_allocated(sampler.device) - before) / 2**20:.0f}", f"{held:.2f}"
+    peak = torch.cuda.max_memory_allocated(sampler.device) if cuda else resident("VmHWM")
+    return f"{(peak - before) / 2**20:.0f}", f"{environment.held() / 2**20:.2f}"
+
+
+def resident(field):
+    """Bytes of this process in main memory: now (VmRSS) or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def quality(budgets, prompts):

@@ -364,6 +364,11 @@ class BaseSampler(PipelineSampler):
                 self._encoded[key] = work()
         return self._encoded[key]
 
+    def dtype_of(self, model: Any) -> torch.dtype:
+        """The dtype of a part of the pipeline; asking the part walks through all its modules, every time."""
+        dtype: torch.dtype = self.kept(("dtype", id(model)), lambda: model.dtype)
+        return dtype
+
     @torch.no_grad()
     def start(self, prompts: Sequence[str], seeds: Sequence[int]) -> Trajectories:
         """Candidates at step 0; the noise of each depends on its seed alone."""

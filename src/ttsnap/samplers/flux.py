@@ -85,7 +85,7 @@ class FluxSampler(FlowSampler):
             self.pipe.transformer.config.in_channels // 4,
             self.height,
             self.width,
-            (self.pipe.text_encoder_2 or self.pipe.transformer).dtype,  # that of the T5 states, as in the pipeline
+            self.dtype_of(self.pipe.text_encoder_2 or self.pipe.transformer),  # of the T5 states, as in the pipeline
             self.device,
             torch.Generator("cpu").manual_seed(seed),
             None,

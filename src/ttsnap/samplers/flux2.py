@@ -81,7 +81,7 @@ class Flux2Sampler(FlowSampler):
             self.pipe.transformer.config.in_channels // 4,
             self.height,
             self.width,
-            (self.pipe.text_encoder or self.pipe.transformer).dtype,  # that of the text states, as in the pipeline
+            self.dtype_of(self.pipe.text_encoder or self.pipe.transformer),  # of the text states, as in the pipeline
             self.device,
             torch.Generator("cpu").manual_seed(seed),
         )

@@ -102,7 +102,7 @@ class PixArtSampler(BaseSampler):
 
     def noise_dtype(self) -> torch.dtype:
         """In which dtype the pipeline draws noise and keeps latents: that of the text states."""
-        return (self.pipe.text_encoder or self.pipe.transformer).dtype  # type: ignore[no-any-return]
+        return self.dtype_of(self.pipe.text_encoder or self.pipe.transformer)
 
     def noise(self, seed: int) -> Tensor:
         """Latents [1, channels, h, w] of a seed, as a CPU generator with that seed gives them."""

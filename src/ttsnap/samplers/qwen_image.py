@@ -80,7 +80,7 @@ class QwenImageSampler(FlowSampler):
             self.pipe.transformer.config.in_channels // 4,
             self.height,
             self.width,
-            (self.pipe.text_encoder or self.pipe.transformer).dtype,  # that of the text states, as in the pipeline
+            self.dtype_of(self.pipe.text_encoder or self.pipe.transformer),  # of the text states, as in the pipeline
             self.device,
             torch.Generator("cpu").manual_seed(seed),
         )

@@ -78,7 +78,7 @@ class StableDiffusion3Sampler(FlowSampler):
         config = self.pipe.transformer.config
         generator = torch.Generator("cpu").manual_seed(seed)
         noise: Tensor = self.pipe.prepare_latents(
-            1, config.in_channels, self.height, self.width, self.pipe.transformer.dtype, self.device, generator
+            1, config.in_channels, self.height, self.width, self.dtype_of(self.pipe.transformer), self.device, generator
         )
         return noise
 

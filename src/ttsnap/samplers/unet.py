@@ -118,7 +118,7 @@ class UNetSampler(BaseSampler):
         side = pipe.vae_scale_factor
         shape = (1, pipe.unet.config.in_channels, self.height // side, self.width // side)
         generator = torch.Generator("cpu").manual_seed(seed)
-        noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=pipe.unet.dtype)
+        noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.dtype_of(pipe.unet))
         return torch.mul(noise, self.steps.noise_scale)
 
     def encode(self, prompt: str) -> tuple[UNetText, UNetText | None]:
