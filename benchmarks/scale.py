@@ -3,10 +3,11 @@
     python benchmarks/scale.py measure [--prompts 64]
     python benchmarks/scale.py simulate [--times times.json] [--call 1.75 --decode .25 --look .1 --load 90]
 
-`measure` records images of the embedded model. It also writes the seconds of each denoiser call, decode and look of a
-batch to times.json, from which `simulate` draws: a worker takes a block when it has finished the last one, as in
-`ttsnap.cluster.scheduling`, and a block takes the calls, decodes and looks that its searches need. --call and so on set
-the mean of a batch in seconds; the spread is always that which was recorded.
+`measure` records images of the embedded model, each number of workers in a process of its own. It also writes the
+seconds of each denoiser call, decode and look of a batch to times.json, from which `simulate` draws: a worker takes a
+block when it has finished the last one, as in `ttsnap.cluster.scheduling`, and a block takes the calls, decodes and
+looks that its searches need. --call and so on set the mean of a batch in seconds; the spread is always that which was
+recorded.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ import argparse
 import heapq
 import json
 import os
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from ttsnap.cluster.record import Record
 from ttsnap.cluster.scheduling import Observer, ThisProcess, execute
@@ -42,46 +49,96 @@ def describe(sampler):
 
 
 class Rate(Observer):
-    """Images per second from the first event to the last, when all workers were loaded, and the workers' memory."""
+    """Images and prompts per second, from the first event when all workers are loaded to the last event."""
 
-    def __init__(self) -> None:
-        self.pool, self.times, self.images, self.memory = None, [], [], 0.0
+    def __init__(self, pool) -> None:
+        self.pool, self.marks = pool, []
 
     def event(self, worker, event, outcome):
-        self.times.append(time.perf_counter())
-        self.images.append(outcome.images)
-        if self.pool is not None and len(self.times) % 50 == 0:
-            self.memory = max([self.memory, *(resident(pid) for pid in self.pool.pids().values())])
+        if self.marks or not hasattr(self.pool, "pids") or len(self.pool.pids()) == self.pool.size:
+            self.marks.append((time.perf_counter(), outcome.images, len(outcome.stored)))
 
     @property
-    def value(self) -> float:
-        start = len(self.times) // 5
-        return (self.images[-1] - self.images[start]) / (self.times[-1] - self.times[start])
+    def value(self) -> tuple[float, float]:
+        first, last = np.asarray(self.marks[0]), np.asarray(self.marks[-1])
+        return tuple(((last - first)[1:] / (last - first)[0]).tolist())
 
 
-def resident(pid: int) -> float:
-    """MiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+class Memory(threading.Thread):
+    """Peak memory of this process, of the workers and of what Ray starts besides, in MiB.
+
+    Resident memory counts pages that processes share (libraries, Ray's object store) in each of them; PSS counts them
+    once, divided among those who map them. The kernel keeps the peak of the former; the latter is read while the run
+    goes on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.over = threading.Event()
+        self.peaks: dict[str, float] = defaultdict(float)
+
+    def __enter__(self) -> Memory:
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.over.wait(0.5):
+            shares = defaultdict(float)
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    role = role_of(process)
+                    resident, share = high_water(process.pid), process.memory_full_info().pss / 2**20
+                except (psutil.Error, OSError, TypeError):
+                    continue  # it has just ended
+                self.peaks[role, "resident"] = max(self.peaks[role, "resident"], resident)
+                shares["ray" if role == "ray" else (role, process.pid)] += share
+                shares["all"] += share
+            for key, share in shares.items():
+                role = key[0] if isinstance(key, tuple) else key
+                self.peaks[role, "share"] = max(self.peaks[role, "share"], share)
+
+    def report(self) -> dict[str, float]:
+        return {" ".join(key): value for key, value in self.peaks.items()}
 
 
-def throughput(workers: int | None, count: int) -> Rate:
+def role_of(process: psutil.Process) -> str:
+    if process.pid == os.getpid():
+        return "driver"
+    return "worker" if process.cmdline()[:1] and "_Actor" in process.cmdline()[0] else "ray"
+
+
+def high_water(pid: int) -> float:
+    """The most that a process ever had resident, in MiB, by the kernel's books."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+
+
+def run_one(options: argparse.Namespace) -> None:
+    """Record with so many workers (0: without Ray), and print what was measured as JSON."""
     from ttsnap.shapes.scenes import train_prompts
 
-    rate = Rate()
-    with tempfile.TemporaryDirectory() as folder:
-        prompts = train_prompts()[:count]
-        job = Record(load, None, describe, prompts, range(count), 8, Path(folder, "tree"), calls=[5, 10, 20])
-        if workers is None:
-            pool = ThisProcess()
-        else:
-            from ttsnap.cluster.ray_pool import RayPool
+    prompts = train_prompts()[: options.prompts]
+    if options.workers:
+        from ttsnap.cluster.ray_pool import RayPool
 
-            pool = rate.pool = RayPool(workers)
+        pool = RayPool(options.workers)
+    else:
+        pool = ThisProcess()
+    rate = Rate(pool)
+    with tempfile.TemporaryDirectory() as folder, Memory() as memory:
+        job = Record(load, None, describe, prompts, range(len(prompts)), 8, Path(folder, "tree"), calls=[5, 10, 20])
         execute(job, pool, rate)
-    if workers is None:
-        rate.memory = resident(os.getpid())
-    return rate
+    print(json.dumps({"images": rate.value[0], "prompts": rate.value[1], **memory.report()}))
+
+
+def measured(workers: int, prompts: int) -> dict[str, float]:
+    """The same in a process of its own, whose peak memory is that of this run alone."""
+    command = [sys.executable, __file__, "one", "--workers", str(workers), "--prompts", str(prompts)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def record_times(path: Path, batches: int = 8) -> None:
@@ -108,13 +165,20 @@ def record_times(path: Path, batches: int = 8) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    alone = throughput(None, options.prompts)
-    print(f"one process: {alone.value:.1f} images/s, {alone.memory:.0f} MiB")
-    one, two = throughput(1, options.prompts), throughput(2, options.prompts)
-    for workers, rate in ((1, one), (2, two)):
-        print(f"{workers} workers: {rate.value:.1f} images/s, {rate.memory:.0f} MiB each")
-    print(f"overhead of Ray: {alone.value / one.value - 1:.1%}")
-    print(f"efficiency of two workers: {two.value / one.value / 2:.2f}")
+    print("| | images/s | prompts/s | a worker: resident, PSS | driver | Ray's own | all, PSS |")
+    print("|---|---|---|---|---|---|---|")
+    runs = {workers: measured(workers, options.prompts) for workers in (0, 1, 2)}
+    for workers, run in runs.items():
+        cells = [
+            "-" if f"{role} share" not in run else f"{run[f'{role} resident']:.0f}, {run[f'{role} share']:.0f} MiB"
+            for role in ("worker", "driver")
+        ]
+        cells += [f"{run[f'{role} share']:.0f} MiB" if f"{role} share" in run else "-" for role in ("ray", "all")]
+        name = f"Ray, {workers} worker{'s' * (workers > 1)}" if workers else "one process"
+        print(f"| {name} | {run['images']:.1f} | {run['prompts']:.2f} | " + " | ".join(cells) + " |")
+    alone, one, two = (runs[workers]["images"] for workers in (0, 1, 2))
+    print(f"overhead of Ray: {alone / one - 1:.1%}")
+    print(f"efficiency of two workers: {two / one / 2:.2f}")
     record_times(options.times)
     found = json.loads(options.times.read_text())
     print("seconds per batch: " + ", ".join(f"{key} {statistics.mean(values):.4f}" for key, values in found.items()))
@@ -168,16 +232,17 @@ def simulate(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "simulate"])
+    parser.add_argument("what", choices=["measure", "simulate", "one"])
     parser.add_argument("--times", type=Path, default=Path("times.json"))
     parser.add_argument("--prompts", type=int)
+    parser.add_argument("--workers", type=int, default=0, help="of `one`, a single run; 0: without Ray")
     for name in ("call", "decode", "look"):
         parser.add_argument(f"--{name}", type=float, help="mean seconds of a batch of 32")
     parser.add_argument("--load", type=float, default=90.0, help="seconds to load a model")
     parser.add_argument("--event", type=float, default=0.004, help="seconds of the loop per event")
     options = parser.parse_args()
-    options.prompts = options.prompts or {"measure": 64, "simulate": 10_000}[options.what]
-    {"measure": measure, "simulate": simulate}[options.what](options)
+    options.prompts = options.prompts or (10_000 if options.what == "simulate" else 64)
+    {"measure": measure, "simulate": simulate, "one": run_one}[options.what](options)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Store:
         url: of a fresh bucket.
         refused: requests that were answered with 503.
         puts: paths put, in order.
+        conditional: whether it knows puts on condition; else it ignores the condition.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Store:
         from werkzeug.serving import make_server
 
         self._app = DomainDispatcherApplication(create_backend_app)
-        self._until, self.refused, self.puts = 0.0, 0, []
+        self._until, self.refused, self.puts, self.conditional = 0.0, 0, [], True
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.endpoint = f"http://127.0.0.1:{self._server.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -45,6 +46,8 @@ class Store:
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [SLOW_DOWN]
         if environ["REQUEST_METHOD"] == "PUT":
             self.puts.append(environ["PATH_INFO"])
+            if not self.conditional:
+                environ.pop("HTTP_IF_NONE_MATCH", None)
         return self._app(environ, start_response)
 
     def fail_for(self, seconds: float) -> None:
@@ -65,6 +68,8 @@ class Store:
 @contextmanager
 def serve() -> Iterator[Store]:
     """The server, with the environment variables by which clients find it."""
+    import s3fs
+
     store = Store()
     variables = {
         "AWS_ENDPOINT_URL": store.endpoint,
@@ -75,6 +80,7 @@ def serve() -> Iterator[Store]:
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    s3fs.S3FileSystem.clear_instance_cache()  # a client of an earlier server would ask that one
     try:
         yield store
     finally:

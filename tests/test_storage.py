@@ -1,13 +1,6 @@
-"""Storage: local files and a real object store, atomic writes, patience, and who may write."""
+"""Storage: local files and a real object store, atomic writes, and patience."""
 
 from __future__ import annotations
-
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +8,7 @@ import pytest
 from tests.object_store import serve
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
-from ttsnap.storage import Remote, check_writable, location, locked, patiently, write
+from ttsnap.storage import Remote, check_writable, location, patiently, write
 
 
 @pytest.fixture(scope="module")
@@ -119,34 +112,3 @@ def test_a_recording_in_an_object_store_is_there_as_a_whole(store):
     assert Recording.open(place).seeds[1].tolist() == [3, 4]
     with pytest.raises(ValueError, match="exists already"):
         Recording.create(place, **options)
-
-
-def test_an_output_belongs_to_one_process_at_a_time_until_that_is_gone(tmp_path):
-    out = tmp_path / "run"
-    code = f"""
-import time
-from ttsnap.storage import location, locked
-with locked(location({str(out)!r})):
-    print("in", flush=True)
-    time.sleep(60)
-"""
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "in\n"
-        owner = json.loads((tmp_path / ".run.lock").read_text())
-        assert owner["pid"] == other.pid
-        with pytest.raises(ValueError, match=rf"is being written by process {other.pid} on .* since"), locked(out):
-            pass
-    finally:
-        os.kill(other.pid, signal.SIGKILL)
-        other.wait()
-    assert (tmp_path / ".run.lock").exists()  # killed, it could not tidy up; its lock is gone all the same
-    deadline = time.time() + 10
-    while time.time() < deadline:
-        try:
-            with locked(out):
-                assert json.loads((tmp_path / ".run.lock").read_text())["pid"] == os.getpid()
-            break
-        except ValueError:
-            time.sleep(0.1)
-    assert not (tmp_path / ".run.lock").exists()

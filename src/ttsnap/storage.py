@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import os
 import random
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +109,30 @@ class Remote:
     def write_bytes(self, data: bytes) -> None:
         """Store all of it or nothing."""
         self._ask(lambda store, path: store.pipe_file(path, data))
+
+    def create(self, data: bytes) -> bool:
+        """Store it if nothing is there; false if something else is, also if that was put at the same moment.
+
+        A store without conditional puts stores it in any case.
+        """
+        from fsspec.spec import AbstractFileSystem
+
+        def put(store: Any, path: str) -> bool:
+            if not store.async_impl and type(store).pipe_file is AbstractFileSystem.pipe_file:  # it looks, then puts
+                store.pipe_file(path, data)
+                return True
+            try:
+                store.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                pass
+            except OSError as error:  # some stores do not say which condition failed
+                if error.errno != errno.EINVAL:
+                    raise
+            else:
+                return True
+            return bool(store.cat_file(path) == data)  # a put whose answer was lost has been there before
+
+        return self._ask(put)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove it."""
@@ -254,51 +276,3 @@ def check_writable(folder: AnyPath) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}; give another --out") from error
-
-
-@contextlib.contextmanager
-def locked(out: AnyPath) -> Iterator[None]:
-    """Keep a second process from writing to the same output.
-
-    The lock is the system's own on a file beside the output: it is free as soon as its owner is gone, however it went.
-    The file says who that is. Object stores have no locks, and need none here: results are the same whoever writes
-    them, and are put as a whole.
-
-    Raises:
-        ValueError: another process has it; says which.
-    """
-    if isinstance(out, Remote):
-        yield
-        return
-    import fcntl
-
-    path = out.absolute().parent / f".{out.name or 'out'}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = _owner(file)
-            os.close(file)
-            raise ValueError(f"{out} is being written by {who}; wait for it, or give another --out") from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(file).st_ino == path.stat().st_ino:
-                break
-        os.close(file)  # its owner has just ended and removed it
-    try:
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(owner).encode(), 0)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(file)
-
-
-def _owner(file: int) -> str:
-    try:
-        owner = json.loads(os.pread(file, 1000, 0))
-        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ttsnap import policies
-from ttsnap.cli.scaling import Scale
+from ttsnap.cli.scaling import Scale, interruptible, say
 from ttsnap.cluster.generate import SETTINGS, read_record
 from ttsnap.cost import Ledger, format_amount
+from ttsnap.locks import locked
 from ttsnap.observers import Observer, Start
 from ttsnap.ranking import WeightedSum
 from ttsnap.results import cost_line, write_json
 from ttsnap.search import Look, Result
-from ttsnap.storage import AnyPath, check_writable, locked
+from ttsnap.storage import AnyPath, check_writable
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
@@ -151,7 +152,7 @@ def execute(request: Request, *, as_json: bool) -> None:
     show = Display(quiet=as_json or resumed)
     try:
         if not resumed:
-            with locked(out):
+            with interruptible(), locked(out, say):
                 _search(request, settings, out, fixed, show)
     except KeyboardInterrupt:
         show.close()

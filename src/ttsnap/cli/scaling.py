@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +16,9 @@ import typer
 
 from ttsnap.cli.progress import duration
 from ttsnap.cluster.scheduling import Observer, Outcome, Pool, ThisProcess, execute
+from ttsnap.locks import Check, locked
 from ttsnap.results import write_json
-from ttsnap.storage import AnyPath, Remote, locked
+from ttsnap.storage import AnyPath, Remote
 
 if TYPE_CHECKING:
     from ttsnap.cluster.jobs import Event, Job, Plan
@@ -58,7 +62,7 @@ class Scale:
 def run(job: Job, scale: Scale, out: AnyPath, show: Board) -> Outcome:
     """Run a job; Ctrl-C, a full disk and a second process on the same output are one sentence each."""
     try:
-        with locked(out), show:
+        with interruptible(), locked(out, say) as show.check, show:
             return execute(job, scale.pool(), show)
     except KeyboardInterrupt:
         print(f"stopped: the same command goes on from there ({out})", file=sys.stderr)
@@ -69,6 +73,24 @@ def run(job: Job, scale: Scale, out: AnyPath, show: Board) -> Outcome:
                 error.errno, "the disk is full; all that is stored is whole, and the same command goes on from it"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Take SIGTERM, as schedulers send it before they kill, for Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def say(sentence: str) -> None:
+    """Tell people something."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def failures_file(out: AnyPath, inside: bool) -> AnyPath:
@@ -101,7 +123,13 @@ def report_failures(outcome: Outcome, place: AnyPath, text: Callable[[int], str]
 
 
 class Board(Observer):
-    """One progress bar for all workers, on stderr: images or prompts, how many per second, time left, who does what."""
+    """One progress bar for all workers, on stderr: images or prompts, how many per second, time left, who does what.
+
+    Attributes:
+        check: raises if the run must not go on; see `ttsnap.locks`.
+    """
+
+    check: Check
 
     def __init__(self, what: str, unit: str, *, quiet: bool, workers: bool) -> None:
         from rich.console import Console, Group
@@ -109,6 +137,7 @@ class Board(Observer):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self.what, self.unit, self.quiet, self.workers = what, unit, quiet, workers
+        self.check = lambda: None
         self.images = self.found = self.total = 0
         self._started = time.perf_counter()
         self._states: dict[int, tuple[str, float]] = {}
@@ -159,6 +188,7 @@ class Board(Observer):
         """Show what the workers do."""
         from rich.text import Text
 
+        self.check()
         if self.workers and not self.quiet:
             now = time.perf_counter()
             lines = [f"  worker {w}: {what}, {now - since:.0f} s" for w, (what, since) in sorted(self._states.items())]
