@@ -200,10 +200,11 @@ def main() -> None:
         row(name, found, f"{time.perf_counter() - start:.0f}")
     if a.aware:
         recording = Recording.open(a.aware)
-        if (recording.seeds[:] != test.tree.seeds[test.rows]).any():
+        rows = recording.recorded()
+        if not np.array_equal(recording.seeds[rows], test.tree.seeds[test.rows]):
             parser.error(f"{a.aware} is not of the candidates of {a.held_out[0]}")
         column = recording.rewards.index("shapes")
-        served = [np.asarray(kind[:, ..., column], float) for kind in (recording.aware, recording.clean)]
+        served = [np.asarray(kind[rows, ..., column], float) for kind in (recording.aware, recording.clean)]
         looks = np.where(np.isnan(served[0]), served[1], served[0])
         taus = [kendall_tau(looks[..., call - 1], test.targets) for call in trial.calls]
         row("shapes-aware, as served (features, other training)", np.stack(taus), "")
