@@ -13,12 +13,14 @@ from typing import ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from tests.samplers import tiny
+import ttsnap
+from tests.samplers import tiny, tiny_any, tiny_flow, tiny_sd
 from ttsnap import samplers
 from ttsnap.generation import load_sampler
 from ttsnap.loading import Loading, compile_denoiser, load_model, place, save_memory, warm_up
+from ttsnap.policies import SuccessiveHalving
 from ttsnap.samplers import flops
 
 SMALL = {"num_steps": 3, "height": 32, "width": 32, "max_sequence_length": 12}
@@ -60,29 +62,6 @@ def test_a_directory_is_loaded_in_the_dtype_asked_for(folder, stock):
     pipe = load_model(str(folder), Loading("cpu", "bfloat16"))
     assert {part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder_2)} == {torch.bfloat16}
     same(fresh(folder), stock)
-
-
-def test_a_file_with_a_denoiser_takes_the_rest_from_its_pipeline(folder, tmp_path):
-    other = fresh(folder)
-    for parameter in other.transformer.parameters():
-        parameter.data.mul_(0.9)
-    file = tmp_path / "finetuned.safetensors"
-    save_file({key: value.contiguous() for key, value in other.transformer.state_dict().items()}, file)
-    same(load_model(str(file), Loading("cpu", config=str(folder))), other)
-    missing = load_file(file)
-    missing.pop(next(iter(missing)))
-    save_file(missing, tmp_path / "part.safetensors")
-    with pytest.raises(ValueError, match=r"does not (hold all weights of|fit) the transformer"):
-        load_model(str(tmp_path / "part.safetensors"), Loading("cpu", config=str(folder)))
-
-
-@pytest.mark.slow
-def test_the_pipeline_of_a_known_layout_asks_the_hub_for_its_configuration(tmp_path):
-    """Keys of FLUX.1-schnell's own layout; offline its configuration cannot be had."""
-    file = tmp_path / "flux.safetensors"
-    save_file({"double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(4)}, file)
-    told = ask("http://127.0.0.1:9", [str(file)], HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert "HF_HUB_OFFLINE is set" in told[str(file)]
 
 
 def _truncate(path):
@@ -218,8 +197,10 @@ def test_no_network_and_offline_say_so(tmp_path):
 
 def test_options_are_checked(folder, stock):
     for loading, message in (
-        (Loading("cpu", offload="disk"), "offload is none, model, got 'disk'"),
+        (Loading("cpu", offload="disk"), "offload is none, model, sequential, got 'disk'"),
         (Loading("cpu", offload="model"), "needs an accelerator"),
+        (Loading("cpu", offload="sequential"), "offload sequential needs an accelerator"),
+        (Loading("cpu", offload="sequential", compile=True), "does not go with offload sequential"),
         (Loading("cpu", config="x"), "config belongs to a single"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -228,16 +209,32 @@ def test_options_are_checked(folder, stock):
         load_sampler(stock, offload="model", **SMALL)
 
 
-def test_offloaded_models_come_when_they_run_and_give_the_same(monkeypatch, tmp_path, folder, stock):
-    """From the CPU to the CPU: the hooks that would move weights to an accelerator fire, and are counted."""
+def offload(pipe, how):
+    """From the CPU to the CPU.
+
+    diffusers makes `cpu:0` of `cpu` for single layers; a parameter that is moved to where it is under this other name
+    comes back as a plain tensor, of which accelerate then fails to make a parameter. An accelerator has one name.
+    """
+    place(pipe, torch.device("cpu"), how)
+    for model in pipe.components.values():
+        for module in model.modules() if isinstance(model, torch.nn.Module) else ():
+            hook = getattr(module, "_hf_hook", None)
+            for one in getattr(hook, "hooks", [hook]):
+                if getattr(one, "execution_device", None) is not None:
+                    one.execution_device = torch.device("cpu")
+
+
+@pytest.mark.parametrize("how", ["model", "sequential"])
+def test_offloaded_models_come_when_they_run_and_give_the_same(how, monkeypatch, tmp_path, folder, stock):
+    """The hooks that would move weights to an accelerator fire, and are counted."""
     from accelerate import hooks
 
     expected = finished(stock)
     images = samplers.for_pipeline(stock, **SMALL).decode(expected.x0)
     pipe = fresh(folder)
-    place(pipe, torch.device("cpu"), "model")
+    offload(pipe, how)
     came = []
-    kind = hooks.CpuOffload
+    kind = hooks.CpuOffload if how == "model" else hooks.AlignDevicesHook
     before = kind.pre_forward
     monkeypatch.setattr(
         kind,
@@ -248,18 +245,61 @@ def test_offloaded_models_come_when_they_run_and_give_the_same(monkeypatch, tmp_
     monkeypatch.setattr(flops, "_memory", {})
     sampler = samplers.for_pipeline(pipe, **SMALL)
     counted = flops.cost_model(sampler, {"red": tiny.Redness()})
+    assert not came  # operations are counted without weights
     monkeypatch.setattr(flops, "_memory", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "again"))
     assert counted.tflops() == flops.cost_model(samplers.for_pipeline(stock, **SMALL), {"red": tiny.Redness()}).tflops()
-    came.clear()
     state = sampler.advance(sampler.start(PROMPTS, [1, 2]), 1)
     sampler.decode(state.x0)
     state = sampler.advance(state, 3)
     torch.testing.assert_close(state.latents, expected.latents)
     torch.testing.assert_close(sampler.decode(state.x0), images)
-    assert {"CLIPTextModel", "T5EncoderModel", "FluxTransformer2DModel", "AutoencoderKL"} <= set(came)
+    if how == "model":
+        assert {"CLIPTextModel", "T5EncoderModel", "FluxTransformer2DModel", "AutoencoderKL"} <= set(came)
+    else:
+        assert came.count("Linear") > 100
+        assert all(parameter.is_meta for parameter in pipe.transformer.parameters())  # they went again
     sampler.text("a green triangle")  # after the denoiser ran: everything goes back first
     torch.testing.assert_close(sampler.advance(state_of(sampler), 3).latents, finished_alone(stock))
+
+
+OFFLOADED = {
+    "sd": (tiny_sd.stable_diffusion, {}),
+    "sdxl": (tiny_sd.sdxl, {}),
+    "sd3": (tiny_sd.sd3, {"max_sequence_length": 12}),
+    "FLUX.2": (tiny_flow.flux2, {"max_sequence_length": 64}),
+    "FLUX.2 Klein": (tiny_flow.flux2_klein, {"max_sequence_length": 96}),
+    "Qwen-Image": (tiny_flow.qwen_image, {"guidance_scale": 3.0}),
+    "Z-Image": (tiny_flow.z_image, {"max_sequence_length": 128}),
+    "Sana": (tiny_flow.sana, {"max_sequence_length": 48}),
+    "PixArt-Sigma": (tiny_flow.pixart, {"max_sequence_length": 12}),
+    "own call": (tiny_any.stable_diffusion, {"sampler": "fallback"}),
+    "own call, video": (tiny_any.ltx, {"sampler": "fallback", "arguments": {"num_frames": 9}}),
+}
+
+
+QUICK = ("sd", "PixArt-Sigma", "own call")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in OFFLOADED]
+)
+def test_a_search_through_layers_that_come_one_by_one_gives_the_same_bytes(name):
+    build, options = OFFLOADED[name]
+    pipe = build()
+    options = {"num_steps": 3, "height": 32, "width": 32, **options}
+    policy = SuccessiveHalving((1, 2), (0.5, 0.5))
+
+    def search():
+        return ttsnap.search(pipe, PROMPTS[0], reward=tiny.Redness(), policy=policy, candidates=3, **options)
+
+    before = search()
+    offload(pipe, "sequential")
+    assert any(parameter.is_meta for parameter in (pipe.components.get("unet") or pipe.transformer).parameters())
+    after = search()
+    assert after.image.tobytes() == before.image.tobytes()
+    assert (after.seed, after.cost.tflop) == (before.seed, before.cost.tflop)
+    assert after.reward == pytest.approx(before.reward)
 
 
 def state_of(sampler):

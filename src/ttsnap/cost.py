@@ -184,8 +184,9 @@ class CostModel:
     TFLOP are counted once per model, resolution and text length (see `ttsnap.samplers.flops`). Seconds are None until
     measured on this machine by `ttsnap.environments.live.calibrate`.
 
-    `early` are the looks that do without the full decoder, by ascending `until`: a look after s calls costs what the
-    first of them with s <= until says, else a decode and a look. Finished images always use the full decoder.
+    `early` are the looks that do without the full decoder (or a safety checker, which sees finished images and counts
+    to their decode), by ascending `until`: a look after s calls costs what the first of them with s <= until says, else
+    a decode and a look. Finished images always use the full decoder.
     """
 
     name: str

@@ -6,26 +6,14 @@ can run code when it is opened.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-OFFLOADS = ("none", "model")
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-# Pipelines of single files, by the kind that diffusers finds in their keys (by the prefix of its name).
-SINGLE_FILES = {
-    "v1": "StableDiffusionPipeline",
-    "v2": "StableDiffusionPipeline",
-    "xl_base": "StableDiffusionXLPipeline",
-    "playground-v2-5": "StableDiffusionXLPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-    "flux-dev": "FluxPipeline",
-    "flux-schnell": "FluxPipeline",
-}
-LORA = ("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "hada_w1", "lokr_w1")
+from ttsnap.model_files import PICKLES, Refused, check_directory, first_line, load_file
+
+OFFLOADS = ("none", "model", "sequential")
 
 
 @dataclass(frozen=True)
@@ -35,7 +23,8 @@ class Loading:
     Attributes:
         device: where it runs (default: the best there is).
         dtype: float32, bfloat16 or float16 (default: bfloat16 on accelerators, float32 on the CPU).
-        offload: `model`: whole models wait in main memory until they run; `none`.
+        offload: `model`: whole models wait in main memory until they run; `sequential`: every layer does (slow, least
+            memory); `none`.
         compile: compile the denoiser's repeated blocks with `torch.compile`.
         attention_slicing: attention of UNets in slices, for less memory.
         vae_slicing: decode image by image.
@@ -56,6 +45,8 @@ class Loading:
         """ValueError about what can be wrong without a model."""
         if self.offload not in OFFLOADS:
             raise ValueError(f"offload is {', '.join(OFFLOADS)}, got {self.offload!r}")
+        if self.compile and self.offload == "sequential":
+            raise ValueError("compile does not go with offload sequential; use offload model, or leave out compile")
 
 
 def load_model(model: str, loading: Loading | None = None) -> Any:
@@ -140,9 +131,11 @@ def find_device(device: str | None) -> Any:
 
 
 def place(pipe: Any, device: Any, offload: str = "none") -> None:
-    """Put a pipeline on a device, or let its models come there when they run."""
+    """Put a pipeline on a device, or let its models, or their layers one by one, come there when they run."""
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
     else:
         pipe.to(device)
 
@@ -211,7 +204,7 @@ def _load(model: str, dtype: Any, config: str | None) -> Any:
     path = Path(model)
     try:
         if path.is_file():
-            return _load_file(path, dtype, config)
+            return load_file(path, dtype, config)
         if config is not None:
             raise ValueError("config belongs to a single .safetensors file")
         if path.is_dir():
@@ -221,119 +214,6 @@ def _load(model: str, dtype: Any, config: str | None) -> Any:
         raise
     except Exception as error:
         raise ValueError(explain(model, error)) from error
-
-
-class Refused(ValueError):
-    """A model that cannot be used; the message says why and what would work."""
-
-
-def check_directory(path: Path) -> None:
-    """Refuse a directory whose description, class or weights cannot be used.
-
-    Raises:
-        Refused: what is wrong with it.
-    """
-    import diffusers
-
-    index = path / "model_index.json"
-    try:
-        data = json.loads(index.read_text(encoding="utf-8"))
-        name = data["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused(f"{index} is damaged; download the model again") from error
-    if not isinstance(name, str) or not hasattr(diffusers, name):
-        raise Refused(
-            f"{path} is a {name}, which diffusers {diffusers.__version__} does not have (code that comes with a model "
-            "is not run); a newer diffusers may"
-        )
-    for part in sorted(key for key, value in data.items() if isinstance(value, list) and value[0] is not None):
-        folder = path / part
-        if not folder.is_dir():
-            raise Refused(f"{path} lacks its folder {part}; download the model again")
-        weights = sorted(folder.glob("*.safetensors"))
-        for file in weights:
-            check_safetensors(file)
-        if not weights and (pickles := [file for file in folder.iterdir() if file.suffix in PICKLES]):
-            raise Refused(
-                f"{folder} holds its weights as a pickle only ({pickles[0].name}), which can run code when it is "
-                "opened; get the model as safetensors, or convert it where you trust it"
-            )
-
-
-def check_safetensors(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: name -> dtype, shape, offsets.
-
-    Raises:
-        Refused: it is truncated, or no safetensors file.
-    """
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size - 8:
-                raise ValueError
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"{path} is truncated or no safetensors file; download it again") from error
-    if needed != size:
-        raise Refused(f"{path} is truncated: {size} of {needed} bytes are there; download it again")
-    return dict(header)
-
-
-def _load_file(path: Path, dtype: Any, config: str | None) -> Any:
-    """A pipeline from a single file: whole, or a denoiser with the rest from `config`."""
-    import diffusers
-    import torch
-    from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES, infer_diffusers_model_type
-
-    header = check_safetensors(path)
-    if any(mark in key for key in header for mark in LORA):
-        raise Refused(
-            f"{path} is a LoRA, not a whole model: load its base in Python, call load_lora_weights, and give ttsnap "
-            "that pipeline"
-        )
-    if config is not None and (Path(config) / "model_index.json").is_file():
-        pipe = _with_denoiser(path, Path(config), header, dtype)
-        if pipe is not None:
-            return pipe
-    keys = {key: torch.empty(entry["shape"], device="meta") for key, entry in header.items()}
-    kind = infer_diffusers_model_type(keys)  # `v1` also where nothing is known of the keys
-    names = [name for prefix, name in SINGLE_FILES.items() if kind.startswith(prefix)]
-    if not names or (kind == "v1" and CHECKPOINT_KEY_NAMES["v1"] not in keys):
-        known = ", ".join(dict.fromkeys(SINGLE_FILES.values()))
-        raise Refused(
-            f"{path} is not a whole model of a known layout ({known}); give a diffusers directory, or with a denoiser "
-            "alone the directory of its pipeline as config"
-        )
-    options = {"config": config} if config else {}
-    return getattr(diffusers, names[0]).from_single_file(str(path), torch_dtype=dtype, **options)
-
-
-def _with_denoiser(path: Path, base: Path, header: dict[str, Any], dtype: Any) -> Any:
-    """The pipeline of a directory with the denoiser of a file; None if the file is a whole model."""
-    import diffusers
-
-    if any(key.startswith(("first_stage_model.", "vae.", "conditioner.", "cond_stage_model.")) for key in header):
-        return None
-    check_directory(base)
-    data = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
-    part = next((name for name in ("transformer", "unet") if name in data), None)
-    if part is None:
-        return None
-    kind = getattr(diffusers, data[part][1])
-    try:
-        denoiser = kind.from_single_file(str(path), config=str(base), subfolder=part, torch_dtype=dtype)
-    except Exception as error:
-        raise Refused(
-            f"{path} does not fit the {part} of {base} ({_first_line(error)}); give the directory of its own pipeline"
-        ) from error
-    if any(parameter.is_meta for parameter in denoiser.parameters()):
-        raise Refused(f"{path} does not hold all weights of the {part} of {base}; give its own pipeline as config")
-    return diffusers.DiffusionPipeline.from_pretrained(
-        base, torch_dtype=dtype, use_safetensors=True, **{part: denoiser}
-    )
 
 
 def explain(model: str, error: BaseException) -> str:
@@ -371,7 +251,7 @@ def explain(model: str, error: BaseException) -> str:
     if offline or met(errors.LocalEntryNotFoundError, ConnectionError) or _is_connection(chain):
         why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         return f"model {model!r} is not on this machine and {why}; connect, or give the directory of a copy"
-    return f"cannot load model {model!r}: {_first_line(error)}"
+    return f"cannot load model {model!r}: {first_line(error)}"
 
 
 def _is_connection(chain: Sequence[BaseException]) -> bool:
@@ -385,7 +265,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}  # of UniPC, as Wan has it
+
 
 def redness(images, prompts, *, sigma):
     """A genuine if simple reward: how red an image is, compared with its other colours."""
@@ -85,7 +87,8 @@ def stable_diffusion(kind="DPMSolverMultistepScheduler", pipeline="StableDiffusi
         from diffusers import ControlNetModel
 
         parts["controlnet"] = ControlNetModel(**_blocks(), conditioning_embedding_out_channels=(4, 8))
-        for block in parts["controlnet"].controlnet_down_blocks:
+        zeros = [parts["controlnet"].controlnet_cond_embedding.conv_out, *parts["controlnet"].controlnet_down_blocks]
+        for block in zeros:  # which would hide the picture
             torch.nn.init.normal_(block.weight, std=0.3)
     return _ready(getattr(diffusers, pipeline)(scheduler=scheduler(kind, **options), **parts))
 
@@ -136,6 +139,44 @@ def aura_flow():
         pos_embed_max_size=64,
     )
     return _ready(AuraFlowPipeline(tokenizer, encoder, _vae(), transformer, FlowMatchEulerDiscreteScheduler(shift=1.7)))
+
+
+def latent_diffusion():
+    """Latent Diffusion, whose call encodes the prompt itself."""
+    from diffusers import LDMTextToImagePipeline
+
+    tokenizer, encoder = _t5()
+    return _ready(LDMTextToImagePipeline(_vae(), encoder, tokenizer, _unet(), scheduler("DDIMScheduler")))
+
+
+def wan(kind="FlowMatchEulerDiscreteScheduler", **options):
+    """Wan: 9 frames of 32 x 32."""
+    import diffusers
+
+    tokenizer, encoder = _t5()
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=128,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=3,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 2.0, 0.5, 1.0],
+    )
+    scheduler = getattr(diffusers, kind)(**options)
+    return _ready(diffusers.WanPipeline(tokenizer, encoder, vae, scheduler, transformer))
 
 
 def ltx(timestep_conditioning=False):

@@ -73,7 +73,18 @@ def scheduler(kind="EulerDiscreteScheduler", **config):
     return getattr(diffusers, kind)(**betas | {"steps_offset": 1, "timestep_spacing": "leading"} | config)
 
 
-def stable_diffusion(schedule=None):
+def safety():
+    """A random safety checker with its image processor."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessorPil
+
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = tower | {"image_size": 32, "patch_size": 16}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8))
+    return checker, CLIPImageProcessorPil(crop_size=32, size=32)
+
+
+def stable_diffusion(schedule=None, *, safety_checker=False):
     """A random StableDiffusionPipeline."""
     from diffusers import StableDiffusionPipeline
 
@@ -82,17 +93,15 @@ def stable_diffusion(schedule=None):
     torch.manual_seed(0)
     clip, t5 = tokenizers()
     text, _ = encoders(clip, t5)
-    return ready(
-        StableDiffusionPipeline(
-            vae(), text, clip, unet(cross_attention_dim=128), schedule or scheduler(), None, None, None, False
-        )
-    )
+    model, steps = unet(cross_attention_dim=128), schedule or scheduler()
+    checker = safety() if safety_checker else (None, None)
+    return ready(StableDiffusionPipeline(vae(), text, clip, model, steps, *checker, None, safety_checker))
 
 
-def sdxl(schedule=None, *, zeros=True, **vae_config):
+def sdxl(schedule=None, *, zeros=True, second_width=128, **vae_config):
     """A random StableDiffusionXLPipeline."""
     from diffusers import StableDiffusionXLPipeline
-    from transformers import CLIPTextModelWithProjection
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     from ttsnap.shapes.make.text import encoders, tokenizers
 
@@ -100,13 +109,14 @@ def sdxl(schedule=None, *, zeros=True, **vae_config):
     clip, t5 = tokenizers()
     text, _ = encoders(clip, t5)
     model = unet(
-        cross_attention_dim=256,
+        cross_attention_dim=128 + second_width,
         transformer_layers_per_block=(1, 2),
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=128 + 6 * 8,
+        projection_class_embeddings_input_dim=second_width + 6 * 8,
     )
-    second = CLIPTextModelWithProjection(text.config)
+    width = {"hidden_size": second_width, "projection_dim": second_width}
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**text.config.to_dict() | width))
     return ready(
         StableDiffusionXLPipeline(
             vae(**vae_config), text, second, clip, clip, model, schedule or scheduler(), None, None, zeros, False

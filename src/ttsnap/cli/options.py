@@ -39,7 +39,9 @@ AsJson = Annotated[
 _MODEL = "Model"
 Offload = Annotated[
     str | None,
-    typer.Option(help="model: keep models that do not run in main memory; none.", rich_help_panel=_MODEL),
+    typer.Option(
+        help="model: keep models that do not run in main memory; sequential: every layer; none.", rich_help_panel=_MODEL
+    ),
 ]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the denoiser (torch.compile).", rich_help_panel=_MODEL)

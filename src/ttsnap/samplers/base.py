@@ -164,7 +164,8 @@ class PipelineSampler(ABC):
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max batch must be at least 1, got {max_batch}")
         self.pipe = pipe
-        self.device: torch.device = pipe._execution_device
+        device: torch.device = pipe._execution_device  # not where the weights of an offloaded model wait
+        self.device = torch.device("cpu") if device.type == "cpu" else device  # `cpu:0` is another name for it
         self.num_steps = num_steps
         self.height = height
         self.width = width
@@ -239,6 +240,8 @@ class PipelineSampler(ABC):
 
     # What previews need; families with latents other than [n, channels, height, width] say how.
 
+    spatial_unit = 1  # latents that `decode_spatial` takes are so many times a whole number high and wide
+
     def spatial(self, x0: Tensor) -> Tensor:
         """Predicted clean latents as a picture [n, channels, h, w], normalised as the denoiser sees them.
 
@@ -285,6 +288,11 @@ class PipelineSampler(ABC):
     def text(self, prompt: str) -> Any:
         """Encode a prompt ahead of its candidates, if that can be."""
         return None
+
+    @property
+    def check_tflop(self) -> float:
+        """TFLOP of what a finished image goes through beside decoding: a safety checker, which sees no early looks."""
+        return 0.0
 
     def counted(self) -> tuple[float, float, float] | None:
         """TFLOP of one call, one decode and one encoded prompt, if the sampler counts for itself."""

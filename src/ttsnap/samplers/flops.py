@@ -85,17 +85,18 @@ def cost_model(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str
     early = _early(sampler, rewards, prompt, decode)
     texts = count_texts(rewards, sampler.sigmas, sampler.device, sampler.height, sampler.width, prompt)
     prompt_tflop += text
-    return CostModel(name, call, decode, look, prompt_tflop, max_batch=sampler.max_batch, early=early, texts=texts)
+    finished = decode + sampler.check_tflop
+    return CostModel(name, call, finished, look, prompt_tflop, max_batch=sampler.max_batch, early=early, texts=texts)
 
 
 def _early(sampler: PipelineSampler, rewards: Mapping[str, Any], prompt: str, decode: float) -> tuple[LookCost, ...]:
-    """The cost of the looks that do without the full decoder, or with other judges than finished images have."""
+    """The cost of looks that do without what finished images go through, or with other judges than these have."""
     kinds: list[tuple[Any, tuple[bool, ...]]] = []
     looks: list[LookCost] = []
     for step in range(1, sampler.num_steps):
         reading = tuple(reads_features(reward, sampler.sigmas[step - 1]) for reward in rewards.values())
         kind = (sampler.preview_at(step), reading)
-        if kind[0] is None and not any(reading):
+        if kind[0] is None and not any(reading) and not sampler.check_tflop:
             break
         if not kinds or kinds[-1] != kind:
             kinds.append(kind)
@@ -225,7 +226,7 @@ def _count(sampler: PipelineSampler) -> list[float]:
     real = _twin(sampler, {})
     try:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        models = {name: _without_data(model, fake) for name, model in _models(sampler.pipe).items()}
+        models = {name: _without_data(model, fake, sampler.device) for name, model in _models(sampler.pipe).items()}
         try:
             with fake:
                 return _count_parts(_twin(sampler, models))
@@ -260,10 +261,27 @@ def _twin(sampler: PipelineSampler, models: Mapping[str, torch.nn.Module]) -> Pi
     return twin
 
 
-def _without_data(model: torch.nn.Module, fake: Any) -> torch.nn.Module:
-    """A copy of a model whose weights have shapes and dtypes but no data."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): fake.from_tensor(tensor) for tensor in tensors})
+def _without_data(model: torch.nn.Module, fake: Any, device: Any = None) -> torch.nn.Module:
+    """A copy of a model whose weights have shapes and dtypes but no data.
+
+    Of a model that is offloaded, what accelerate does around each forward is left out, and the weights are on `device`:
+    its hooks cannot bring data to where there is none (and fail in making parameters of fake tensors).
+    """
+    hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
+
+    def shape_of(tensor: torch.Tensor) -> torch.Tensor:
+        if not hooks:
+            return fake.from_tensor(tensor)  # type: ignore[no-any-return]
+        with fake:
+            return torch.empty_like(tensor, device=device)
+
+    known: dict[int, Any] = {id(tensor): shape_of(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, known | dict.fromkeys(map(id, hooks)))
+    for state in map(vars, twin.modules()):
+        if "_hf_hook" in state:
+            del state["_hf_hook"]
+            state["forward"] = state.pop("_old_forward")
+    return twin
 
 
 def _models(pipe: Any) -> dict[str, torch.nn.Module]:
