@@ -3,11 +3,10 @@
     python benchmarks/models.py                # prints the table; --write keeps it for `ttsnap models`
     python benchmarks/models.py FLUX.2 Sana    # models whose name contains one of these
 
-No weights are needed. The models are built without data (fake tensors) from the configurations below: those of
-diffusers' defaults and conversion scripts where these tell them, else what is known of the published checkpoints, which
-could not be read here (text encoders, Stable Diffusion). They are run through the adapters of `ttsnap.samplers`,
-guidance included. Text encoders are built for their number of parameters only. A prompt is as long as the adapter pads
-it to; where it keeps its length (Qwen-Image, Z-Image), it has 64 tokens.
+No weights are needed. The models are built without data (fake tensors) from the configurations below; docs/models.md
+says what they were compared with. They are run through the adapters of `ttsnap.samplers`, guidance included. Text
+encoders are built for their number of parameters only. A prompt is as long as the adapter pads it to; where it keeps its
+length (Qwen-Image, Z-Image), it has 64 tokens.
 """
 
 from __future__ import annotations

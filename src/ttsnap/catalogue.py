@@ -146,6 +146,7 @@ FAMILIES = (
         steps=4,
         rungs=FEW_START[0],
         keep=FEW_START[1],
+        note="gated",
     ),
     Family(
         "SDXL",
@@ -167,7 +168,7 @@ FAMILIES = (
         rungs=DEAR_LOOKS[0],
         keep=DEAR_LOOKS[1],
         note="made for 512 px, where a decode costs more than a call: --preview tiny or small; the PNDM scheduler it "
-        "comes with cannot run in full batches; its safety checker sees every decoded image",
+        "comes with cannot run in full batches; its safety checker sees finished images, not early looks",
     ),
     Family(
         "SD 2.1",

@@ -79,7 +79,7 @@ class Pictures:
             given["image"] = given.pop("control_image")
         width, height = options.get("width"), options.get("height")
         if width and height:
-            given = {use: picture.resize((width, height)) for use, picture in given.items()}
+            given = {use: _resized(picture, (width, height)) for use, picture in given.items()}
         options = {key: value for key, value in options.items() if key not in ("width", "height") or key in taken}
         arguments: dict[str, Any] = {**(options.get("arguments") or {}), **given}
         if self.strength is not None:
@@ -108,6 +108,15 @@ def read_picture(path: Path) -> Image:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     return whole
+
+
+def _resized(picture: Image, size: tuple[int, int]) -> Image:
+    """A picture made as large as is asked for, which knows that and its file."""
+    if picture.size == size:
+        return picture
+    other = picture.resize(size)
+    other.filename, other.resized = picture.filename, True  # type: ignore[attr-defined]
+    return other
 
 
 def _taken(pipe: Any) -> set[str]:

@@ -67,6 +67,52 @@ def test_image_to_image(models, tmp_path, picture, ttsnap):
     assert "other settings (image differ)" in err
 
 
+def reproduced(record, pipe):
+    """What the stock pipeline makes by the line in the record."""
+    import PIL.Image
+
+    pipe.set_progress_bar_config(disable=True)
+    return np.asarray(eval(record["reproduce"], {"pipe": pipe, "torch": torch, "PIL": PIL}).images[0])
+
+
+def test_a_mask_is_painted_over(tmp_path, picture, ttsnap):
+    pipe = tiny_any.stable_diffusion("DDIMScheduler", "StableDiffusionInpaintPipeline")
+    pipe.save_pretrained(tmp_path / "inpaint")
+    Image.fromarray(np.pad(np.full((24, 24), 255, np.uint8), 12)).save(tmp_path / "mask.png")
+    made = {}
+    for name, mask in (("some", tmp_path / "mask.png"), ("all", None)):
+        if mask is None:
+            mask = tmp_path / "white.png"
+            Image.new("L", (48, 48), 255).save(mask)
+        code, out, err = ttsnap(
+            "generate", "a red circle", "--model", tmp_path / "inpaint", "--image", picture, "--mask", mask,
+            "--size", 32, "--out", tmp_path / name, *FEW,
+        )  # fmt: skip
+        assert code == 0, err
+        record = json.loads(out)
+        assert ".resize((32, 32)), mask_image=" in record["reproduce"]
+        made[name] = np.asarray(Image.open(record["files"]["images"][0]))
+        np.testing.assert_array_equal(reproduced(record, pipe), made[name])
+    assert (made["some"] != made["all"]).any()
+
+
+def test_a_control_image_leads(tmp_path, picture, ttsnap):
+    pipe = tiny_any.stable_diffusion("UniPCMultistepScheduler", "StableDiffusionControlNetPipeline")
+    pipe.save_pretrained(tmp_path / "control")
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    made = []
+    for number, control in enumerate((picture, tmp_path / "black.png")):
+        code, out, err = ttsnap(
+            "generate", "a red circle", "--model", tmp_path / "control", "--control-image", control,
+            "--size", 32, "--out", tmp_path / str(number), *FEW,
+        )  # fmt: skip
+        assert code == 0, err
+        record = json.loads(out)
+        made.append(np.asarray(Image.open(record["files"]["images"][0])))
+        np.testing.assert_array_equal(reproduced(record, pipe), made[-1])
+    assert (made[0] != made[1]).any()
+
+
 def test_a_video_keeps_its_frames_and_shows_the_middle_one(models, tmp_path, ttsnap):
     code, out, err = ttsnap(
         "generate", "a red circle", "--model", models / "ltx", "--size", 32, "--look-frames", "first,last",
@@ -79,6 +125,45 @@ def test_a_video_keeps_its_frames_and_shows_the_middle_one(models, tmp_path, tts
         film.seek(film.n_frames // 2)
         middle = np.asarray(film.convert("RGB"))
     np.testing.assert_array_equal(middle, np.asarray(Image.open(tmp_path / "o" / "best.png")))
+
+
+RECORD = ["a red circle", "--per-prompt", "2", "--steps", "3", "--calls", "1,3", "--size", 32, "--json"]
+
+
+def test_record_stores_the_chosen_frame_of_videos_or_asks_for_one(models, tmp_path, ttsnap):
+    video = ["record", *RECORD, "--model", models / "ltx"]
+    code, _, err = ttsnap(*video, "--out", tmp_path / "many")
+    assert code == 2
+    assert "LTXPipeline makes videos, and a tree keeps one image of each look: choose one frame" in err
+    assert not (tmp_path / "many").exists()
+    made = {}
+    for frame in ("first", "last"):
+        code, out, err = ttsnap(*video, "--out", tmp_path / frame, "--look-frames", frame)
+        assert code == 0, err
+        assert json.loads(out)["images"] == 4
+        made[frame] = np.asarray(Image.open(tmp_path / frame / "p0000" / "id000" / "s02.png"))
+    pipe = tiny_any.ltx()
+    film = pipe(
+        "a red circle",
+        height=32,
+        width=32,
+        num_inference_steps=3,
+        output_type="np",
+        generator=torch.Generator("cpu").manual_seed(0),
+    ).frames[0]
+    for frame, index in (("first", 0), ("last", -1)):
+        assert np.abs((film[index] * 255).round() - made[frame]).max() <= 1
+    code, _, err = ttsnap(*video, "--out", tmp_path / "last", "--look-frames", "first")
+    assert code == 2
+    assert "look_frames" in err
+
+
+def test_record_judges_several_frames_of_videos(models, tmp_path, ttsnap):
+    from ttsnap.recordings import Recording
+
+    code, _, err = ttsnap("record", *RECORD, "--model", models / "ltx", "--out", tmp_path / "r.zarr", *REWARD)
+    assert code == 0, err
+    assert np.isfinite(Recording(tmp_path / "r.zarr").clean[0][:, [0, 2]]).all()
 
 
 def test_wrong_pictures_are_one_sentence(models, tmp_path, picture, ttsnap):

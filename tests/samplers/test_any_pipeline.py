@@ -61,15 +61,24 @@ CASES = {
         tiny_any.pixart_alpha(),
         {"num_steps": 5, "arguments": {"use_resolution_binning": False, "clean_caption": False}},
     ),
+    "Latent Diffusion": lambda: (tiny_any.latent_diffusion(), {"num_steps": 5, "guidance_scale": 3.0, **SMALL}),
     "AuraFlow": lambda: (tiny_any.aura_flow(), {"num_steps": 5, **SMALL}),
     "LTX-Video": lambda: (tiny_any.ltx(), {"num_steps": 5, **SMALL, "arguments": {"num_frames": 9}}),
+    "Wan": lambda: (
+        tiny_any.wan(),
+        {"num_steps": 5, **SMALL, "max_sequence_length": 12, "arguments": {"num_frames": 9}},
+    ),
+    "Wan, UniPC": lambda: (
+        tiny_any.wan("UniPCMultistepScheduler", **tiny_any.FLOW),
+        {"num_steps": 5, **SMALL, "max_sequence_length": 12, "arguments": {"num_frames": 9}},
+    ),
     "LTX-Video, noise in the decoder": lambda: (
         tiny_any.ltx(True),
         {"num_steps": 5, **SMALL, "arguments": {"num_frames": 9, "decode_timestep": 0.05}},
     ),
 }
-# Where something is done to the latents behind the scheduler's step: they are compared as images alone.
-BEHIND_THE_STEP = ("inpainting",)
+# Where something is done to the latents behind the scheduler's step, or they are not given out: images are compared.
+BEHIND_THE_STEP = ("inpainting", "Latent Diffusion")
 
 
 def stock(pipe, sampler, prompt, seed, output="np"):
@@ -81,7 +90,10 @@ def numbers(images):
     return torch.from_numpy(np.asarray(images)).movedim(-1, -3)
 
 
-SLOW = ("DDPM", "DPM++ SDE", "UniPC", "FLUX", "inpainting", "AuraFlow", "LTX-Video, noise in the decoder")
+SLOW = (
+    *("DDPM", "DPM++ SDE", "UniPC", "FLUX", "inpainting", "AuraFlow", "Wan"),
+    "LTX-Video, noise in the decoder",
+)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
@@ -156,6 +168,24 @@ def test_a_prompt_is_encoded_once_and_so_is_a_picture():
     sampler.forget_prompts()
     sampler.advance(sampler.start(PROMPTS[:1], [9]), 1)
     assert (len(texts), len(pictures)) == (6, 1)
+
+
+def test_a_prompt_that_the_call_encodes_itself_is_encoded_once_and_charged():
+    from ttsnap.samplers.flops import cost_model, count_tflop
+
+    pipe = tiny_any.latent_diffusion()
+    sampler = AnyPipelineSampler(pipe, num_steps=3, guidance_scale=3.0, **SMALL)
+    texts = []
+    hook = pipe.bert.register_forward_hook(lambda *_: texts.append(1))
+    state = sampler.advance(sampler.start(PROMPTS * 2, range(4)), 2)
+    sampler.look(state)
+    assert len(texts) == 3  # both prompts, and none for guidance
+    sampler.forget_prompts()
+    sampler.advance(sampler.start(PROMPTS[:1], [9]), 1)
+    assert len(texts) == 5
+    hook.remove()
+    once = count_tflop(lambda: pipe.bert(torch.zeros(1, 77, dtype=torch.long)))
+    assert cost_model(sampler, {"red": tiny.Redness()}).prompt_tflop == pytest.approx(2 * once)
 
 
 def test_what_is_dropped_frees_its_memory_and_leaves_gradients_as_they_were():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from tests.samplers import tiny
+from tests.samplers import tiny, tiny_flow
 from tests.samplers.toy import Time, ToyReward, ToySampler
 from ttsnap import samplers
 from ttsnap.cost import Budget, CostModel, LookCost, affordable
@@ -92,6 +92,48 @@ def test_small_pictures_are_the_decoded_average_of_the_latents(pipe):
     sampler = samplers.for_pipeline(pipe, **SMALL)
     averaged = torch.nn.functional.avg_pool2d(sampler.spatial(state.x0), 2)
     torch.testing.assert_close(made, sampler.decode_spatial(averaged))
+
+
+PACKED = {
+    "FLUX.2": (tiny_flow.flux2, {"max_sequence_length": 64}),
+    "FLUX.2 Klein": (tiny_flow.flux2_klein, {"max_sequence_length": 96}),
+    "Qwen-Image": (tiny_flow.qwen_image, {}),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_latents_become_the_picture_that_the_full_decoder_gets(name):
+    build, options = PACKED[name]
+    sampler = samplers.for_pipeline(build(), num_steps=3, height=32, width=64, **options)
+    state = sampler.advance(sampler.start(["a red circle"] * 2, [1, 2]), 1)
+    picture, (rows, columns) = sampler.spatial(state.x0), (8, 16)
+    assert picture.shape == (2, 4, 2 * rows, 2 * columns)
+    for place in ((0, 0), (3, 5), (7, 15)):  # a token is a patch of 2 x 2, channel by channel
+        patch = state.x0[:, place[0] * columns + place[1]].reshape(2, 4, 2, 2)
+        top, left = 2 * place[0], 2 * place[1]
+        assert torch.equal(picture[:, :, top : top + 2, left : left + 2], patch)
+    # The noise of the stock pipeline is drawn as a picture, and packed.
+    drawn = torch.randn(1, 4, 16, 32, generator=torch.Generator("cpu").manual_seed(1))
+    if name == "Qwen-Image":
+        torch.testing.assert_close(sampler.spatial(sampler.noise(1)), drawn)
+    full = sampler.look(state)
+    previews.attach(sampler, "small=64")
+    torch.testing.assert_close(sampler.look(state), full)
+    for pixels, shape in ((32, (16, 32)), (20, (8 if name != "Qwen-Image" else 10, 20))):  # whole patches
+        previews.attach(sampler, f"small={pixels}")
+        latents = torch.nn.functional.interpolate(picture, [side // 2 for side in shape], mode="area")
+        assert sampler.look(state).shape == (2, 3, *shape)
+        torch.testing.assert_close(sampler.look(state), sampler.decode_spatial(latents))
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_where_packed_latents_have_no_cheap_map_a_sentence_says_so(name):
+    build, options = PACKED[name]
+    sampler = samplers.for_pipeline(build(), num_steps=3, height=32, width=64, **options)
+    with pytest.raises(ValueError, match="has no linear preview; use full, tiny or small"):
+        previews.attach(sampler, "linear")
+    with pytest.raises(ValueError, match="no tiny decoder is known for"):
+        previews.attach(sampler, "tiny")
 
 
 def test_a_linear_map_is_fitted_where_colours_are_linear_in_the_latents():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from tests.samplers import tiny_sd
+from tests.samplers.tiny import Redness
 from ttsnap import samplers
 from ttsnap.samplers import Declined
 
-A = "a red circle"
+A, B = "a red circle", "a blue square"
 
 
 def equals_stock(sampler, atol=2e-5):
@@ -102,21 +105,75 @@ def test_models_with_v_prediction():
         equals_stock(sampler_of(tiny_sd.stable_diffusion(schedule)))
 
 
-def test_the_safety_checker_sees_what_it_sees_in_the_pipeline():
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPImageProcessorPil
+def object_to(checker, threshold):
+    """The checker objects to everything below a cosine; 1.1: to nothing, -1.1: to all."""
+    checker.concept_embeds_weights.data.fill_(threshold)
+    checker.special_care_embeds_weights.data.fill_(1.1)
 
-    pipe = tiny_sd.stable_diffusion()
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = tower | {"image_size": 32, "patch_size": 16}
-    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8))
-    pipe.register_modules(safety_checker=checker.eval(), feature_extractor=CLIPImageProcessorPil(crop_size=32, size=32))
-    sampler = sampler_of(pipe)
-    for threshold, black in ((1.1, False), (-1.1, True)):
-        checker.concept_embeds_weights.data.fill_(threshold)
-        checker.special_care_embeds_weights.data.fill_(1.1)
-        done = equals_stock(sampler)
-        assert (sampler.decode(done.x0).max() == 0) == black
+
+KINDS = pytest.mark.parametrize("kind", ["adapter", "fallback"])
+
+
+@KINDS
+def test_the_safety_checker_sees_finished_images_alone_and_does_to_them_what_it_does_in_the_pipeline(kind):
+    pipe = tiny_sd.stable_diffusion(safety_checker=True)
+    sampler = sampler_of(pipe, sampler=kind)
+    seen = []
+    pipe.safety_checker.register_forward_pre_hook(lambda *_: seen.append(1))
+    for threshold in (1.1, -1.1):
+        object_to(pipe.safety_checker, threshold)
+        state = sampler.advance(sampler.start([A, B], [7, 8]), 1)
+        assert sampler.look(state).max() > 0
+        assert not seen
+        state = sampler.advance(state, sampler.num_steps)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            images = sampler.look(state)
+        assert seen
+        said = [str(one.message) for one in caught if "safety checker" in str(one.message)]
+        assert len(said) == (2 if threshold < 0 else 0)
+        if said:
+            assert f"the finished image of prompt {B!r}, seed 8 black" in said[1]
+        for row, (prompt, seed) in enumerate([(A, 7), (B, 8)]):
+            line = sampler.reproduce(prompt, seed).removesuffix(")") + ", output_type='pt')"
+            torch.testing.assert_close(
+                images[row], eval(line, {"pipe": pipe, "torch": torch}).images[0], atol=2e-5, rtol=1e-4
+            )
+        assert (images.max() == 0) == (threshold < 0)
+        seen.clear()
+
+
+@KINDS
+def test_what_the_safety_checker_computes_is_charged_to_finished_images(kind, tmp_path, monkeypatch):
+    from ttsnap.samplers import flops
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(flops, "_memory", {})
+    with_checker, without = (
+        flops.cost_model(
+            sampler_of(tiny_sd.stable_diffusion(safety_checker=one), sampler=kind, num_steps=3), {"red": Redness()}
+        )
+        for one in (True, False)
+    )
+    more = with_checker.look(3).picture_tflop - without.look(3).picture_tflop
+    assert more > 0
+    assert with_checker.decode_tflop - without.decode_tflop == pytest.approx(more)
+    assert with_checker.look(1).tflop == pytest.approx(without.look(1).tflop)
+    assert with_checker.look(2).source == "full"
+    assert without.early == ()
+
+
+@KINDS
+def test_the_record_of_a_search_says_which_images_were_made_black(kind):
+    import ttsnap
+
+    pipe = tiny_sd.stable_diffusion(safety_checker=True)
+    object_to(pipe.safety_checker, -1.1)
+    options = {"num_steps": 3, "height": 32, "width": 32, "sampler": kind, "candidates": 2, "policy": "best-of-n"}
+    with pytest.warns(UserWarning, match="safety checker"):
+        found = ttsnap.search(pipe, A, reward=Redness(), seed=4, **options)
+    notes = [note for note in found.to_dict()["notes"] if "safety checker" in note]
+    assert [f"seed {seed} black" in note for seed, note in zip((4, 5), notes, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize(

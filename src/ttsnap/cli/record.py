@@ -96,6 +96,13 @@ def record(
         str | None,
         typer.Option(help="euler, euler-karras, ddim, dpm, dpm-karras (SDXL, SD, PixArt).", rich_help_panel=_MODEL),
     ] = None,
+    look_frames: Annotated[
+        str | None,
+        typer.Option(
+            help="Of videos, the frames looked at: first,middle,last (default) or indices; images need one.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,
     offload: Offload = None,
@@ -122,6 +129,7 @@ def record(
     from ttsnap.cli.scaling import Scale
     from ttsnap.cost import MAX_CANDIDATES
     from ttsnap.diversity import parse
+    from ttsnap.pictures import parse_frames
     from ttsnap.storage import location
 
     check_ranges(
@@ -149,6 +157,7 @@ def record(
                 "guidance_scale": guidance,
                 "negative_prompt": negative_prompt,
                 "scheduler": scheduler,
+                "look_frames": parse_frames(look_frames),
                 **read_size(size),
             },
             max_batch=max_batch,

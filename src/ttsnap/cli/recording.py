@@ -83,12 +83,13 @@ class Request:
     def settings(self, sampler: PipelineSampler) -> dict[str, Any]:
         """Everything that decides the images."""
         found = {"num_steps": sampler.num_steps, **sampler.call_options()}
-        del found["num_inference_steps"]
+        found.pop("num_inference_steps", None)
         dtype = str(sampler.pipe.dtype).removeprefix("torch.")
         if scheduler := self.options.get("scheduler"):
             found["scheduler"] = scheduler
         settings = {"model": self.model, "dtype": dtype, **found, "seed": self.seed}
         settings |= {"preview": self.preview} if sampler.preview else {}
+        settings |= {"look_frames": list(sampler.look_frames)} if sampler.look_frames else {}
         return settings | ({"diversity": self.diversity.to_dict()} if self.diversity else {})
 
 

@@ -305,7 +305,8 @@ def make_images(
                 for view in walk(sampler, texts, seeds, sorted({call for _, call in todo})):
                     call = view.group.step
                     chosen = [row for row in range(len(who)) if (row, call) in todo]
-                    pictures = to_uint8(enlarge(view.images, sampler.height, sampler.width))
+                    images = view.shown[:, 0] if view.shown.ndim == 5 else view.shown  # of a video its one frame
+                    pictures = to_uint8(enlarge(images, sampler.height, sampler.width))
                     writer.put([(tree.path(*who[row], call), pictures[row]) for row in chosen])
                     yield len(chosen), 0
             sampler.forget_prompts()
@@ -395,10 +396,18 @@ def plan_tree(
         store_size: pixels of the shorter side of the stored images (default: as they are decoded).
         image_format: `png`, or `webp` (lossless).
         settings: what decides the images; a tree made with others is refused.
+
+    Raises:
+        ValueError: no such size or calls, or a pipeline that makes videos of which more than one frame is looked at.
     """
     from ttsnap.provenance import versions
     from ttsnap.samplers.flops import cost_model
 
+    if len(sampler.look_frames) > 1:
+        raise ValueError(
+            f"{type(sampler.pipe).__name__} makes videos, and a tree keeps one image of each look: choose one frame "
+            "(--look-frames middle), or record rewards and no images (--reward)"
+        )
     size = (sampler.width, sampler.height)
     if store_size is not None:
         if not 1 <= store_size <= min(size):

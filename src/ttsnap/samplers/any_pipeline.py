@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ttsnap.samplers.base import PipelineSampler, Trajectories
-from ttsnap.samplers.dry_run import Actors, Probe, Skip, counting, replaced
+from ttsnap.samplers.dry_run import Actors, Probe, Skip, counting, replaced, stand_in
 from ttsnap.samplers.estimates import Step
-from ttsnap.samplers.outputs import as_images, chosen_frames, written
+from ttsnap.samplers.outputs import as_images, chosen_frames, objections, warn_of_blanks, written
 from ttsnap.samplers.stock_call import Memo, OnStep, StockCall, own_copy
 
 RESERVED = {
@@ -95,6 +95,7 @@ class AnyPipelineSampler(PipelineSampler):
         self._fixed = _check(pipe, self.arguments)
         self._texts = {name: Memo() for name in ENCODERS if callable(getattr(pipe, name, None))}
         self._pictures = Memo(limit=8)
+        self._encoders: dict[str, Memo] = {}  # models that encode where no `encode_prompt` does
         self._processors = _processors(pipe)
         self._swaps_processors = False
         self._skips = self._decodes_exactly = True
@@ -110,7 +111,7 @@ class AnyPipelineSampler(PipelineSampler):
         )
         self.look_frames = chosen_frames(look_frames, frames)
         self._check_decoding(image, latents)
-        for memo in (*self._texts.values(), self._pictures):
+        for memo in (*self._texts.values(), *self._encoders.values(), self._pictures):
             memo.forget()  # counting chose other kernels, which round differently
 
     # What every sampler provides.
@@ -139,14 +140,19 @@ class AnyPipelineSampler(PipelineSampler):
         given = "".join(f", {name}={written(name, value)}" for name, value in self.arguments.items())
         return f'pipe({prompt!r}{given}, generator=torch.Generator("cpu").manual_seed({seed}))'
 
+    @property
+    def check_tflop(self) -> float:
+        """TFLOP of the pipeline's safety checker, if it has one."""
+        return self.probe.check_tflop
+
     def counted(self) -> tuple[float, float, float]:
         """TFLOP of one step, one decode and one encoded prompt, counted in the call that the sampler began with."""
-        return self.probe.step_tflop, self.probe.tflop["decode"], self.probe.tflop["prompt"]
+        return self.probe.step_tflop, self.probe.tflop["decode"] - self.check_tflop, self.probe.tflop["prompt"]
 
     def forget_prompts(self) -> None:
         """Drop the cached prompt encodings."""
         super().forget_prompts()
-        for memo in self._texts.values():
+        for memo in (*self._texts.values(), *self._encoders.values()):
             memo.forget()
 
     def start(self, prompts: Sequence[str], seeds: Sequence[int]) -> Calls:
@@ -184,7 +190,10 @@ class AnyPipelineSampler(PipelineSampler):
 
     @torch.no_grad()
     def look(self, trajectories: Trajectories) -> Tensor:
-        """Images [n, 3, h, w] (videos [n, frames, 3, h, w]) of candidates; of finished ones what their calls return."""
+        """Images [n, 3, h, w] (videos [n, frames, 3, h, w]) of candidates; of finished ones what their calls return.
+
+        The pipeline's safety checker, if it has one, sees finished images alone; a warning says which it made black.
+        """
         assert isinstance(trajectories, Calls)
         assert trajectories.x0 is not None
         if self.preview_at(trajectories.step):
@@ -194,20 +203,23 @@ class AnyPipelineSampler(PipelineSampler):
             prompt, seed = trajectories.prompts[row], trajectories.seeds[row]
             with self._named(prompt, seed):
                 waits = call is not None and call.waits_at(self.num_steps)
-                if not waits and (self._decodes_exactly or trajectories.step < self.num_steps):
-                    images.append(self._decode(trajectories.x0[row : row + 1], prompt, seed))
-                    continue
-                if call is None or not waits:  # it has returned, or belongs to another thread
-                    call = self._begin(prompt, seed)
-                    self._run(call, self.num_steps)
-                images.append(as_images(self._resume(call), self.device))
+                finished = trajectories.step == self.num_steps
+                if not waits and (self._decodes_exactly or not finished):
+                    output = self._decoding(trajectories.x0[row : row + 1], prompt, seed, finished)
+                else:
+                    if call is None or not waits:  # it has returned, or belongs to another thread
+                        call = self._begin(prompt, seed)
+                        self._run(call, self.num_steps)
+                    output = self._resume(call)
+            warn_of_blanks(objections(output) or [False], [prompt], [seed])
+            images.append(as_images(output, self.device))
         return torch.cat(images)
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] (videos [n, frames, 3, h, w]) in 0..1, fp32, of predicted clean latents [n, ...]."""
-        rows = (x0[row : row + 1] for row in range(len(x0)))
-        return torch.cat([self._decode(row, self._some_prompt, 0) for row in rows])
+        outputs = (self._decoding(x0[row : row + 1], self._some_prompt, 0, False) for row in range(len(x0)))
+        return torch.cat([as_images(output, self.device) for output in outputs])
 
     def decode_spatial(self, latents: Tensor) -> Tensor:
         """Raises ValueError: only the pipeline decodes, and only latents of its own size."""
@@ -233,6 +245,9 @@ class AnyPipelineSampler(PipelineSampler):
         if isinstance(vae, nn.Module) and (encode := getattr(vae, "encode", None)):
             parts["vae"] = copy.copy(vae)
             vars(parts["vae"])["encode"] = self._pictures.wrap(encode)
+        for name, memo in self._encoders.items():
+            model = getattr(self.pipe, name)
+            parts[name] = stand_in(model, memo.wrap(model.__call__))
         own = own_copy(self.pipe, on_step, parts)
         for name, memo in self._texts.items():
             vars(own)[name] = memo.wrap(_method(own, name))
@@ -289,7 +304,7 @@ class AnyPipelineSampler(PipelineSampler):
         probe, name = Probe(), type(self.pipe).__name__
         memos = (*self._texts.values(), self._pictures)
         with counting(self.pipe._execution_device) as count:
-            actors = Actors(self.pipe, count=count)
+            actors = Actors(self.pipe, count=count, remembered=lambda: any(memo.asking for memo in memos))
             probe.forwards = actors.forwards
             for memo in memos:
                 memo.count = count
@@ -298,7 +313,6 @@ class AnyPipelineSampler(PipelineSampler):
             def on_step(step: Step) -> Any:
                 if not last:
                     probe.batched = len(step.sample) == 1
-                    probe.tflop["head"] = count()
                     step.clean  # noqa: B018  complains about unknown schedulers here
                     self._swaps_processors = _processors(self.pipe) != self._processors
                 probe.sigmas.append(step.level.noise)
@@ -316,19 +330,24 @@ class AnyPipelineSampler(PipelineSampler):
                 raise ValueError(f"{name} made no step of its scheduler, so that its calls cannot be suspended")
             probe.tflop["decode"] = count() - probe.tflop["loop"]
             prompt = next(iter(self._texts.values()), Memo()).tflop
-            denoiser = sum(f.tflop for f in probe.forwards if f.step == 0 and f.name in probe.loop)
-            probe.tflop["start"] = probe.tflop["head"] - denoiser - prompt - self._pictures.tflop
-            probe.tflop["prompt"] = prompt
+            probe.tflop["prompt"] = prompt + sum(f.tflop for f in probe.encoders)
+            self._encoders = {f.name: Memo(limit=16) for f in probe.encoders}
         for memo in memos:
             memo.count = None
         latents = last[0].following
         return probe, as_images(output, self.pipe._execution_device), latents if probe.batched else latents[None]
 
     @torch.no_grad()
-    def _decode(self, x0: Tensor, prompt: str, seed: int) -> Tensor:
-        """What the pipeline makes of an x0 estimate [1, ...]: a call whose steps all return it."""
+    def _decoding(self, x0: Tensor, prompt: str, seed: int, finished: bool) -> Any:
+        """What the pipeline makes of an x0 estimate [1, ...]: a call whose steps all return it.
+
+        A safety checker is left out unless the image is finished.
+        """
         x0 = x0 if self.probe.batched else x0[0]
         actors = Actors(self.pipe, self.probe)
+        parts: dict[str, Any] = dict(actors.parts)
+        if not finished and hasattr(self.pipe, "safety_checker"):
+            parts["safety_checker"] = None
 
         def on_step(step: Step) -> Any:
             actors.step += 1
@@ -336,14 +355,15 @@ class AnyPipelineSampler(PipelineSampler):
                 own._interrupt = Skip(self.num_steps - 1)
             return replaced(step, x0)
 
-        own = self._own(on_step, actors.parts)
-        return as_images(own(**self._given(prompt, seed)), self.device)
+        own = self._own(on_step, parts)
+        return own(**self._given(prompt, seed))
 
     def _check_decoding(self, image: Tensor, latents: Tensor) -> None:
         """Decoding apart from the call, with skipped steps or without, must give the call's own image; else warn."""
         with counting(self.device):  # with the kernels that made the image
             for self._skips in (True, False):
-                self._decodes_exactly = torch.equal(self._decode(latents, self._some_prompt, 0), image)
+                output = self._decoding(latents, self._some_prompt, 0, True)
+                self._decodes_exactly = torch.equal(as_images(output, self.device), image)
                 if self._decodes_exactly:
                     return
         self.notes.append(

@@ -36,12 +36,16 @@ class Blank:
 
 @dataclass
 class Forward:
-    """One forward pass of a model of the pipeline: after how many steps, what it answered, TFLOP if it was counted."""
+    """One forward pass of a model of the pipeline: after how many steps, what it answered, TFLOP if it was counted.
+
+    `remembered`: it was part of something that is done once for the same arguments, such as to encode a prompt.
+    """
 
     name: str
     step: int
     answer: Any
     tflop: float = 0.0
+    remembered: bool = False
 
 
 @dataclass
@@ -53,8 +57,7 @@ class Probe:
         timesteps: its model time [num_steps].
         forwards: passes of its models, in order; the denoisers' after the first step were not made.
         batched: whether the latents of one candidate have a leading dimension of 1.
-        tflop: `prompt` (to encode it), `start` (what else comes before the first denoiser pass, for each candidate),
-            `decode` (what comes after the last step).
+        tflop: `prompt` (to encode it), `decode` (what comes after the last step).
     """
 
     sigmas: list[float] = field(default_factory=list)
@@ -76,11 +79,21 @@ class Probe:
         return {f.name for f in self.forwards if 1 <= f.step < self.num_steps}
 
     @property
+    def encoders(self) -> list[Forward]:
+        """Passes before the first step that encode a prompt or a picture, and nothing else remembers."""
+        return [f for f in self.forwards if f.step == 0 and f.name not in self.loop and not f.remembered]
+
+    @property
     def passes(self) -> float:
         """Passes of the denoisers per step; 2 where classifier-free guidance makes two."""
         names = [f.name for f in self.forwards if f.name in self.loop and f.step < self.num_steps]
         denoisers = [name for name in names if "transformer" in name or "unet" in name] or names
         return len(denoisers) / self.num_steps
+
+    @property
+    def check_tflop(self) -> float:
+        """TFLOP of the safety checker, which sees the finished image."""
+        return sum(f.tflop for f in self.forwards if f.name == "safety_checker")
 
     @property
     def step_tflop(self) -> float:
@@ -122,13 +135,21 @@ class Actors:
         pipe: the pipeline.
         known: passes that need not be made, from an earlier call; None: all are made that are new.
         count: TFLOP counted so far.
+        remembered: whether what is done right now is remembered by somebody.
     """
 
-    def __init__(self, pipe: Any, known: Probe | None = None, count: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        known: Probe | None = None,
+        count: Callable[[], float] = lambda: 0.0,
+        remembered: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.step = 0
         self.forwards: list[Forward] = []
         self._known = known
         self._count = count
+        self._remembered = remembered
         names = models(pipe) if known is None else known.loop
         self.parts = {
             name: stand_in(model, self._act(name, model)) for name, model in models(pipe).items() if name in names
@@ -143,7 +164,8 @@ class Actors:
             if first is None or (self._known is None and first == self.step):
                 before = self._count()
                 answer = model(*args, **kwargs)
-                self.forwards.append(Forward(name, self.step, blank(answer), self._count() - before))
+                tflop = self._count() - before
+                self.forwards.append(Forward(name, self.step, blank(answer), tflop, self._remembered()))
                 return answer
             number = sum(f.name == name and f.step == self.step for f in self.forwards)
             like = made[number % len(made)]

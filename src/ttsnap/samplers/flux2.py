@@ -29,6 +29,8 @@ class Flux2Sampler(FlowSampler):
         max_batch: most candidates in one call.
     """
 
+    spatial_unit = 2  # the VAE's statistics are of 2 x 2 patches
+
     def __init__(
         self,
         pipe: Any,

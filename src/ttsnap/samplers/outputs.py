@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,21 @@ def _array(item: Any) -> Any:
     return array
 
 
+def objections(output: Any) -> list[bool]:
+    """Which of the images that a pipeline returned its safety checker made black; empty where it has none."""
+    return [bool(one) for one in getattr(output, "nsfw_content_detected", None) or []]
+
+
+def warn_of_blanks(blank: Sequence[bool], prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    """Warn of each finished image that the pipeline's safety checker made black."""
+    for one, prompt, seed in zip(blank, prompts, seeds, strict=True):
+        if one:
+            warnings.warn(
+                f"the pipeline's safety checker made the finished image of prompt {prompt!r}, seed {seed} black",
+                stacklevel=3,
+            )
+
+
 def chosen_frames(frames: Sequence[int | str] | None, count: int) -> list[int]:
     """Indices of the frames that are looked at, ascending; empty where there is no video.
 
@@ -70,5 +86,6 @@ def chosen_frames(frames: Sequence[int | str] | None, count: int) -> list[int]:
 def written(name: str, value: Any) -> str:
     """An argument as Python writes it; a picture by its file, other objects by the argument's own name."""
     if file := getattr(value, "filename", None):
-        return f"PIL.Image.open({str(file)!r})"
+        resized = f".resize({value.size})" if getattr(value, "resized", False) else ""
+        return f"PIL.Image.open({str(file)!r}).convert({value.mode!r}){resized}"
     return repr(value) if isinstance(value, str | int | float | bool | list | tuple | None) else name

@@ -89,7 +89,8 @@ class Small(Preview):
         latents = sampler.spatial(x0)
         grid, image = latents.shape[-2:], max(sampler.height, sampler.width)
         share = min(1.0, (self.pixels or min(SMALL, image // 2)) / image)
-        size = [max(1, round(side * share)) for side in grid]
+        unit = sampler.spatial_unit
+        size = [unit * max(1, round(side * share / unit)) for side in grid]
         return sampler.decode_spatial(F.interpolate(latents, size, mode="area"))
 
 

@@ -82,12 +82,14 @@ class Memo:
 
     Attributes:
         missed: number of times that the method had to be asked.
+        asking: whether it is being asked right now.
         tflop: what that took, counted while there is `count`, which tells the TFLOP so far.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.missed = 0
+        self.asking = False
         self.tflop = 0.0
         self.count: Callable[[], float] | None = None
         self._known: list[tuple[Any, Any]] = []
@@ -102,7 +104,11 @@ class Memo:
                     return answer
             self.missed += 1
             before = self.count() if self.count else 0.0
-            answer = method(*args, **kwargs)
+            self.asking = True
+            try:
+                answer = method(*args, **kwargs)
+            finally:
+                self.asking = False
             self.tflop += self.count() - before if self.count else 0.0
             self._known.append(((args, kwargs), answer))
             if self.limit and len(self._known) > self.limit:
