@@ -5,8 +5,8 @@
 
 No weights are needed. The models are built without data (fake tensors) from the configurations below; docs/models.md
 says what they were compared with. They are run through the adapters of `ttsnap.samplers`, guidance included. Text
-encoders are built for their number of parameters only. A prompt is as long as the adapter pads it to; where it keeps its
-length (Qwen-Image, Z-Image), it has 64 tokens.
+encoders are built for their number of parameters only. A prompt is as long as the adapter pads it to; where it keeps
+its length (Qwen-Image, Z-Image), it has 64 tokens.
 """
 
 from __future__ import annotations
