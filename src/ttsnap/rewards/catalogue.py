@@ -42,9 +42,9 @@ _OPENAI, _LAION = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-
 # TFLOP and parameters are printed by benchmarks/rewards.py.
 ENTRIES = (
     Entry("shapes", "the embedded model's pictures: are things, colours and places right?", "part of ttsnap", None,
-          0.0000177, 0.0, 0.24, True, "Apache-2.0"),
+          0.0000177, 0.0000018, 0.24, True, "Apache-2.0"),
     Entry("shapes-aware", "the same, foretold from the denoiser's features, without a decode", "part of ttsnap", None,
-          0.0000243, 0.0, 0.65, False, "Apache-2.0"),
+          0.0000243, 0.0000018, 0.65, False, "Apache-2.0"),
     Entry("imagereward", "human preference; raw number, about -2 to 2", "THUDM/ImageReward ImageReward.pt",
           "google-bert/bert-base-uncased", 0.138, 0.0, 446.2, True, "Apache-2.0"),
     Entry("pickscore", "human preference; exp(logit_scale) x cosine, about 15 to 25", "yuvalkirstain/PickScore_v1",
