@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttsnap.samplers.base import BaseSampler, check_size, warn_if_cut
-from ttsnap.samplers.steps import Steps, choose, steps_of
+from ttsnap.samplers.base import check_size, warn_if_cut
+from ttsnap.samplers.solver import SolverSampler
 
 
 class MaskedText(NamedTuple):
@@ -18,7 +18,7 @@ class MaskedText(NamedTuple):
     mask: Tensor
 
 
-class PixArtSampler(BaseSampler):
+class PixArtSampler(SolverSampler):
     """Drives `PixArtSigmaPipeline` for any mix of candidates.
 
     All prompts are padded to `max_sequence_length` and masked by the pipeline, so that candidates of different prompts
@@ -62,23 +62,7 @@ class PixArtSampler(BaseSampler):
         self.guidance_scale = guidance_scale
         self.negative_prompt = negative_prompt
         self.max_sequence_length = max_sequence_length
-        own, self._made = choose(scheduler, pipe.scheduler) if scheduler else (pipe.scheduler, "")
-        self.steps = self.make_steps(own)
-
-    @property
-    def passes(self) -> int:
-        """Transformer passes per call: 2 with classifier-free guidance."""
-        return 2 if self.guidance_scale > 1 else 1
-
-    @property
-    def sigmas(self) -> list[float]:
-        """Noise level of each call [num_steps]."""
-        return self.steps.sigmas
-
-    @property
-    def timesteps(self) -> list[float]:
-        """Model time of each call [num_steps]."""
-        return [float(timestep) for timestep in self.steps.timesteps]
+        self.choose_solver(scheduler)
 
     def call_options(self) -> dict[str, Any]:
         """Arguments of the stock pipeline for the same images."""
@@ -91,28 +75,13 @@ class PixArtSampler(BaseSampler):
             options["negative_prompt"] = self.negative_prompt
         return super().call_options() | options
 
-    def reproduce(self, prompt: str, seed: int) -> str:
-        """Python with which the stock pipeline `pipe` makes the image; a line for the scheduler if it was chosen."""
-        scheduler = f"pipe.scheduler = {self._made}\n" if self._made else ""
-        return scheduler + super().reproduce(prompt, seed)
-
-    def make_steps(self, scheduler: Any) -> Steps:
-        """The steps of a scheduler."""
-        return steps_of(scheduler, self.num_steps, self.device)
-
     def noise_dtype(self) -> torch.dtype:
         """In which dtype the pipeline draws noise and keeps latents: that of the text states."""
         return self.dtype_of(self.pipe.text_encoder or self.pipe.transformer)
 
     def noise(self, seed: int) -> Tensor:
         """Latents [1, channels, h, w] of a seed, as a CPU generator with that seed gives them."""
-        from diffusers.utils.torch_utils import randn_tensor
-
-        side = self.pipe.vae_scale_factor
-        shape = (1, self.pipe.transformer.config.in_channels, self.height // side, self.width // side)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.noise_dtype())
-        return noise * self.steps.noise_scale  # type: ignore[no-any-return]
+        return self.draw(seed, self.pipe.transformer.config.in_channels, self.noise_dtype())
 
     def encode(self, prompt: str) -> tuple[MaskedText, MaskedText | None]:
         """The prompt and, with guidance, the negative prompt (one for all prompts)."""
@@ -134,10 +103,6 @@ class PixArtSampler(BaseSampler):
     def encode_negative(self) -> MaskedText:
         """What guidance leads away from."""
         return self.encode_text(self.negative_prompt)
-
-    def call(self, latents: Tensor, encoded: list[Any], index: int) -> tuple[Tensor, Tensor]:
-        """The first call, or one of a scheduler that needs no other."""
-        return self.call_after(latents, encoded, index, None)
 
     def call_after(
         self, latents: Tensor, encoded: list[Any], index: int, previous: Tensor | None

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttsnap.samplers.base import BaseSampler, Declined, check_size, warn_if_cut
-from ttsnap.samplers.steps import choose, steps_of
+from ttsnap.samplers.base import Declined, check_size, warn_if_cut
+from ttsnap.samplers.solver import SolverSampler
 
 
 class UNetText(NamedTuple):
@@ -19,7 +19,7 @@ class UNetText(NamedTuple):
     pooled: Tensor | None = None
 
 
-class UNetSampler(BaseSampler):
+class UNetSampler(SolverSampler):
     """Drives a stock pipeline around a `UNet2DConditionModel`.
 
     Args:
@@ -62,23 +62,7 @@ class UNetSampler(BaseSampler):
         self.guidance_scale = guidance_scale
         self.negative_prompt = negative_prompt
         self.guidance_rescale = guidance_rescale
-        own, self._made = choose(scheduler, pipe.scheduler) if scheduler else (pipe.scheduler, "")
-        self.steps = steps_of(own, num_steps, self.device)
-
-    @property
-    def passes(self) -> int:
-        """UNet passes per call: 2 with guidance."""
-        return 2 if self.guidance_scale > 1 else 1
-
-    @property
-    def sigmas(self) -> list[float]:
-        """Noise-to-signal ratio sqrt((1 - abar) / abar) of each call [num_steps], from about 14 down."""
-        return self.steps.sigmas
-
-    @property
-    def timesteps(self) -> list[float]:
-        """Model time of each call [num_steps], 0..999."""
-        return [float(timestep) for timestep in self.steps.timesteps]
+        self.choose_solver(scheduler)
 
     def call_options(self) -> dict[str, Any]:
         """Arguments of the stock pipeline for the same images."""
@@ -88,11 +72,6 @@ class UNetSampler(BaseSampler):
         if self.passes == 2 and self.guidance_rescale:
             options["guidance_rescale"] = self.guidance_rescale
         return options
-
-    def reproduce(self, prompt: str, seed: int) -> str:
-        """Python with which the stock pipeline `pipe` makes the image; a line for the scheduler if it was chosen."""
-        scheduler = f"pipe.scheduler = {self._made}\n" if self._made else ""
-        return scheduler + super().reproduce(prompt, seed)
 
     # What a family adds.
 
@@ -112,14 +91,7 @@ class UNetSampler(BaseSampler):
 
     def noise(self, seed: int) -> Tensor:
         """Latents [1, channels, h, w] of a seed, as a CPU generator with that seed gives them."""
-        from diffusers.utils.torch_utils import randn_tensor
-
-        pipe = self.pipe
-        side = pipe.vae_scale_factor
-        shape = (1, pipe.unet.config.in_channels, self.height // side, self.width // side)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.dtype_of(pipe.unet))
-        return torch.mul(noise, self.steps.noise_scale)
+        return self.draw(seed, self.pipe.unet.config.in_channels, self.dtype_of(self.pipe.unet))
 
     def encode(self, prompt: str) -> tuple[UNetText, UNetText | None]:
         """The prompt and, with guidance, the negative prompt (one for all prompts)."""
@@ -135,10 +107,6 @@ class UNetSampler(BaseSampler):
         tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
         warn_if_cut(tokenizer, prompt, tokenizer.model_max_length, "CLIP")
         return self.encode_text(prompt)
-
-    def call(self, latents: Tensor, encoded: list[Any], index: int) -> tuple[Tensor, Tensor]:
-        """The first call, or any with a scheduler that remembers nothing."""
-        return self.call_after(latents, encoded, index, None)
 
     def call_after(
         self, latents: Tensor, encoded: list[Any], index: int, previous: Tensor | None
