@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import signal
 import sys
 import threading
@@ -62,8 +63,10 @@ class Scale:
 def run(job: Job, scale: Scale, out: AnyPath, show: Board) -> Outcome:
     """Run a job; Ctrl-C, a full disk and a second process on the same output are one sentence each."""
     try:
-        with interruptible(), locked(out, say) as show.check, show:
-            return execute(job, scale.pool(), show)
+        with interruptible(), locked(out, say) as show.check, quiet_stdout(scale), show:
+            pool = scale.pool()
+            with interruptible():  # Ray has put a handler of its own in place
+                return execute(job, pool, show)
     except KeyboardInterrupt:
         print(f"stopped: the same command goes on from there ({out})", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -86,6 +89,13 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def quiet_stdout(scale: Scale) -> Iterator[None]:
+    """Stdout is for results: what a reward prints goes to stderr, and what Ray has to say of deaths nowhere."""
+    with contextlib.redirect_stdout(sys.stderr if scale.alone else io.StringIO()):
+        yield
 
 
 def say(sentence: str) -> None:
@@ -134,7 +144,7 @@ class Board(Observer):
     def __init__(self, what: str, unit: str, *, quiet: bool, workers: bool) -> None:
         from rich.console import Console, Group
         from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.what, self.unit, self.quiet, self.workers = what, unit, quiet, workers
         self.check = lambda: None
@@ -146,6 +156,7 @@ class Board(Observer):
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TextColumn(unit + "{task.fields[rate]}"),
+            TimeElapsedColumn(),
         )
         self._task = self._bar.add_task("loading the model", total=None, rate="")
         self._group = Group

@@ -42,7 +42,7 @@ def connect(address: str | None, workers: int) -> bool:
     if address is None:
         for attempt in range(1, STARTS + 1):
             try:
-                ray.init(num_cpus=workers, object_store_memory=OBJECT_STORE, **quiet)
+                ray.init("local", num_cpus=workers, object_store_memory=OBJECT_STORE, **quiet)
             except Exception as error:  # Ray gives its processes 30 s to start, too few on a busy machine
                 ray.shutdown()
                 if attempt == STARTS:
