@@ -172,3 +172,49 @@ def sdxl(pipe) -> dict[str, torch.Tensor]:
     text = clip(pipe.text_encoder, "conditioner.embedders.0.transformer.")
     text |= open_clip(pipe.text_encoder_2, "conditioner.embedders.1.model.")
     return unet(pipe.unet) | vae(pipe.vae, LATENT_VAE) | text
+
+
+SD3 = {
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+SD3_BLOCK = {
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}
+
+
+def sd3_transformer(model) -> dict[str, torch.Tensor]:
+    """Stable Diffusion 3: query, key and value in one matrix, and the last norms' shift before their scale."""
+    found, states, last = {}, dict(model.state_dict()), model.config.num_layers - 1
+    for i in range(model.config.num_layers):
+        for block, name in (("x_block", "attn.to_{}"), ("context_block", "attn.add_{}_proj")):
+            for end in ("weight", "bias"):
+                parts = [states.pop(f"transformer_blocks.{i}.{name.format(part)}.{end}") for part in "qkv"]
+                found[f"joint_blocks.{i}.{block}.attn.qkv.{end}"] = torch.cat(parts)
+    for key, value in states.items():
+        if match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", key):
+            name = f"joint_blocks.{match[1]}.{_renamed(match[2], SD3_BLOCK)}"
+        else:
+            name = SD3.get(key) or _renamed(key, SD3)
+        if key.startswith(("norm_out.", f"transformer_blocks.{last}.norm1_context.")):
+            value = torch.cat(value.chunk(2)[::-1])
+        found[name] = value
+    return {"model.diffusion_model." + key: value for key, value in found.items()}
+
+
+def sd3(pipe) -> dict[str, torch.Tensor]:
+    """Stable Diffusion 3 as it was first published: transformer and VAE, without text encoders."""
+    return sd3_transformer(pipe.transformer) | vae(pipe.vae, LATENT_VAE)
