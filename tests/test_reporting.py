@@ -104,6 +104,21 @@ def test_the_warning_counts_prompts():
     assert warning([held_out(0.5), held_out(0.6)], ["x"]) is None
 
 
+def test_several_rewards_are_combined_by_the_sum_of_their_ranks():
+    from scipy.stats import rankdata
+
+    def left(images, prompts, *, sigma):
+        return images[..., :32].mean(dim=(1, 2, 3)) * 1000  # a reward of another scale counts as much
+
+    result = search(reward={"bright": brightness, "left": left}, top=4)
+    assert len(result.images) == 4
+    values = [[image.rewards[name] for image in result.images] for name in ("bright", "left")]
+    expected = sum(rankdata(row) for row in values)
+    assert [image.reward for image in result.images] == expected.tolist()
+    assert expected.tolist() == sorted(expected, reverse=True)
+    assert result.to_dict()["weights"] is None
+
+
 def test_weighted_rewards_end_to_end():
     both = {"bright": brightness, "dark": darkness}
     for weights, wanted in (((1, 0), "bright"), ((0, 1), "dark"), ((1, 3), "dark")):
@@ -142,6 +157,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "held out, tones:dark: -0." in shown.stdout
     assert "median of 4 finished -0." in shown.stdout
     assert "worse than the median on 1 of 1 prompts" in shown.stdout
+    assert "they may part (reward hacking)" in shown.stdout
     assert Image.open(tmp_path / "out" / "board.png").size[0] > 100
     for wrong, message in (
         (["--weights", "1"], "one number per reward"),

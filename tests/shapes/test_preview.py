@@ -37,3 +37,22 @@ def test_it_makes_a_look_cheaper(sampler):
         previews.attach(sampler, kind)
         costs.append(cost_model(sampler, judges).look(1).tflop)
     assert costs[1] < costs[0] / 2
+
+
+def test_training_that_was_killed_goes_on_where_it_was(tmp_path):
+    from ttsnap.shapes.make import common, preview
+
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 8, 8, 8, generator=generator)
+    pictures = torch.randint(0, 256, (4, 3, 64, 64), generator=generator).byte()
+
+    def trained(seed):
+        torch.manual_seed(seed)
+        vae = preview.build(4, (1, 0))
+        preview.train(vae, latents, pictures, tmp_path / "checkpoint.pt", steps=252, batch=1, rate=1e-3)
+        return vae.decoder.state_dict()
+
+    first = trained(0)
+    assert common.load(tmp_path / "checkpoint.pt")["step"] == 250
+    again = trained(1)  # begins with other weights, and forgets them
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -379,5 +379,6 @@ def _held_out_lines(records: list[Any]) -> list[str]:
         images = sum(h["images"] for h in of_reward)
         compared = [h["parted"] for h in of_reward if h["parted"] is not None]
         worse = f"; worse than the median on {sum(compared)} of {len(compared)} prompts" if compared else ""
+        worse += ": they may part (reward hacking)" if 2 * sum(compared) > len(compared) else ""
         lines.append(f"held out, {of_reward[0]['name']}: {winner:.3f}, median of {images} finished {median:.3f}{worse}")
     return lines

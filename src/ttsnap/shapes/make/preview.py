@@ -1,6 +1,6 @@
 """Train the tiny preview decoder of the embedded model: the shipped VAE's pictures of x0 estimates, for less.
 
-    python -m ttsnap.shapes.make.preview --steps 600 --batch 16     # the shipped weights
+    python -m ttsnap.shapes.make.preview     # the shipped weights; killed and run again, it goes on
 
 An `AutoencoderTiny` learns to repeat what the full decoder makes of x0 estimates of training prompts after every call:
 blurs and mixtures as well as finished images, for these are what early looks see. Its pictures have half the size:
@@ -54,13 +54,20 @@ def pairs(sampler: PipelineSampler, prompts: int, per_prompt: int) -> tuple[Tens
     return torch.cat(latents), torch.cat(pictures)
 
 
-def train(vae: AutoencoderTiny, latents: Tensor, pictures: Tensor, steps: int, batch: int, rate: float) -> None:
-    """The loop; one process, a few minutes of one core."""
+def train(
+    vae: AutoencoderTiny, latents: Tensor, pictures: Tensor, checkpoint: Path, steps: int, batch: int, rate: float
+) -> None:
+    """The loop; one process, three minutes of one idle core."""
     decoder = vae.decoder.train()
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-3)
     ema = common.Ema({"decoder": decoder}, 0.998)
-    generator = torch.Generator().manual_seed(5)
-    for step in range(steps):
+    begin = 0
+    if state := common.load(checkpoint):
+        decoder.load_state_dict(state["decoder"])
+        optimiser.load_state_dict(state["optimiser"])
+        ema.state, begin = state["ema"], state["step"]
+    for step in range(begin, steps):
+        generator = torch.Generator().manual_seed(step)
         for group in optimiser.param_groups:
             group["lr"] = rate * common.schedule(step / steps, decay=0.6)
         rows = torch.randint(len(latents), (batch,), generator=generator)
@@ -72,8 +79,10 @@ def train(vae: AutoencoderTiny, latents: Tensor, pictures: Tensor, steps: int, b
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimiser.step()
         ema.update(step)
-        if step % 100 == 0:
-            print(f"step {step} of {steps}, loss {loss.item():.4f}", flush=True)
+        if (step + 1) % 250 == 0:
+            print(f"step {step + 1} of {steps}, loss {loss.item():.4f}", flush=True)
+            done = {"decoder": decoder.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema.state}
+            common.save(done | {"step": step + 1}, checkpoint)
     decoder.load_state_dict(ema.state["decoder"])
 
 
@@ -82,9 +91,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PREVIEW_WEIGHTS)
     parser.add_argument("--pairs", type=Path, default=Path("runs/preview-pairs.pt"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/preview.pt"))
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--per-prompt", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--blocks", default="4,4,0")
     parser.add_argument("--batch", type=int, default=32)
@@ -97,7 +107,7 @@ def main() -> None:
         state = {"latents": latents, "pictures": pictures}
         common.save(state, a.pairs)
     vae = build(a.width, tuple(int(count) for count in a.blocks.split(",")))
-    train(vae, state["latents"], state["pictures"], a.steps, a.batch, a.rate)
+    train(vae, state["latents"], state["pictures"], a.checkpoint, a.steps, a.batch, a.rate)
     vae.to(dtype=torch.float16).save_pretrained(a.out)
 
 
