@@ -23,6 +23,7 @@ STARTS = 4  # attempts to start Ray
 def prepare(address: str | None) -> None:
     """What Ray must be told before it is imported: to send nothing home, and alone to listen on the loopback only."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its warnings would run through the progress bar
     if address is None and "ray" not in sys.modules:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for that switch
 
@@ -53,7 +54,10 @@ def connect(address: str | None, workers: int) -> bool:
         ray.init(address=address, **{key: value for key, value in quiet.items() if key != "include_dashboard"})
     except (ConnectionError, RuntimeError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"no Ray cluster answers at {address}: {first}") from error
+        hint = (
+            "" if "RAY_AUTH_MODE" in os.environ else " (one with tokens wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)"
+        )
+        raise ValueError(f"no Ray cluster answers at {address}{hint}: {first}") from error
     return True
 
 
