@@ -23,7 +23,6 @@ STARTS = 4  # attempts to start Ray
 def prepare(address: str | None) -> None:
     """What Ray must be told before it is imported: to send nothing home, and alone to listen on the loopback only."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its warnings would run through the progress bar
     if address is None and "ray" not in sys.modules:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for that switch
 
