@@ -162,12 +162,13 @@ def test_wrappers_are_taken_off(tmp_path, state):
 
 
 def test_hps_cleans_prompts_and_the_others_do_not(tmp_path, state):
-    dirty = ["a&amp;amp; red  circle", "a red\tcircle ", "a ﬁne circle", "â€œredâ€\x9d circle"]
+    dirty = ["a&amp;amp; red  circle", "a red\tcircle ", "a ﬁne circle", "â€œredâ€\x9d circle", "1 < 2 &amp;amp; red"]
     assert [clip.clean_text(text) for text in dirty] == [
         "a& red circle",
         "a red circle",
         "a fine circle",
         '"red" circle',
+        "1 < 2 & red",  # beside a < ftfy leaves entities alone, and both rounds are needed
     ]
     ref.save_clip(tmp_path, "a.pt", state)
     (hps,) = rewards.load(f"hpsv2={tmp_path / 'a.pt'}").values()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ttsnap.rewards import preprocess
 from ttsnap.rewards.clip import transformers_crop
 
-SIZES = [(64, 64), (512, 512), (512, 768), (300, 200), (225, 224), (37, 91)]
+SIZES = [(64, 64), (512, 512), (512, 768), (300, 200), (225, 224), (224, 227), (37, 91)]
 
 
 def picture(height, width, smooth=False):
