@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
+import typer
 from rich.console import Console
 
-from ttsnap.cli.scaling import Board, Scale, report_failures
+from ttsnap.cli.scaling import Board, Scale, report_failures, run
 from ttsnap.cluster.jobs import Event, Plan
 from ttsnap.cluster.scheduling import Outcome
 
@@ -56,3 +59,41 @@ def test_one_worker_here_needs_no_ray():
         Scale(0)
     with pytest.raises(ValueError, match="has a GPU of its own"):
         Scale(2).check_device("cuda:1")
+
+
+class Job:
+    """Does something for each of its prompts."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def load(self):
+        return self
+
+    def plan(self):
+        return Plan([(0,), (1,)], images=2, prompts=2)
+
+    def run(self, block, shared):
+        self.what()
+        yield Event(1, prompts=block)
+
+
+def quiet():
+    return Board("recording", "images", quiet=True, workers=False)
+
+
+def test_what_a_reward_prints_stays_out_of_the_results(tmp_path, capsys):
+    assert run(Job(lambda: print("I am chatty")), Scale(), tmp_path / "out", quiet()).images == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "I am chatty\nI am chatty\n")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_and_the_term_signal_of_a_scheduler_are_one_sentence(tmp_path, capsys, how):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as stop:
+        run(Job(lambda: os.kill(os.getpid(), how)), Scale(), tmp_path / "out", quiet())
+    assert stop.value.exit_code == 130
+    assert capsys.readouterr().err == f"stopped: the same command goes on from there ({tmp_path / 'out'})\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (tmp_path / ".out.lock").exists()

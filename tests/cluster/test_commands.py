@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +61,21 @@ def test_generate_while_a_worker_is_killed(ttsnap, tmp_path):
     assert code == 0, err
     assert len(json.loads(out)["results"]) == 6
     assert toys.files(tmp_path / "two") == toys.files(tmp_path / "one")
+
+
+def test_a_ray_that_runs_on_the_machine_already_is_left_alone_without_an_address():
+    """`ray start` leaves its address in a file, which Ray itself would follow."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:  # short, as the names of sockets must be
+        Path(folder, "ray").mkdir()
+        Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:1")
+        code = (
+            "from ttsnap.cluster import ray_pool; assert ray_pool.connect(None, 1); import ray; print(len(ray.nodes()))"
+        )
+        environment = {**os.environ, "RAY_TMPDIR": folder}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+        )
+    assert done.stdout == "1\n", done.stderr
 
 
 def _title(pid: str) -> bytes:

@@ -93,6 +93,23 @@ def test_a_prompt_that_kills_its_worker_is_found_and_the_rest_completes(whole, t
 
 
 @pytest.mark.slow
+def test_a_reward_that_raises_a_full_memory_and_a_poisoned_image_cost_no_more_on_two_workers(whole, tmp_path):
+    outcome = there(toys.values(tmp_path / "values", "raises"))
+    assert outcome.failures == {5: "RuntimeError: I do not like this one"}
+    assert np.flatnonzero(~Recording(tmp_path / "values").done).tolist() == [5]
+    outcome = there(toys.images(tmp_path / "tree", full_once=str(tmp_path / "once")))
+    assert (outcome.failures, outcome.deaths) == ({}, 0)
+    assert any("out of memory: going on with at most 4" in note for note in outcome.notes)
+    assert toys.files(tmp_path / "tree") == toys.files(whole / "tree")
+    path = tmp_path / "tree" / "p0003" / "id001" / "s01.png"
+    good = path.read_bytes()
+    path.write_bytes(good[:40] + b"poison" + good[46:])
+    outcome = there(toys.labels(tmp_path / "tree", tmp_path / "labels"))
+    assert (set(outcome.failures), outcome.bad[0][0]) == ({3}, str(path))
+    assert np.flatnonzero(~Recording(tmp_path / "labels").done).tolist() == [3]
+
+
+@pytest.mark.slow
 def test_what_a_worker_raises_is_told_as_it_is(tmp_path):
     there(toys.values(tmp_path / "values", prompts=toys.PROMPTS[:2]))
     with pytest.raises(ValueError, match="holds another recording: sizes"):
