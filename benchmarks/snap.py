@@ -7,6 +7,7 @@
 TTSp looks with the clean reward on decoded x0 estimates, TTSnap with the noise-aware reward on the denoiser's features;
 finished images are always judged by the clean reward. Every denoiser call, decode, look and encoded prompt is charged.
 Intervals: 95 %, bootstrap over prompts. The compute multiplier says how many times its compute best-of-N would need.
+Seconds are those that all threads together computed, so that other work on the machine hardly changes them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ BASE = "best-of-N"
 def finish_all(searcher, prompts, seeds):
     """Clean rewards and checker verdicts [prompts, candidates] of finished images, and seconds per candidate."""
     rewards, right = np.empty(seeds.shape), np.empty(seeds.shape)
-    start = time.perf_counter()
+    start = time.process_time()
     for row in range(0, len(prompts), 8):
         block = prompts[row : row + 8]
         environment = LiveEnvironment(searcher.sampler, searcher.judges, block, seeds[row : row + 8])
@@ -47,7 +48,7 @@ def finish_all(searcher, prompts, seeds):
         for (p, c), image in environment.finished.items():
             right[row + p, c] = check(image, block[p]).all
         searcher.sampler.forget_prompts()
-    return rewards, right, (time.perf_counter() - start) / seeds.size
+    return rewards, right, (time.process_time() - start) / seeds.size
 
 
 def measure(prompts, seeds, budgets, most, methods, save=lambda found: None):
@@ -70,9 +71,9 @@ def measure(prompts, seeds, budgets, most, methods, save=lambda found: None):
         policy = searcher.policy if tuned else default_policy(steps)
         for gigaflop in budgets:
             n = affordable(policy, Budget(gigaflop / 1e3, "TFLOP"), searcher.cost_model, steps)
-            start = time.perf_counter()
+            start = time.process_time()
             values, right, tflop = search(searcher, policy, n, prompts, seeds)
-            seconds = (time.perf_counter() - start) / len(prompts)
+            seconds = (time.process_time() - start) / len(prompts)
             key = f"{name}/{gigaflop:g}"
             kinds = {"reward": values, "right": right, "tflop": tflop, "seconds": np.full(len(prompts), seconds)}
             found |= {f"{key}/{kind}": value for kind, value in kinds.items()}
