@@ -21,7 +21,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/replay.py
 
-# One sample, best-of-N, TTSp and TTSnap at equal cost, as a Markdown table; ten minutes on two idle cores
+# One sample, best-of-N, TTSp and TTSnap at equal cost, as a Markdown table; about half an hour
 bench-snap: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/snap.py
 
