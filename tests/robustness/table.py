@@ -21,6 +21,8 @@ ELSEWHERE = [
     ("generate", "a reward that returns NaN", "names prompt, seed and step", "environments/test_live.py::test_nan_names_prompt_seed_and_step", "nan for prompt"),
     ("generate", "a reward that returns another shape", "names reward and shape", "environments/test_live.py::test_a_reward_must_return_one_number_per_image", "must return one number per image"),
     ("generate, record, label", "a reward that fails for one prompt of many", "the others complete, exit code 3", "cluster/test_scheduling.py::test_a_reward_that_fails_for_one_prompt_costs_that_one_only", "raises"),
+    ("generate, record, label", "Ctrl-C, and SIGTERM as a scheduler sends it", "one sentence, exit code 130; goes on", "cli/test_scaling.py::test_an_interrupt_and_the_term_signal_of_a_scheduler_are_one_sentence", "SIGTERM"),
+    ("generate, record, label", "a reward that prints", "on stderr; results stay alone on stdout", "cli/test_scaling.py::test_what_a_reward_prints_stays_out_of_the_results", "chatty"),
     ("generate, record, label", "an output in an object store that another process is writing to", "one sentence that names the process", "test_locks.py::test_two_records_on_one_object_store_and_one_that_goes_on_after_a_kill", "is being written by process"),
     ("generate, record, label", "the lock in an object store of a process that was killed -9", "it is free after 60 s; the run goes on", "test_locks.py::test_in_an_object_store_an_owner_who_was_killed_blocks_the_next_for_six_heartbeats", "kill()"),
     ("generate, record, label", "several processes that start on an object store at the same moment", "one goes on; one sentence to the others", "test_locks.py::test_of_many_who_start_at_the_same_moment_one_gets_an_object_store", "same_moment"),
