@@ -78,6 +78,28 @@ def test_a_ray_that_runs_on_the_machine_already_is_left_alone_without_an_address
     assert done.stdout == "1\n", done.stderr
 
 
+def test_a_prompt_that_fails_is_told_by_file_and_exit_code(tmp_path):
+    (tmp_path / "picky.py").write_text(
+        "def judge(images, prompts, *, sigma):\n"
+        "    assert 'a blue circle' not in prompts, 'cannot'\n"
+        "    return images.mean((1, 2, 3))\n"
+    )
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue circle\na green circle\na cyan circle")
+    options = ["--reward", "picky:judge", "--candidates", "2", "--steps", "2", "--no-board", "--workers", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ttsnap", "generate", "--prompts", "prompts.txt", *options, "--out", "out", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    failures = json.loads((tmp_path / "out" / "failures.json").read_text())["failures"]
+    assert failures == json.loads(done.stdout)["failures"]
+    assert failures == [{"prompt": 1, "text": "a blue circle", "error": "AssertionError: cannot"}]
+    assert len(json.loads(done.stdout)["results"]) == 3
+
+
 def _title(pid: str) -> bytes:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
