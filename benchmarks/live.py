@@ -12,6 +12,7 @@ they are seconds of computing, so run with OMP_NUM_THREADS=1.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import time
 from pathlib import Path
@@ -98,7 +99,8 @@ def memory(sampler, judges, policy, candidates):
         torch.cuda.reset_peak_memory_stats(sampler.device)
         before = torch.cuda.memory_allocated(sampler.device)
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from now
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # Linux: what earlier searches freed is given back,
+        Path("/proc/self/clear_refs").write_text("5")  # and the peak starts from now
         before = resident("VmRSS")
     environment = LiveEnvironment(sampler, judges, [PROMPT], np.arange(candidates)[None])
     run(policy, environment)

@@ -86,7 +86,7 @@ class Memory(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        while not self.over.wait(0.5):
+        while not self.over.wait(5):
             shares = defaultdict(float)
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 try:
