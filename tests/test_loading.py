@@ -174,6 +174,7 @@ def ask(endpoint, owners, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_each_refusal_of_the_hub_says_what_to_do(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -189,6 +190,7 @@ def test_each_refusal_of_the_hub_says_what_to_do(tmp_path):
     assert not any("\n" in sentence for sentence in told.values())
 
 
+@pytest.mark.slow
 def test_no_network_and_offline_say_so(tmp_path):
     nobody = "http://127.0.0.1:9"
     assert "the hub cannot be reached" in ask(nobody, ["a"], HF_HOME=str(tmp_path))["a"]

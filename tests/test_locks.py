@@ -121,6 +121,7 @@ def test_in_an_object_store_an_owner_who_was_killed_blocks_the_next_for_six_hear
         assert json.loads(owners[0].read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_of_many_who_start_at_the_same_moment_one_gets_an_object_store(store, holder):
     out = location(store.bucket() + "/run")
     first = holder(out)

@@ -130,6 +130,7 @@ def test_a_video_keeps_its_frames_and_shows_the_middle_one(models, tmp_path, tts
 RECORD = ["a red circle", "--per-prompt", "2", "--steps", "3", "--calls", "1,3", "--size", 32, "--json"]
 
 
+@pytest.mark.slow
 def test_record_stores_the_chosen_frame_of_videos_or_asks_for_one(models, tmp_path, ttsnap):
     video = ["record", *RECORD, "--model", models / "ltx"]
     code, _, err = ttsnap(*video, "--out", tmp_path / "many")

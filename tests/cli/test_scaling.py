@@ -89,7 +89,9 @@ def test_what_a_reward_prints_stays_out_of_the_results(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_and_the_term_signal_of_a_scheduler_are_one_sentence(tmp_path, capsys, how):
+def test_an_interrupt_and_the_term_signal_of_a_scheduler_are_one_sentence(tmp_path, capsys, how, request):
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as shells start their background jobs
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, ignored))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(typer.Exit) as stop:
         run(Job(lambda: os.kill(os.getpid(), how)), Scale(), tmp_path / "out", quiet())
