@@ -15,7 +15,7 @@ test: lint types
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
-# The README's tables of the embedded model, about ten minutes on two idle cores
+# Equal cost with the clean reward, what a search costs beside its calls, replay
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/equal_cost.py
 	$(BIN)/python benchmarks/overhead.py

@@ -1,5 +1,5 @@
 # %% [markdown]
-# From recorded rewards to a tuned schedule and its curve, in under a minute on two cores.
+# From recorded rewards to a tuned schedule and its curve, in two minutes on two cores.
 #
 #     python examples/replay.py VALUES [REWARD]
 #
@@ -70,5 +70,6 @@ field = [
 if recording.has_aware:
     field.append(Contender("published schedule, clean guide", field[1].policy, "clean"))
 simulation = simulate(recording, field, budgets, accounting, prompts=prompts[1::2])
-print(simulation.summary[["policy", "relative_increase_percent", "relative_increase_ci95", "compute_multiplier"]])
+columns = ["policy", "relative_increase_percent", "relative_increase_ci95", "compute_multiplier"]
+print(simulation.summary[columns].to_string())
 print(*save(plots.plot(simulation, recording), out), sep="\n")
