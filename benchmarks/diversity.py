@@ -18,8 +18,8 @@ from rich.table import Table
 from equal_cost import SEEDS, interval
 from ttsnap.diversity import parse
 from ttsnap.diversity.negtome import attach
-from ttsnap.environments.live import to_uint8
-from ttsnap.generation import load_sampler
+from ttsnap.live.session import load_sampler
+from ttsnap.pipelines.outputs import to_uint8
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.reward import load_reward
 from ttsnap.shapes.scenes import held_out_prompts

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ttsnap.cost import Budget, affordable
-from ttsnap.environments.live import LiveEnvironment
-from ttsnap.generation import prepare
+from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, default_policy
 from ttsnap.search import run
 from ttsnap.shapes.checker import check
@@ -34,16 +33,16 @@ COLUMNS = (
 )
 
 
-def search(searcher, policy, candidates, prompts, seeds):
+def search(session, policy, candidates, prompts, seeds):
     """Reward and checker verdict of the chosen image of each prompt, and the TFLOP each paid."""
     rewards, right, tflop = [], [], []
     for start in range(0, len(prompts), 8):
         block = prompts[start : start + 8]
-        environment = LiveEnvironment(searcher.sampler, searcher.judges, block, seeds[start : start + 8, :candidates])
-        result = run(policy, environment)
+        grid = session.engine().grid(block, seeds[start : start + 8, :candidates])
+        result = run(policy, grid)
         rewards += result.rewards[:, 0].tolist()
-        right += [check(environment.finished[p, int(c)], block[p]).all for p, c in enumerate(result.chosen)]
-        tflop += result.ledger.tflop(searcher.cost_model).tolist()
+        right += [check(grid.finished[p, int(c)], block[p]).all for p, c in enumerate(result.chosen)]
+        tflop += result.ledger.tflop(session.cost_model).tolist()
     return np.array(rewards), np.array(right, dtype=float), np.array(tflop)
 
 
@@ -66,12 +65,12 @@ def main() -> None:
     a = parser.parse_args()
     prompts = held_out_prompts()[: a.prompts]
     seeds = SEEDS * (1 + np.arange(len(prompts))[:, None]) + np.arange(SEEDS)
-    searcher = prepare("shapes", reward="shapes", max_batch=64)
-    steps = searcher.sampler.num_steps
+    session = prepare("shapes", reward="shapes", max_batch=64)
+    steps = session.sampler.num_steps
     methods = {
         "best-of-N": BestOfN(),
         "halving, clean reward (TTSp)": default_policy(steps),
-        "tuned, clean reward": searcher.policy,
+        "tuned, clean reward": session.policy,
     }
     rng = np.random.default_rng(0)
     table = Table(
@@ -79,14 +78,14 @@ def main() -> None:
     )
     for name in COLUMNS:
         table.add_column(name)
-    reward, right, tflop = search(searcher, BestOfN(), 1, prompts, seeds)
+    reward, right, tflop = search(session, BestOfN(), 1, prompts, seeds)
     table.add_row("", "one sample", "1", f"{tflop.mean() * 1e3:.2f}", interval(reward, rng), interval(right, rng))
     for gigaflop in a.budgets.split(","):
         budget = Budget.parse(f"{gigaflop}GFLOP")
         base = None
         for name, policy in methods.items():
-            n = affordable(policy, budget, searcher.cost_model, steps)
-            reward, right, tflop = search(searcher, policy, n, prompts, seeds)
+            n = affordable(policy, budget, session.cost_model, steps)
+            reward, right, tflop = search(session, policy, n, prompts, seeds)
             gains = ["", ""] if base is None else [interval(reward - base[0], rng), interval(right - base[1], rng)]
             base = base or (reward, right)
             paid = f"{tflop.mean() * 1e3:.2f}"

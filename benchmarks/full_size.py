@@ -17,7 +17,7 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ttsnap.cost import NAMED_COST_MODELS
-from ttsnap.samplers.flops import count_tflop
+from ttsnap.pipelines.flops import count_tflop
 from ttsnap.training.trainable import adapt
 
 GIB, RANK = 2**30, 16

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from equal_cost import SEEDS, halfwidth, search
 from ttsnap.cost import affordable, parse_budgets
-from ttsnap.generation import prepare
+from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, load
 from ttsnap.recordings import Recording
 from ttsnap.simulation import Contender, EveryCall, cost_model_of, simulate
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4, help="live draws of candidates per prompt")
     a = parser.parse_args()
     recording = Recording.open(a.recording)
-    searcher = prepare("shapes", reward="shapes", policy=load(a.policy) if a.policy else None, max_batch=64)
-    budgets, steps, policy = parse_budgets(a.budgets), recording.shape[2], searcher.policy
+    session = prepare("shapes", reward="shapes", policy=load(a.policy) if a.policy else None, max_batch=64)
+    budgets, steps, policy = parse_budgets(a.budgets), recording.shape[2], session.policy
     chosen = recording.recorded()
     prompts = [recording.prompts[index] for index in chosen]
     seeds = SEEDS * (1 + chosen[:, None]) + np.arange(SEEDS)
@@ -51,11 +51,11 @@ def main() -> None:
     for name in ("budget", "N", "started", "replayed", "live", "live - replayed"):
         table.add_column(name, justify="right")
     for b, budget in enumerate(budgets):
-        sizes = [affordable(kind, budget, searcher.cost_model, steps) for kind in (BestOfN(), policy)]
+        sizes = [affordable(kind, budget, session.cost_model, steps) for kind in (BestOfN(), policy)]
         assert sizes == [int(simulated.best_of_n_candidates[b]), int(simulated.candidates[0, b])]
         base, ours = (
             np.mean(
-                [search(searcher, kind, size, prompts, seeds[:, per_draw * draw :])[0] for draw in range(a.draws)],
+                [search(session, kind, size, prompts, seeds[:, per_draw * draw :])[0] for draw in range(a.draws)],
                 axis=0,
             )
             for kind, size in zip((BestOfN(), policy), sizes, strict=True)

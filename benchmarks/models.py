@@ -4,9 +4,9 @@
     python benchmarks/models.py FLUX.2 Sana    # models whose name contains one of these
 
 No weights are needed. The models are built without data (fake tensors) from the configurations below; docs/models.md
-says what they were compared with. They are run through the adapters of `ttsnap.samplers`, guidance included. Text
-encoders are built for their number of parameters only. A prompt is as long as the adapter pads it to; where it keeps
-its length (Qwen-Image, Z-Image), it has 64 tokens.
+says what they were compared with. A call is what the stock pipeline asks of its denoiser for one image in one step,
+guidance included. Text encoders are built for their number of parameters only. A prompt is as long as the pipeline pads
+it to; where it keeps its length (Qwen-Image, Z-Image), it has 64 tokens.
 """
 
 from __future__ import annotations
@@ -14,41 +14,40 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from torch import zeros
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ttsnap import catalogue, samplers
-from ttsnap.samplers import flops
+from ttsnap import catalogue
+from ttsnap.pipelines.flops import count_tflop
 
 WORDS = 64  # tokens of a prompt that keeps its length
+
+Build = Callable[[], torch.nn.Module]
 
 
 @dataclass(frozen=True)
 class Model:
-    """How to build one model at full size.
+    """How to build one model at full size, and what one image asks of it.
 
     Attributes:
-        pipeline: class of the pipeline.
-        parts: name of a part -> builds it.
+        denoiser: builds the denoiser.
+        vae: builds the autoencoder.
         encoders: build the text encoders.
-        text: what the adapter makes of a prompt, as zeros.
-        scheduler: builds the scheduler.
-        options: of the adapter.
-        others: further arguments of the pipeline.
+        passes: arguments of the denoiser for one step at a size in pixels, one dictionary per pass.
+        latents: shape of what the decoder is given at that size.
     """
 
-    pipeline: str
-    parts: dict[str, Callable[[], torch.nn.Module]]
-    encoders: tuple[Callable[[], torch.nn.Module], ...]
-    text: Callable[[], Any]
-    scheduler: Callable[[], Any] = lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    options: dict[str, Any] = field(default_factory=dict)
-    others: tuple[str, ...] = ("tokenizer", "text_encoder")
+    denoiser: Build
+    vae: Build
+    encoders: tuple[Build, ...]
+    passes: Callable[[int], list[dict[str, Any]]]
+    latents: Callable[[int], tuple[int, ...]] = lambda size: (1, 16, size // 8, size // 8)
 
 
 def kl(channels: int, **options: Any) -> torch.nn.Module:
@@ -190,28 +189,6 @@ def dc_ae() -> torch.nn.Module:
     )
 
 
-def flux2_dit(double: int, single: int, heads: int, joint: int, *, guidance: bool = False) -> torch.nn.Module:
-    return diffusers.Flux2Transformer2DModel(
-        num_layers=double,
-        num_single_layers=single,
-        num_attention_heads=heads,
-        joint_attention_dim=joint,
-        guidance_embeds=guidance,
-    )
-
-
-def flux_text() -> Any:
-    from ttsnap.samplers.flux import FluxText
-
-    return FluxText(torch.zeros(1, 512, 4096), torch.zeros(1, 768)), None
-
-
-def masked_text(width: int) -> Any:
-    from ttsnap.samplers.pixart import MaskedText
-
-    return (MaskedText(torch.zeros(1, 300, width), torch.ones(1, 300)),) * 2
-
-
 def clip(hidden: int, layers: int, *, projection: bool = False) -> torch.nn.Module:
     """OpenCLIP's H (1024, 23 layers in use) or bigG (1280, 32) text encoder."""
     import transformers
@@ -242,16 +219,19 @@ def sdxl_unet() -> torch.nn.Module:
     )
 
 
-def unet_text(width: int, pooled: int | None = None) -> Any:
-    from ttsnap.samplers.unet import UNetText
+def unet(width: int, pooled: int | None = None) -> Callable[[int], list[dict[str, Any]]]:
+    """Passes of a UNet with guidance, whose prompts are `width` wide; `pooled`: of SDXL."""
 
-    return (UNetText(torch.zeros(1, 77, width), None if pooled is None else torch.zeros(1, pooled)),) * 2
+    def passes(size: int) -> list[dict[str, Any]]:
+        more = {"added_cond_kwargs": {"text_embeds": zeros(2, pooled), "time_ids": zeros(2, 6)}} if pooled else {}
+        given = {"sample": zeros(2, 4, size // 8, size // 8), "timestep": zeros(())}
+        return [given | {"encoder_hidden_states": zeros(2, 77, width)} | more]
+
+    return passes
 
 
-def sd3_text() -> Any:
-    from ttsnap.samplers.stable_diffusion_3 import SD3Text
-
-    return (SD3Text(torch.zeros(1, 77 + 256, 4096), torch.zeros(1, 2048)),) * 2
+def four(size: int) -> tuple[int, ...]:
+    return 1, 4, size // 8, size // 8
 
 
 def sd3(layers: int, positions: int, **options: Any) -> Model:
@@ -264,163 +244,162 @@ def sd3(layers: int, positions: int, **options: Any) -> Model:
             **options,
         )
 
-    return Model(
-        "StableDiffusion3Pipeline",
-        {"transformer": transformer, "vae": lambda: kl16()},
-        (lambda: clip(768, 12, projection=True), lambda: clip(1280, 32, projection=True), t5_xxl),
-        sd3_text,
-        lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        others=tuple(f"{part}{end}" for part in ("tokenizer", "text_encoder") for end in ("", "_2", "_3")),
-    )
+    def passes(size: int) -> list[dict[str, Any]]:
+        texts = {"encoder_hidden_states": zeros(2, 77 + 256, 4096), "pooled_projections": zeros(2, 2048)}
+        return [{"hidden_states": zeros(2, 16, size // 8, size // 8), "timestep": zeros(2)} | texts]
+
+    encoders = (lambda: clip(768, 12, projection=True), lambda: clip(1280, 32, projection=True), t5_xxl)
+    return Model(transformer, kl16, encoders, passes)
 
 
 def flux1(guidance: bool) -> Model:
-    return Model(
-        "FluxPipeline",
-        {"transformer": lambda: diffusers.FluxTransformer2DModel(guidance_embeds=guidance), "vae": kl16},
-        (clip_l, t5_xxl),
-        flux_text,
-        others=("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
-    )
+    def passes(size: int) -> list[dict[str, Any]]:
+        tokens = (size // 16) ** 2
+        texts = {"encoder_hidden_states": zeros(1, 512, 4096), "pooled_projections": zeros(1, 768)}
+        places = {"txt_ids": zeros(512, 3), "img_ids": zeros(tokens, 3)}
+        given = {"hidden_states": zeros(1, tokens, 64), "timestep": zeros(1)}
+        return [given | texts | places | {"guidance": zeros(1) if guidance else None}]
+
+    def denoiser() -> torch.nn.Module:
+        return diffusers.FluxTransformer2DModel(guidance_embeds=guidance)
+
+    return Model(denoiser, kl16, (clip_l, t5_xxl), passes)
 
 
-def klein(double: int, single: int, heads: int, joint: int, text: Callable[[], torch.nn.Module]) -> Model:
-    return Model(
-        "Flux2KleinPipeline",
-        {"transformer": lambda: flux2_dit(double, single, heads, joint), "vae": diffusers.AutoencoderKLFlux2},
-        (text,),
-        lambda: (torch.zeros(1, 512, joint), None),
-        options={"guidance_scale": 1.0},
-    )
+def flux2(double: int, single: int, heads: int, joint: int, text: Build, *, guidance: bool = False) -> Model:
+    def passes(size: int) -> list[dict[str, Any]]:
+        tokens = (size // 16) ** 2
+        places = {"txt_ids": zeros(1, 512, 4), "img_ids": zeros(1, tokens, 4)}
+        given = {"hidden_states": zeros(1, tokens, 128), "timestep": zeros(1)}
+        texts = {"encoder_hidden_states": zeros(1, 512, joint)}
+        return [given | texts | places | {"guidance": zeros(1) if guidance else None}]
+
+    def denoiser() -> torch.nn.Module:
+        return diffusers.Flux2Transformer2DModel(
+            num_layers=double,
+            num_single_layers=single,
+            num_attention_heads=heads,
+            joint_attention_dim=joint,
+            guidance_embeds=guidance,
+        )
+
+    def latents(size: int) -> tuple[int, ...]:
+        return 1, 32, size // 8, size // 8
+
+    return Model(denoiser, diffusers.AutoencoderKLFlux2, (text,), passes, latents)
 
 
-def z_image(guidance: float) -> Model:
-    return Model(
-        "ZImagePipeline",
-        {"transformer": diffusers.ZImageTransformer2DModel, "vae": kl16},
-        (lambda: qwen3(2560, 9728),),
-        lambda: (torch.zeros(WORDS + 8, 2560), torch.zeros(8, 2560)),
-        lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        {"guidance_scale": guidance},
-    )
+def qwen_passes(size: int) -> list[dict[str, Any]]:
+    """One pass for the prompt, one for the blank that guidance leads away from; a template's words come with both."""
+    side = size // 16
+    given = {"hidden_states": zeros(1, side**2, 64), "timestep": zeros(1), "img_shapes": [[(1, side, side)]]}
+    return [
+        given | {"encoder_hidden_states": zeros(1, n, 3584), "encoder_hidden_states_mask": torch.ones(1, n)}
+        for n in (WORDS + 5, 6)
+    ]
+
+
+def z_image(guided: bool) -> Model:
+    def passes(size: int) -> list[dict[str, Any]]:
+        texts = [zeros(WORDS + 8, 2560), zeros(8, 2560)][: 1 + guided]
+        pictures = [zeros(16, 1, size // 8, size // 8) for _ in texts]
+        return [{"x": pictures, "t": zeros(len(texts)), "cap_feats": texts}]
+
+    return Model(diffusers.ZImageTransformer2DModel, kl16, (lambda: qwen3(2560, 9728),), passes)
+
+
+def masked(channels: int, scale: int, width: int, **more: Any) -> Callable[[int], list[dict[str, Any]]]:
+    """Passes of Sana and PixArt, whose prompts are padded to 300 tokens."""
+
+    def passes(size: int) -> list[dict[str, Any]]:
+        texts = {"encoder_hidden_states": zeros(2, 300, width), "encoder_attention_mask": torch.ones(2, 300)}
+        return [
+            {"hidden_states": zeros(2, channels, size // scale, size // scale), "timestep": zeros(2)} | texts | more
+        ]
+
+    return passes
 
 
 MODELS = {
     "FLUX.1 dev": flux1(True),
     "FLUX.1 schnell": flux1(False),
-    "FLUX.2 dev": Model(
-        "Flux2Pipeline",
-        {
-            "transformer": lambda: flux2_dit(8, 48, 48, 15360, guidance=True),
-            "vae": diffusers.AutoencoderKLFlux2,
-        },
-        (mistral,),
-        lambda: (torch.zeros(1, 512, 15360), None),
-    ),
-    "FLUX.2 Klein 4B": klein(5, 20, 24, 7680, lambda: qwen3(2560, 9728)),
-    "FLUX.2 Klein 9B": klein(8, 24, 32, 12288, lambda: qwen3(4096, 12288, tied=False)),
+    "FLUX.2 dev": flux2(8, 48, 48, 15360, mistral, guidance=True),
+    "FLUX.2 Klein 4B": flux2(5, 20, 24, 7680, lambda: qwen3(2560, 9728)),
+    "FLUX.2 Klein 9B": flux2(8, 24, 32, 12288, lambda: qwen3(4096, 12288, tied=False)),
     "Qwen-Image": Model(
-        "QwenImagePipeline",
-        {"transformer": diffusers.QwenImageTransformer2DModel, "vae": diffusers.AutoencoderKLQwenImage},
+        diffusers.QwenImageTransformer2DModel,
+        diffusers.AutoencoderKLQwenImage,
         (qwen25_vl,),
-        lambda: (torch.zeros(1, WORDS + 5, 3584), torch.zeros(1, 6, 3584)),
+        qwen_passes,
+        lambda size: (1, 16, 1, size // 8, size // 8),
     ),
-    "Z-Image Turbo": z_image(0.0),
-    "Z-Image": z_image(4.0),
+    "Z-Image Turbo": z_image(False),
+    "Z-Image": z_image(True),
     "Sana 1.6B": Model(
-        "SanaPipeline",
-        {"transformer": diffusers.SanaTransformer2DModel, "vae": dc_ae},
+        diffusers.SanaTransformer2DModel,
+        dc_ae,
         (gemma2,),
-        lambda: masked_text(2304),
-        lambda: diffusers.DPMSolverMultistepScheduler(
-            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
-        ),
+        masked(32, 32, 2304),
+        lambda size: (1, 32, size // 32, size // 32),
     ),
     "PixArt-Sigma": Model(
-        "PixArtSigmaPipeline",
-        {
-            "transformer": lambda: diffusers.PixArtTransformer2DModel(
-                sample_size=128, caption_channels=4096, interpolation_scale=2, use_additional_conditions=False
-            ),
-            "vae": lambda: kl(4, scaling_factor=0.13025),
-        },
+        lambda: diffusers.PixArtTransformer2DModel(
+            sample_size=128, caption_channels=4096, interpolation_scale=2, use_additional_conditions=False
+        ),
+        lambda: kl(4, scaling_factor=0.13025),
         (t5_xxl,),
-        lambda: masked_text(4096),
-        diffusers.DPMSolverMultistepScheduler,
+        masked(4, 8, 4096, added_cond_kwargs={"resolution": None, "aspect_ratio": None}),
+        four,
     ),
-}
-
-
-STABLE_DIFFUSION = {
     "SDXL": Model(
-        "StableDiffusionXLPipeline",
-        {"unet": lambda: sdxl_unet(), "vae": lambda: kl(4, scaling_factor=0.13025)},
+        sdxl_unet,
+        lambda: kl(4, scaling_factor=0.13025),
         (clip_l, lambda: clip(1280, 32, projection=True)),
-        lambda: unet_text(2048, 1280),
-        diffusers.EulerDiscreteScheduler,
-        others=("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
+        unet(2048, 1280),
+        four,
     ),
     "SD 1.5": Model(
-        "StableDiffusionPipeline",
-        {"unet": lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768), "vae": lambda: kl(4)},
+        lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        lambda: kl(4),
         (clip_l,),
-        lambda: unet_text(768),
-        diffusers.DDIMScheduler,
+        unet(768),
+        four,
     ),
     "SD 2.1": Model(
-        "StableDiffusionPipeline",
-        {
-            "unet": lambda: diffusers.UNet2DConditionModel(
-                sample_size=96,
-                cross_attention_dim=1024,
-                attention_head_dim=(5, 10, 20, 20),
-                use_linear_projection=True,
-            ),
-            "vae": lambda: kl(4),
-        },
+        lambda: diffusers.UNet2DConditionModel(
+            sample_size=96, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+        ),
+        lambda: kl(4),
         (lambda: clip(1024, 23),),
-        lambda: unet_text(1024),
-        diffusers.DDIMScheduler,
+        unet(1024),
+        four,
     ),
     "SD 3 medium": sd3(24, 192),
     "SD 3.5 medium": sd3(24, 384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
     "SD 3.5 large": sd3(38, 192, qk_norm="rms_norm"),
 }
-MODELS |= {name: model for name, model in STABLE_DIFFUSION.items() if model.pipeline in samplers.SAMPLERS}
 
 
-def parameters(build: Callable[[], torch.nn.Module]) -> int:
+def size_of(build: Build) -> int:
+    """Parameters."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build().parameters())
 
 
 def measure(model: Model) -> dict[str, Any]:
     """Parameters of the denoiser, the text encoders and the VAE; TFLOP [call, decode] by size."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake, torch.device("cpu"):
-        parts = {name: build().eval().requires_grad_(False) for name, build in model.parts.items()}
-    pipe = getattr(diffusers, model.pipeline)(
-        scheduler=model.scheduler(), **parts, **dict.fromkeys(model.others), **extra(model.pipeline)
-    )
     found: dict[str, Any] = {
-        "denoiser": sum(p.numel() for p in parts[next(iter(parts))].parameters()),
-        "text": sum(parameters(build) for build in model.encoders),
-        "vae": sum(p.numel() for p in parts["vae"].parameters()),
+        "denoiser": size_of(model.denoiser),
+        "text": sum(map(size_of, model.encoders)),
+        "vae": size_of(model.vae),
     }
-    for size in catalogue.SIZES:
-        sampler = samplers.for_pipeline(pipe, num_steps=20, height=size, width=size, **model.options)
-        sampler._encoded["a"] = model.text()
-        with fake:
-            call, decode, _ = flops._count_parts(sampler)
-        found[str(size)] = [round(call, 4), round(decode, 4)]
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        denoiser, vae = (build().eval().requires_grad_(False) for build in (model.denoiser, model.vae))
+        for size in catalogue.SIZES:
+            call = sum(count_tflop(lambda p=passed: denoiser(**p, return_dict=False)) for passed in model.passes(size))
+            decode = count_tflop(lambda size=size: vae.decode(zeros(model.latents(size))))
+            found[str(size)] = [round(call, 4), round(decode, 4)]
     return found
-
-
-def extra(pipeline: str) -> dict[str, Any]:
-    """Arguments that only one pipeline takes."""
-    if pipeline == "StableDiffusionPipeline":
-        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return {"is_distilled": True} if pipeline == "Flux2KleinPipeline" else {}
 
 
 def main() -> None:
@@ -441,7 +420,9 @@ def main() -> None:
         costs = "; ".join(
             f"{size} px: call {found[str(size)][0]}, decode {found[str(size)][1]}" for size in catalogue.SIZES
         )
-        print(f"{name}: {billions} billion parameters (denoiser + text + VAE); TFLOP at {costs}", flush=True)
+        known = catalogue.figures().get(name)
+        same = "" if found == known else f" (stored: {known})"
+        print(f"{name}: {billions} billion parameters (denoiser + text + VAE); TFLOP at {costs}{same}", flush=True)
         if arguments.write:
             figures = json.loads(catalogue.FIGURES.read_text()) if catalogue.FIGURES.exists() else {}
             ordered = {key: (figures | {name: found}).get(key) for key in MODELS if key in figures or key == name}

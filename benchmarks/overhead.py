@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ttsnap.environments.live import LiveEnvironment
-from ttsnap.generation import prepare
+from ttsnap.live.engine import Clock, Engine
+from ttsnap.live.session import prepare
 from ttsnap.search import run
 from ttsnap.shapes.scenes import held_out_prompts
 
@@ -50,18 +50,18 @@ def main() -> None:
     for name in ("what", "value"):
         table.add_column(name)
     start = time.perf_counter()
-    searcher = prepare("shapes", candidates=32)
+    session = prepare("shapes", candidates=32)
     load = time.perf_counter() - start
-    sampler, prompt = searcher.sampler, held_out_prompts()[0]
-    searcher.block([prompt])
+    sampler, prompt = session.sampler, held_out_prompts()[0]
+    session.block([prompt])
     ratios = []
     for seed in range(9):
         seeds = seed * 100 + np.arange(32)[None]
-        environment = LiveEnvironment(sampler, searcher.judges, [prompt], seeds, previews=True)
+        clock = Clock()
+        grid = Engine(sampler, session.judges, clock=clock).grid([prompt], seeds, previews=True)
         start = time.perf_counter()
-        run(searcher.policy, environment)
+        run(session.policy, grid)
         wall = time.perf_counter() - start
-        clock = environment.clock
         ratios.append(wall / (clock.calls + clock.decodes + clock.looks))
     table.add_row("search wall time / its calls, decodes and looks (32 candidates)", f"{np.median(ratios):.3f}")
 
@@ -78,7 +78,7 @@ def main() -> None:
     def ours():
         sampler.forget_prompts()
         state = sampler.advance(sampler.start([prompt] * IMAGES, list(range(IMAGES))), 20)
-        sampler.decode(state.x0)
+        sampler.look(state)
 
     mine = {}
     for batch in (8, 16, 32, 64):

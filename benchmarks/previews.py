@@ -18,11 +18,11 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 from ttsnap.cost import Budget, affordable
-from ttsnap.generation import load_sampler
+from ttsnap.live.session import load_sampler
+from ttsnap.pipelines import previews
+from ttsnap.pipelines.flops import cost_model
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.rewards import load
-from ttsnap.samplers import previews
-from ttsnap.samplers.flops import cost_model
 from ttsnap.shapes.scenes import held_out_prompts
 from ttsnap.simulation.simulator import Task, replay
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ttsnap.environments.live import to_uint8
-from ttsnap.generation import load_sampler
+from ttsnap.live.session import load_sampler
+from ttsnap.pipelines.outputs import to_uint8
 from ttsnap.recordings.recorder import plan_tree, record_images, seeds_of, walk
 from ttsnap.shapes.scenes import train_prompts
 

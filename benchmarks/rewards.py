@@ -24,8 +24,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from ttsnap.pipelines.flops import count_tflop
 from ttsnap.rewards import blip, clip, preprocess
-from ttsnap.samplers.flops import count_tflop
 
 LENGTH = 77
 

@@ -31,7 +31,7 @@ import psutil
 
 from ttsnap.cluster.record import Record
 from ttsnap.cluster.scheduling import Observer, ThisProcess, execute
-from ttsnap.environments.queue import prompts_per_block
+from ttsnap.live.engine import prompts_per_block
 from ttsnap.policies import SuccessiveHalving
 
 PUBLISHED = SuccessiveHalving((3, 7, 12), keep=(0.4, 0.4, 0.5))
@@ -39,7 +39,7 @@ BATCH, CANDIDATES, STEPS = 32, 32, 20
 
 
 def load():
-    from ttsnap.generation import load_sampler
+    from ttsnap.live.session import load_sampler
 
     return load_sampler("shapes", max_batch=BATCH)
 
@@ -143,7 +143,7 @@ def measured(workers: int, prompts: int) -> dict[str, float]:
 
 def record_times(path: Path, batches: int = 8) -> None:
     """Seconds of each call, decode and look of a full batch."""
-    from ttsnap.environments.live import judge
+    from ttsnap.live.judging import judge
     from ttsnap.rewards import load as load_rewards
 
     sampler, (name, reward) = load(), next(iter(load_rewards("shapes").items()))

@@ -20,8 +20,7 @@ import numpy as np
 
 from equal_cost import SEEDS, halfwidth, search
 from ttsnap.cost import Budget, affordable
-from ttsnap.environments.live import LiveEnvironment
-from ttsnap.generation import prepare
+from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, default_policy
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.scenes import held_out_prompts
@@ -36,18 +35,18 @@ METHODS = {  # name -> reward, whether tuned
 BASE = "best-of-N"
 
 
-def finish_all(searcher, prompts, seeds):
+def finish_all(session, prompts, seeds):
     """Clean rewards and checker verdicts [prompts, candidates] of finished images, and seconds per candidate."""
     rewards, right = np.empty(seeds.shape), np.empty(seeds.shape)
     start = time.process_time()
     for row in range(0, len(prompts), 8):
         block = prompts[row : row + 8]
-        environment = LiveEnvironment(searcher.sampler, searcher.judges, block, seeds[row : row + 8])
-        everybody = np.ones(environment.seeds.shape, dtype=bool)
-        rewards[row : row + 8] = environment.observe(Query(everybody, searcher.sampler.num_steps))[..., 0]
-        for (p, c), image in environment.finished.items():
+        grid = session.engine().grid(block, seeds[row : row + 8])
+        everybody = np.ones(grid.seeds.shape, dtype=bool)
+        rewards[row : row + 8] = grid.observe(Query(everybody, session.sampler.num_steps))[..., 0]
+        for (p, c), image in grid.finished.items():
             right[row + p, c] = check(image, block[p]).all
-        searcher.sampler.forget_prompts()
+        session.sampler.forget_prompts()
     return rewards, right, (time.process_time() - start) / seeds.size
 
 
@@ -55,24 +54,24 @@ def measure(prompts, seeds, budgets, most, methods, save=lambda found: None):
     """Everything per prompt: name -> array; best-of-N up to `most` from one pool. `save` is told of it as it grows."""
     found = {}
     if BASE in methods:
-        searcher = prepare("shapes", reward="shapes", max_batch=64)
-        rewards, right, seconds = finish_all(searcher, prompts, seeds[:, :most])
-        one = searcher.cost_model.of_plan(BestOfN().plan(1, searcher.sampler.num_steps)).tflop
+        session = prepare("shapes", reward="shapes", max_batch=64)
+        rewards, right, seconds = finish_all(session, prompts, seeds[:, :most])
+        one = session.cost_model.of_plan(BestOfN().plan(1, session.sampler.num_steps)).tflop
         found |= {"pool/reward": rewards, "pool/right": right, "pool/seconds": np.full(len(prompts), seconds)}
         found["pool/tflop"] = np.full(len(prompts), one)
-        found["pool/prompt"] = np.full(len(prompts), searcher.cost_model.prompt_tflop)
+        found["pool/prompt"] = np.full(len(prompts), session.cost_model.prompt_tflop)
         save(found)
     for name in methods:
         if name == BASE:
             continue
         reward, tuned = METHODS[name]
-        searcher = prepare("shapes", reward=reward, max_batch=64)
-        steps = searcher.sampler.num_steps
-        policy = searcher.policy if tuned else default_policy(steps)
+        session = prepare("shapes", reward=reward, max_batch=64)
+        steps = session.sampler.num_steps
+        policy = session.policy if tuned else default_policy(steps)
         for gigaflop in budgets:
-            n = affordable(policy, Budget(gigaflop / 1e3, "TFLOP"), searcher.cost_model, steps)
+            n = affordable(policy, Budget(gigaflop / 1e3, "TFLOP"), session.cost_model, steps)
             start = time.process_time()
-            values, right, tflop = search(searcher, policy, n, prompts, seeds)
+            values, right, tflop = search(session, policy, n, prompts, seeds)
             seconds = (time.process_time() - start) / len(prompts)
             key = f"{name}/{gigaflop:g}"
             kinds = {"reward": values, "right": right, "tflop": tflop, "seconds": np.full(len(prompts), seconds)}

@@ -16,7 +16,7 @@ import torch
 
 from ttsnap.cost import parse_budgets
 from ttsnap.figures import save
-from ttsnap.generation import load_sampler, prepare
+from ttsnap.live.session import load_sampler, prepare
 from ttsnap.recordings.recorder import record_rewards, seeds_of
 from ttsnap.shapes import foresight
 from ttsnap.shapes.make.foresight import distil, train, trajectories

@@ -41,12 +41,6 @@ def test_figures_are_of_known_families_and_plausible():
     assert flux.tflop(1024) == pytest.approx((74.38, 10.47), abs=0.01)
 
 
-def test_adapters_are_those_that_exist():
-    from ttsnap.samplers import SAMPLERS
-
-    assert {f.pipeline for f in catalogue.FAMILIES if f.adapter} == set(SAMPLERS)
-
-
 def test_commands_are_understood(monkeypatch):
     """Up to the search itself."""
     import shlex

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-CORE = "ttsnap, ttsnap.types, ttsnap.ranking, ttsnap.cost, ttsnap.search, ttsnap.policies, ttsnap.environments.replay"
+CORE = "ttsnap, ttsnap.types, ttsnap.ranking, ttsnap.cost, ttsnap.search, ttsnap.policies, ttsnap.simulation.replay"
 
 
 def test_the_core_imports_without_torch():

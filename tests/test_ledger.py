@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ttsnap.cost import Ledger
-from ttsnap.environments.replay import ReplayEnvironment
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.search import run
+from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.types import Problem, Query
 
 

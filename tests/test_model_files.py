@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import original_layout
-from tests.samplers import tiny, tiny_sd
+from tests.pipelines import tiny, tiny_sd
 from tests.test_loading import ask
-from ttsnap import samplers
 from ttsnap.loading import Loading, load_model
+from ttsnap.pipelines.sampler import Sampler
 
-SMALL = {"num_steps": 2, "height": 32, "width": 32}
+SMALL = {"num_inference_steps": 2, "height": 32, "width": 32}
 PROMPTS = ["a red circle", "a blue square"]
 WHOLE = {
     "SD 1.5": (tiny_sd.stable_diffusion, original_layout.stable_diffusion),
@@ -46,7 +46,7 @@ def check_same(found, pipe, **options):
     check_same_weights(found, pipe)
     made = []
     for one in (found, pipe):
-        sampler = samplers.for_pipeline(one, **SMALL, **options)
+        sampler = Sampler(one, **SMALL, **options)
         made.append(sampler.advance(sampler.start(PROMPTS, [1, 2]), 2).latents)
     torch.testing.assert_close(*made, atol=1e-5, rtol=1e-5)  # weights lie elsewhere in memory: other kernels
 

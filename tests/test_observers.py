@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from tests.samplers.toy import ToyReward, ToySampler
-from ttsnap.block import Block
+from tests.pipelines.toy import ToyReward, toy_sampler
 from ttsnap.cost import CostModel
-from ttsnap.generation import Searcher
+from ttsnap.live.open_search import OpenSearch
+from ttsnap.live.session import Session
 from ttsnap.observers import Observer, Stop, spread
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.search import run
@@ -53,7 +53,7 @@ class Recorder(Observer):
 
 
 def searcher(policy=HALVING, candidates=6, **options):
-    return Searcher(ToySampler(num_steps=4, max_batch=4, **options), {"bright": ToyReward()}, policy, candidates, MODEL)
+    return Session(toy_sampler(num_steps=4, max_batch=4, **options), {"bright": ToyReward()}, policy, candidates, MODEL)
 
 
 def test_everything_is_told_in_order():
@@ -134,7 +134,7 @@ def test_a_dropped_candidate_is_finished_after_all_and_pays_for_it():
     with pytest.raises(ValueError, match="finished already"):
         block.finish(block.result.finished)
     with pytest.raises(ValueError, match="when the search has been run"):
-        Block(searcher(), ["a"]).finish(dropped[:1])
+        OpenSearch(searcher(), ["a"]).finish(dropped[:1])
 
 
 def test_a_search_that_was_stopped_early_can_be_finished():
@@ -147,7 +147,7 @@ def test_a_search_that_was_stopped_early_can_be_finished():
 
 
 def test_replay_tells_and_stops_too():
-    from ttsnap.environments.replay import ReplayEnvironment
+    from ttsnap.simulation.replay import ReplayEnvironment
 
     environment = ReplayEnvironment(np.random.default_rng(0).normal(size=(2, 6, 4, 1)))
     whole = Recorder()

@@ -35,7 +35,7 @@ def pipeline():
 
 
 def search(**options):
-    return ttsnap.search(pipeline(), PROMPT, candidates=4, num_steps=4, policy=BestOfN(), **options)
+    return ttsnap.search(pipeline(), PROMPT, candidates=4, num_inference_steps=4, policy=BestOfN(), **options)
 
 
 def test_it_judges_the_finished_images_and_steers_nothing():

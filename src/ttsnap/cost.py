@@ -181,8 +181,8 @@ class CostModel:
     `prompt_tflop` is what reading a prompt takes, by the model's text encoders and by the rewards that judge finished
     images: it is read once, however many looks there are. `texts` are what noise-aware weights read beside that.
 
-    TFLOP are counted once per model, resolution and text length (see `ttsnap.samplers.flops`). Seconds are None until
-    measured on this machine by `ttsnap.environments.live.calibrate`.
+    TFLOP are counted once per model, resolution and text length (see `ttsnap.pipelines.flops`). Seconds are None until
+    measured on this machine by `ttsnap.live.calibration.calibrate`.
 
     `early` are the looks that do without the full decoder (or a safety checker, which sees finished images and counts
     to their decode), by ascending `until`: a look after s calls costs what the first of them with s <= until says, else

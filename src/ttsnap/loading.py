@@ -6,13 +6,26 @@ can run code when it is opened.
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttsnap.model_files import PICKLES, Refused, check_directory, first_line, load_file
+from ttsnap.model_files import PICKLES, Refused, check_directory, check_weights, first_line, load_file
 
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "ddim": ("DDIMScheduler", {}),
+    "dpm": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
+    "dpm-karras": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2, "algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+    ),
+}
+MODULAR = "modular_model_index.json"  # describes a pipeline that is made of blocks
 OFFLOADS = ("none", "model", "sequential")
 
 
@@ -95,7 +108,7 @@ def check_model(model: str) -> None:
         if path.suffix != ".safetensors":
             raise ValueError(f"{model} is a file; a model file ends with .safetensors, else give its directory")
         return
-    if path.is_dir() and not (path / "model_index.json").is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in ("model_index.json", MODULAR)):
         raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json{_instead(path)}")
     if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise ValueError(
@@ -156,6 +169,25 @@ def save_memory(pipe: Any, loading: Loading) -> None:
             enable()
 
 
+def with_scheduler(pipe: Any, name: str) -> tuple[Any, str]:
+    """The pipeline with another scheduler of the same configuration, and the line of Python that gives it that.
+
+    Raises:
+        ValueError: no such name, or the pipeline has no scheduler.
+    """
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
+    if getattr(pipe, "scheduler", None) is None:
+        raise ValueError(f"{type(pipe).__name__} has no scheduler to replace")
+    kind, options = SCHEDULERS[name]
+    twin = copy.copy(pipe)
+    twin.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
+    extra = "".join(f", {key}={value!r}" for key, value in options.items())
+    return twin, f"pipe.scheduler = diffusers.{kind}.from_config(pipe.scheduler.config{extra})"
+
+
 def compile_denoiser(pipe: Any, **options: Any) -> None:
     """Compile the denoiser in place: its repeated blocks, if it names them, else as a whole.
 
@@ -207,13 +239,42 @@ def _load(model: str, dtype: Any, config: str | None) -> Any:
             return load_file(path, dtype, config)
         if config is not None:
             raise ValueError("config belongs to a single .safetensors file")
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            return _load_modular(model, dtype)
         if path.is_dir():
             check_directory(path)
-        return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, use_safetensors=True)
+        try:
+            return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, use_safetensors=True)
+        except OSError as error:
+            if path.is_dir() or "model_index.json" not in str(error):
+                raise
+            return _load_modular(model, dtype)
     except Refused:
         raise
     except Exception as error:
         raise ValueError(explain(model, error)) from error
+
+
+def _load_modular(model: str, dtype: Any) -> Any:
+    """A pipeline that is made of blocks; the parts of a directory are read from there, wherever it was saved."""
+    from diffusers import ModularPipeline
+
+    index = Path(model) / MODULAR
+    pipe = ModularPipeline.from_pretrained(model)
+    if not index.is_file():  # on the hub
+        pipe.load_components(torch_dtype=dtype, use_safetensors=True)
+        return pipe
+    try:
+        data = json.loads(index.read_text(encoding="utf-8"))
+        parts = {name: part[2] for name, part in data.items() if isinstance(part, list)}
+    except (ValueError, IndexError, TypeError) as error:
+        raise Refused(f"{index} is damaged; download the model again") from error
+    here = {name: model for name, part in parts.items() if (index.parent / (part.get("subfolder") or name)).is_dir()}
+    for folder in here:
+        check_weights(index.parent / (parts[folder].get("subfolder") or folder))
+    sources = {"pretrained_model_name_or_path": here} if here else {}
+    pipe.load_components(torch_dtype=dtype, use_safetensors=dict.fromkeys(here, True), **sources)
+    return pipe
 
 
 def explain(model: str, error: BaseException) -> str:

@@ -65,14 +65,19 @@ def check_directory(path: Path, without: Collection[str] = ()) -> None:
         folder = path / part
         if not folder.is_dir():
             raise Refused(f"{path} lacks its folder {part}; download the model again")
-        weights = sorted(folder.glob("*.safetensors"))
-        for file in weights:
-            check_safetensors(file)
-        if not weights and (pickles := [file for file in folder.iterdir() if file.suffix in PICKLES]):
-            raise Refused(
-                f"{folder} holds its weights as a pickle only ({pickles[0].name}), which can run code when it is "
-                "opened; get the model as safetensors, or convert it where you trust it"
-            )
+        check_weights(folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a part of a pipeline whose weights are pickles, or damaged."""
+    weights = sorted(folder.glob("*.safetensors"))
+    for file in weights:
+        check_safetensors(file)
+    if not weights and (pickles := [file for file in folder.iterdir() if file.suffix in PICKLES]):
+        raise Refused(
+            f"{folder} holds its weights as a pickle only ({pickles[0].name}), which can run code when it is "
+            "opened; get the model as safetensors, or convert it where you trust it"
+        )
 
 
 def check_safetensors(path: Path) -> dict[str, Any]:

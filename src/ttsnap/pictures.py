@@ -58,13 +58,13 @@ class Pictures:
         return found | ({"strength": self.strength} if self.strength is not None else {})
 
     def give(self, pipe: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The pipeline that takes these pictures, of the same models, and the sampler's options with them.
+        """The pipeline that takes these pictures, of the same models, and the arguments of its call with them.
 
         Where a size is asked for, the pictures are made that large.
 
         Args:
             pipe: a stock pipeline.
-            options: of the sampler.
+            options: arguments of its call, and options of the sampler.
 
         Raises:
             ValueError: the pipeline has no such variant, or a file is no picture.
@@ -72,7 +72,7 @@ class Pictures:
         if self.image:
             pipe = _variant(pipe, "AutoPipelineForInpainting" if self.mask else "AutoPipelineForImage2Image", self)
         taken, name = _taken(pipe), type(pipe).__name__
-        given = {use: read_picture(path) for use, path in self.files().items()}
+        given: dict[str, Any] = {use: read_picture(path) for use, path in self.files().items()}
         if "control_image" in given and "control_image" not in taken:
             if "image" not in taken or not hasattr(pipe, "controlnet"):
                 raise ValueError(f"{name} takes no control image; load a ControlNet pipeline")
@@ -81,10 +81,9 @@ class Pictures:
         if width and height:
             given = {use: _resized(picture, (width, height)) for use, picture in given.items()}
         options = {key: value for key, value in options.items() if key not in ("width", "height") or key in taken}
-        arguments: dict[str, Any] = {**(options.get("arguments") or {}), **given}
         if self.strength is not None:
-            arguments["strength"] = self.strength
-        return pipe, options | {"arguments": arguments}
+            given["strength"] = self.strength
+        return pipe, options | given
 
 
 def read_picture(path: Path) -> Image:

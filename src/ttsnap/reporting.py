@@ -73,7 +73,7 @@ def report(
     """
     import torch
 
-    from ttsnap.environments.live import judge
+    from ttsnap.live.judging import judge
 
     seeds = sorted(finished)
     reports = []

@@ -223,7 +223,7 @@ def search(
 ) -> SearchResult:
     """Find the best image for a prompt under a compute budget.
 
-    For several prompts, prepare once with `ttsnap.generation.prepare` and run them as a block: batches then stay full.
+    For several prompts, prepare once with `ttsnap.session.prepare` and run them as a block: batches then stay full.
 
     Args:
         pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
@@ -242,10 +242,11 @@ def search(
         observer: is told what happens, and may raise `ttsnap.observers.Stop`: what is finished by then is kept.
         device: where a model that is named runs.
         dtype: its dtype: float32, bfloat16, float16.
-        **options: of the sampler: num_steps, height, width, guidance_scale, negative_prompt, true_cfg_scale,
-            max_sequence_length, max_batch; `diversity`, a `ttsnap.diversity.negtome.Negtome`; and `preview`, what
-            early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]` or `linear`; for a model that is named also
-            those of `ttsnap.loading.Loading`: offload, compile, attention_slicing, vae_slicing, vae_tiling, config.
+        **options: all that the pipeline's own call takes, by its own names: `num_inference_steps`, `guidance_scale`,
+            `negative_prompt`, `image`, `callback_on_step_end` ...; `max_batch`; `diversity`, a
+            `ttsnap.diversity.negtome.Negtome`; and `preview`, what early looks judge: `full`, `tiny[=DIR]`,
+            `small[=PIXELS]` or `linear`; for a model that is named also those of `ttsnap.loading.Loading`: offload,
+            compile, attention_slicing, vae_slicing, vae_tiling, config.
 
     Returns:
         The image, its reward and seed, the cost, and the history of every candidate.
@@ -253,7 +254,7 @@ def search(
     Raises:
         ValueError: what was wrong and what would work.
     """
-    from ttsnap.generation import prepare
+    from ttsnap.live.session import prepare
 
     searcher = prepare(
         pipe,

@@ -7,7 +7,7 @@ pipeline or by lookup in recorded rewards. A candidate that is never asked about
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,30 +84,4 @@ class Reward(Protocol):
 
     def __call__(self, images: Tensor, prompts: Sequence[str], *, sigma: float) -> Tensor:
         """Rewards [n] of images [n, 3, h, w] in 0..1, which are x0 estimates at noise level `sigma` (0: finished)."""
-        ...
-
-
-class Sampler(Protocol):
-    """One model family, driven through the public parts of its stock pipeline."""
-
-    @property
-    def num_steps(self) -> int:
-        """Denoiser calls of a finished image."""
-        ...
-
-    @property
-    def sigmas(self) -> Sequence[float]:
-        """Noise level of the x0 estimate after each call, [num_steps]: the sigma that call was made at."""
-        ...
-
-    def start(self, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
-        """Trajectories of n candidates at step 0; the noise of each depends on its seed alone."""
-        ...
-
-    def advance(self, trajectories: Any, to_step: int) -> Any:
-        """The same candidates after `to_step` denoiser calls, with the x0 estimate of the last call."""
-        ...
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in 0..1 of predicted clean latents."""
         ...

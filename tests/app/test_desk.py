@@ -9,13 +9,13 @@ import time
 import numpy as np
 import pytest
 
-from tests.samplers.toy import ToyReward, ToySampler
+from tests.pipelines.toy import ToyReward, toy_sampler
 from ttsnap.app import view
 from ttsnap.app.desk import Desk
 from ttsnap.app.orders import Limits, Order
 from ttsnap.app.story import Tile
 from ttsnap.cost import CostModel
-from ttsnap.generation import Searcher
+from ttsnap.live.session import Session
 from ttsnap.policies import SuccessiveHalving
 
 MODEL = CostModel("toy", 1.0, 0.5, 0.25)
@@ -35,15 +35,15 @@ class Toys:
         self.begun.append(order.prompt)
         if order.prompt == "broken":
             raise RuntimeError("secret detail")
-        sampler = ToySampler(num_steps=4, max_batch=16)
-        call = sampler.call
+        sampler = toy_sampler(num_steps=4, max_batch=16)
+        forward = sampler.pipe.transformer.forward
 
         def gated(*arguments):
             assert self.gate.wait(20)
-            return call(*arguments)
+            return forward(*arguments)
 
-        sampler.call = gated
-        return Searcher(sampler, {"bright": ToyReward()}, HALVING, order.candidates, MODEL)
+        sampler.pipe.transformer.forward = gated
+        return Session(sampler, {"bright": ToyReward()}, HALVING, order.candidates, MODEL)
 
 
 @pytest.fixture

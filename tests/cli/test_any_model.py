@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.samplers import tiny_any
+from tests.pipelines import tiny_any
 
-REWARD = ["--reward", "tests.samplers.tiny_any:redness"]
+REWARD = ["--reward", "tests.pipelines.tiny_any:redness"]
 FEW = [*REWARD, "--candidates", "3", "--steps", "4", "--rungs", "1", "--keep", ".6", "--json"]
 
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 pytest.importorskip("peft")
+from tests.pipelines import tiny, tiny_sd
 from tests.rewards import reference as ref
-from tests.samplers import tiny, tiny_sd
 from tests.training.test_configs import CONFIGS
 from ttsnap.rewards.noise_aware import read_run
 

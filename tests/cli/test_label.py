@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ttsnap.generation import load_sampler
+from ttsnap.live.session import load_sampler
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.recordings.recorder import plan_tree, record_images, record_rewards, seeds_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.samplers import tiny_sd
+from tests.pipelines import tiny_sd
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
 
@@ -35,7 +35,7 @@ def test_generated_reproduced_and_recorded(name, ttsnap, tmp_path):
     folder = tmp_path / "model"
     build().save_pretrained(folder)
     options = [PROMPT, "--model", folder, "--steps", 4, "--size", "48x32", *options]
-    judge = ["--reward", "tests.samplers.tiny:redness"]
+    judge = ["--reward", "tests.pipelines.tiny:redness"]
     search = ["--candidates", 4, "--rungs", "1,2", "--keep", ".5,.5"]
     code, out, err = ttsnap("generate", *options, *judge, *search, "--json", "--out", tmp_path / "out")
     assert code == 0, err

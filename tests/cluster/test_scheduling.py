@@ -42,10 +42,10 @@ def test_a_job_stores_what_the_library_stores(whole, tmp_path):
         tree.versions,
         tree.cost_model,
     )
-    record_images(toys.Sampler(), again)
+    record_images(toys.sampler_of(), again)
     assert toys.files(again.root) == toys.files(whole / "tree")
     direct = record_rewards(
-        toys.Sampler(), toys.rewards(None, "cpu"), toys.PROMPTS, seeds_of(range(24), 4), tmp_path / "values"
+        toys.sampler_of(), toys.rewards(None, "cpu"), toys.PROMPTS, seeds_of(range(24), 4), tmp_path / "values"
     )
     np.testing.assert_array_equal(direct.clean, toys.clean(whole / "values"))
     np.testing.assert_allclose(toys.clean(whole / "labels"), direct.clean, atol=0.01)

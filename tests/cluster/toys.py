@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from tests.samplers.toy import ToyReward, ToySampler
+from tests.pipelines.toy import ToyReward, toy_sampler
 from ttsnap.cluster.generate import Generate
 from ttsnap.cluster.label import Label
 from ttsnap.cluster.record import Record
 from ttsnap.cost import CostModel
-from ttsnap.generation import Searcher
+from ttsnap.live.session import Session
 from ttsnap.policies import SuccessiveHalving
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
@@ -25,24 +25,26 @@ PER_PROMPT = 4
 BATCH = 8
 
 
-class Sampler(ToySampler):
+def sampler_of(pause=0.0, full_once=None, refuses=None):
     """Takes a little real time per call; told to, it runs out of memory once, or refuses a prompt."""
+    sampler = toy_sampler(num_steps=4, max_batch=BATCH)
+    pipe = sampler.pipe
+    encode, forward = pipe.encode_prompt, pipe.transformer.forward
 
-    def __init__(self, pause=0.0, full_once=None, refuses=None):
-        super().__init__(num_steps=4, max_batch=BATCH)
-        self.pause, self.full_once, self.refuses = pause, full_once, refuses
-
-    def encode(self, prompt):
-        if prompt == self.refuses:
+    def refusing(prompt):
+        if prompt == refuses:
             raise RuntimeError("I cannot read this")
-        return len(prompt)
+        return encode(prompt)
 
-    def call(self, latents, encoded, index):
-        time.sleep(self.pause)
-        if self.full_once and len(latents) > 2 and not Path(self.full_once).exists():
-            Path(self.full_once).touch()
+    def slow(latents, *rest):
+        time.sleep(pause)
+        if full_once and len(latents) > 2 and not Path(full_once).exists():
+            Path(full_once).touch()
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().call(latents, encoded, index)
+        return forward(latents, *rest)
+
+    pipe.encode_prompt, pipe.transformer.forward = refusing, slow
+    return sampler
 
 
 class Reward(ToyReward):
@@ -75,12 +77,12 @@ def nothing(sampler):
 
 
 def images(out, prompts=PROMPTS, **sampler):
-    return Record(partial(Sampler, **sampler), None, nothing, prompts, range(len(prompts)), PER_PROMPT, out)
+    return Record(partial(sampler_of, **sampler), None, nothing, prompts, range(len(prompts)), PER_PROMPT, out)
 
 
 def values(out, how=None, prompts=PROMPTS, **sampler):
     load = partial(rewards, how)
-    return Record(partial(Sampler, **sampler), load, nothing, prompts, range(len(prompts)), PER_PROMPT, out)
+    return Record(partial(sampler_of, **sampler), load, nothing, prompts, range(len(prompts)), PER_PROMPT, out)
 
 
 def labels(tree, out, how=None):
@@ -89,7 +91,7 @@ def labels(tree, out, how=None):
 
 def searcher(how, sampler):
     policy = SuccessiveHalving((1, 2), keep=(0.5, 0.5))
-    return Searcher(Sampler(**sampler), rewards(how, "cpu"), policy, PER_PROMPT, CostModel("toy", 1.0, 1.0, 1.0))
+    return Session(sampler_of(**sampler), rewards(how, "cpu"), policy, PER_PROMPT, CostModel("toy", 1.0, 1.0, 1.0))
 
 
 def search(out, how=None, prompts=PROMPTS, **sampler):

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.cli.conftest import ttsnap  # noqa: F401
-from tests.samplers import tiny
-from ttsnap import samplers
+from tests.pipelines import tiny
 from ttsnap.diversity import parse
-from ttsnap.diversity.negtome import REPEL, Negtome, applied, push
+from ttsnap.diversity.negtome import REPEL, Negtome, Pushed, applied, push
+from ttsnap.pipelines.sampler import Sampler
 from ttsnap.recordings.image_tree import ImageTree
 
 A, B = "a red circle", "a blue square left of a green circle"
 STRONG = Negtome(merging_alpha=1.0, merging_threshold=-1.0, t_end=500.0)
+DROPPED = replace(STRONG, merging_dropout=0.2)
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -24,8 +26,8 @@ def pipe():
 
 
 def sampler_of(pipe, max_batch=8, **options):
-    return samplers.for_pipeline(
-        pipe, num_steps=4, height=32, width=32, max_sequence_length=12, max_batch=max_batch, **options
+    return Sampler(
+        pipe, num_inference_steps=4, height=32, width=32, max_sequence_length=12, max_batch=max_batch, **options
     )
 
 
@@ -44,12 +46,12 @@ def plain(x, y, parameters):
     for i, token in enumerate(x):
         similarities = [float(torch.cosine_similarity(token.double(), other.double(), dim=0)) for other in y]
         best = int(np.argmax(similarities))
-        if parameters.repel or similarities[best] > parameters.merging_threshold:
+        if similarities[best] > parameters.merging_threshold:
             result[i] = token + parameters.merging_alpha * (token - y[best])
     return result
 
 
-@pytest.mark.parametrize("parameters", [Negtome(0.9, 0.2), Negtome(0.9, repel=True)])
+@pytest.mark.parametrize("parameters", [Negtome(0.9, 0.2), Negtome(0.9, -1.0)])
 def test_the_update_is_the_plain_one(parameters):
     x, y = torch.randn(2, 7, 6), torch.randn(2, 5, 6)
     expected = torch.stack([plain(a, b, parameters) for a, b in zip(x, y, strict=True)])
@@ -62,7 +64,7 @@ def test_a_call_is_the_plain_one_on_every_attention(pipe, monkeypatch):
     sampler = sampler_of(pipe)
     with applied(sampler, STRONG):
         ours = finish(sampler, (A, A), (1, 2), 1)
-    tokens = sampler.noise(1).shape[1]
+    tokens = sampler.probe.sample[1]
     for block in [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks]:
         attention = block.attn
         module = attention.to_out[0] if hasattr(attention, "to_out") else None
@@ -127,7 +129,7 @@ def test_the_group_is_the_prompt(pipe):
     torch.testing.assert_close(mixed[[1, 3]], alone, **CLOSE)
 
 
-@pytest.mark.parametrize("parameters", [STRONG, REPEL])
+@pytest.mark.parametrize("parameters", [STRONG, DROPPED])
 @pytest.mark.parametrize("options", [{}, {"negative_prompt": "a cyan square", "true_cfg_scale": 2.0}])
 def test_batches_do_not_matter(pipe, parameters, options):
     whole, split = sampler_of(pipe, **options), sampler_of(pipe, max_batch=1, **options)
@@ -145,7 +147,7 @@ def test_a_pruned_reference_still_counts(pipe):
     with applied(sampler, STRONG) as state:
         whole = sampler.advance(sampler.start((A, A, A), (1, 2, 3)), 1)
         rest = sampler.advance(whole.select([2]), 4).latents
-        assert state.extra_calls == 2  # at timesteps 750 and 500
+        assert state.extra_calls == 3  # at timesteps 1000, again, 750 and 500
         state.forget()
         sampler.group((A, A, A), (1, 2, 3))
         again = sampler.advance(whole.select([2]), 4).latents  # from the reference's noise
@@ -155,14 +157,30 @@ def test_a_pruned_reference_still_counts(pipe):
 
 def test_dropout_is_decided_by_the_seed(pipe):
     sampler = sampler_of(pipe)
-    with applied(sampler, REPEL):
+    with applied(sampler, DROPPED):
         first = finish(sampler)
-    with applied(sampler, REPEL):
+    with applied(sampler, DROPPED):
         torch.rand(3)
         assert torch.equal(finish(sampler), first)
         torch.testing.assert_close(finish(sampler, (A, A), (1, 3)), first[[0, 2]], **CLOSE)
-    with applied(sampler, Negtome(merging_alpha=3.0, repel=True)):
+    with applied(sampler, STRONG):
         assert not torch.equal(finish(sampler)[1:], first[1:])
+
+
+def test_repel_takes_the_best_match_among_all_other_images(pipe):
+    """Nobody is the reference: each is pushed from the others of its prompt, as the authors' code does."""
+    sampler = sampler_of(pipe)
+    stock = finish(sampler)
+    with applied(sampler, replace(REPEL, merging_threshold=-1.0, merging_dropout=0.0, t_end=500.0)):
+        ours = finish(sampler)
+        alone = finish(sampler, (A,), (1,))
+    assert all(not torch.equal(ours[row], stock[row]) for row in range(3))
+    torch.testing.assert_close(alone, stock[:1], **CLOSE)
+    x = torch.randn(3, 6, 4)
+    pushed = Pushed(replace(REPEL, merging_threshold=-1.0), 3, [0, 1, 2], [[1, 2], [0, 2], [0, 1]])(x, 6, None)
+    for row, others in enumerate([[1, 2], [0, 2], [0, 1]]):
+        expected = plain(x[row], torch.cat([x[other] for other in others]), replace(REPEL, merging_threshold=-1.0))
+        torch.testing.assert_close(pushed[row], expected)
 
 
 def test_hooks_are_gone_afterwards(pipe, monkeypatch):
@@ -174,7 +192,7 @@ def test_hooks_are_gone_afterwards(pipe, monkeypatch):
     assert sampler.diversity is None
     proj_out = pipe.transformer.proj_out
     monkeypatch.setattr(proj_out, "forward", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError), applied(sampler, STRONG):
+    with pytest.raises(RuntimeError, match="division by zero"), applied(sampler, STRONG):
         finish(sampler)
     assert hooks(pipe) == before
     assert sampler.diversity is None
@@ -206,9 +224,9 @@ def test_names():
         parse("cads")
     with pytest.raises(ValueError, match="need --diversity"):
         parse(None, "merging_alpha=1")
-    from tests.samplers.toy import ToySampler
+    from tests.pipelines.toy import toy_sampler
 
-    with pytest.raises(ValueError, match=r"works with FluxPipeline, .*, not with"), applied(ToySampler()):
+    with pytest.raises(ValueError, match=r"works with FluxPipeline, .*, not with"), applied(toy_sampler()):
         pass
 
 

@@ -11,11 +11,11 @@ import torch
 
 from tests.cli.conftest import ttsnap  # noqa: F401
 from tests.diversity.test_negtome import CLOSE, A, B, plain
-from tests.samplers import tiny_sd
-from ttsnap import samplers
+from tests.pipelines import tiny_sd
 from ttsnap.diversity import parse
 from ttsnap.diversity.negtome import Negtome, applied
 from ttsnap.diversity.sites import sites_of
+from ttsnap.pipelines.sampler import Sampler
 
 STRONG = Negtome(merging_alpha=1.0, merging_threshold=-1.0, t_end=400.0, min_attn_dim=4)
 
@@ -26,7 +26,7 @@ def pipeline(build):
 
 
 def sampler_of(build=tiny_sd.sdxl, max_batch=8, **options):
-    return samplers.for_pipeline(pipeline(build), num_steps=4, height=32, width=32, max_batch=max_batch, **options)
+    return Sampler(pipeline(build), num_inference_steps=4, height=32, width=32, max_batch=max_batch, **options)
 
 
 def finish(sampler, prompts=(A, A, A), seeds=(1, 2, 3), to_step=4):
@@ -125,7 +125,7 @@ def test_generated_and_recorded_with_it(ttsnap, tmp_path):  # noqa: F811
     folder = tmp_path / "sdxl"
     tiny_sd.save(tiny_sd.sdxl, folder)
     options = [B, "--model", folder, "--steps", 4, "--diversity", "negtome", "--diversity-options", "min_attn_dim=4"]
-    options += ["--reward", "tests.samplers.tiny:redness", "--size", 32]
+    options += ["--reward", "tests.pipelines.tiny:redness", "--size", 32]
     code, out, err = ttsnap(
         "generate", *options, "--candidates", 4, "--rungs", 2, "--keep", 0.5, "--json", "--out", tmp_path / "out"
     )

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from ttsnap import policies
 from ttsnap.cost import CostModel
-from ttsnap.environments.replay import ReplayEnvironment
 from ttsnap.policies import BestOfN, EarlySelection, HandPicked, SuccessiveHalving
 from ttsnap.search import run
+from ttsnap.simulation.replay import ReplayEnvironment
 
 MODEL = CostModel("test", call_tflop=1.0, decode_tflop=0.25, look_tflop=0.125)
 POLICIES = [
@@ -121,15 +121,15 @@ def test_live_equals_replay_on_the_same_numbers(policy, live_world):
 
 @pytest.fixture(scope="module")
 def live_world():
-    from tests.samplers import tiny
-    from ttsnap import samplers
-    from ttsnap.environments.live import LiveEnvironment
+    from tests.pipelines import tiny
+    from ttsnap.live.engine import Engine
+    from ttsnap.pipelines.sampler import Sampler
 
-    sampler = samplers.for_pipeline(tiny.flux(), num_steps=5, max_sequence_length=12, height=32, width=32, max_batch=4)
+    sampler = Sampler(tiny.flux(), num_inference_steps=5, max_sequence_length=12, height=32, width=32, max_batch=4)
     prompts = ["a red circle", "a blue square"]
 
     def environment():
-        return LiveEnvironment(sampler, {"red": tiny.Redness()}, prompts, np.arange(7)[None].repeat(2, 0))
+        return Engine(sampler, {"red": tiny.Redness()}).grid(prompts, np.arange(7)[None].repeat(2, 0))
 
     everything = SuccessiveHalving((1, 2, 3, 4), keep=(1.0,) * 4)
     looks = run(everything, environment()).history

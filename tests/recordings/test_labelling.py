@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.samplers.toy import ToyReward, ToySampler
+from tests.pipelines.toy import ToyReward, toy_sampler
 
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import BadImageError
@@ -21,8 +21,8 @@ PUBLISHED = Path(__file__).parents[3] / "shared" / "prompts"
 
 @pytest.fixture
 def tree(tmp_path):
-    tree = plan_tree(ToySampler(), tmp_path / "tree", PROMPTS, SEEDS)
-    record_images(ToySampler(), tree)
+    tree = plan_tree(toy_sampler(), tmp_path / "tree", PROMPTS, SEEDS)
+    record_images(toy_sampler(), tree)
     return tree
 
 
@@ -32,7 +32,7 @@ def bright(**options):
 
 @pytest.mark.parametrize("batch", [2, 8, 32])
 def test_labels_are_the_rewards_of_the_direct_route_but_for_the_8_bits(tmp_path, tree, batch):
-    direct = record_rewards(ToySampler(), bright(), PROMPTS, SEEDS, tmp_path / "direct")
+    direct = record_rewards(toy_sampler(), bright(), PROMPTS, SEEDS, tmp_path / "direct")
     labels = label_tree(tree, bright(), tmp_path / "labelled", batch=batch)
     np.testing.assert_allclose(labels.recording.clean, direct.clean, atol=0.5 / 255)
     np.testing.assert_array_equal(labels.recording.seeds, SEEDS)
@@ -44,7 +44,8 @@ def test_labels_are_the_rewards_of_the_direct_route_but_for_the_8_bits(tmp_path,
 def test_rewards_are_told_the_noise_level_and_asked_in_batches(tmp_path, tree):
     reward = ToyReward()
     label_tree(tree, {"bright": reward}, tmp_path / "out", batch=6)
-    assert reward.asked[3:] == [(n, sigma) for n in (6, 6, 3) for sigma in (1.0, 0.75, 0.5, 0.0)]  # three were counted
+    levels = [*toy_sampler().sigmas[:3], 0.0]
+    assert reward.asked[3:] == [(n, sigma) for n in (6, 6, 3) for sigma in levels]  # three were counted
 
 
 def test_finished_images_only(tmp_path, tree):
@@ -67,17 +68,17 @@ def test_prompts_with_bad_images_are_left_out_and_taken_up_later(tmp_path, tree)
     assert Recording.open(tmp_path / "out").done.tolist() == [True, False, True, False, True]
     with pytest.raises(BadImageError, match=r"p0001/id000/s01\.png is truncated"):
         label_tree(tree, bright(), tmp_path / "strict", strict=True)
-    record_images(ToySampler(), tree)
+    record_images(toy_sampler(), tree)
     assert not label_tree(tree, bright(), tmp_path / "out").bad
     whole = label_tree(tree, bright(), tmp_path / "whole").recording
     np.testing.assert_array_equal(Recording.open(tmp_path / "out").clean, whole.clean)
 
 
 def test_a_tree_that_grows_is_labelled_as_it_grows(tmp_path):
-    tree = plan_tree(ToySampler(), tmp_path / "tree", PROMPTS, SEEDS)
-    record_images(ToySampler(), tree, range(2))
+    tree = plan_tree(toy_sampler(), tmp_path / "tree", PROMPTS, SEEDS)
+    record_images(toy_sampler(), tree, range(2))
     assert label_tree(tree, bright(), tmp_path / "out").not_begun == 3
-    record_images(ToySampler(), tree)
+    record_images(toy_sampler(), tree)
     left = []
     assert label_tree(tree, bright(), tmp_path / "out", batch=3, on_start=left.append).not_begun == 0
     assert left == [3 * 3 * 4]
@@ -99,7 +100,7 @@ def test_interrupted_it_goes_on_prompt_by_prompt(tmp_path, tree):
 
 def test_another_tree_is_refused(tmp_path, tree):
     label_tree(tree, bright(), tmp_path / "out")
-    other = plan_tree(ToySampler(), tmp_path / "other", PROMPTS, SEEDS + 1, store_size=2)
+    other = plan_tree(toy_sampler(), tmp_path / "other", PROMPTS, SEEDS + 1, store_size=2)
     with pytest.raises(ValueError, match=r"other settings \(image size differ\)"):
         label_tree(other, bright(), tmp_path / "out")
     with pytest.raises(ValueError, match=r"other settings \(calls differ\)"):

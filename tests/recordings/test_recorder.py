@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.samplers.toy import ToyReward, ToySampler
+from tests.pipelines.toy import ToyReward, toy_sampler
 
-from ttsnap.environments.live import LiveEnvironment, to_uint8
+from ttsnap.live.engine import Engine
+from ttsnap.pipelines.outputs import to_uint8
 from ttsnap.recordings import Recording
 from ttsnap.recordings.recorder import (
     ImageWriter,
@@ -34,7 +35,7 @@ def files(root):
 
 
 def tree_at(root, sampler=None, **options):
-    return plan_tree(sampler or ToySampler(), root, PROMPTS, SEEDS, **options)
+    return plan_tree(sampler or toy_sampler(), root, PROMPTS, SEEDS, **options)
 
 
 def test_no_two_candidates_share_a_seed():
@@ -63,20 +64,20 @@ def test_calls_always_hold_the_last():
 
 
 def test_rewards_are_those_of_a_live_search(tmp_path):
-    recording = record_rewards(ToySampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "r")
-    live = LiveEnvironment(ToySampler(), {"bright": ToyReward()}, PROMPTS, SEEDS)
+    recording = record_rewards(toy_sampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "r")
+    live = Engine(toy_sampler(), {"bright": ToyReward()}).grid(PROMPTS, SEEDS)
     for step in range(1, 5):
         expected = live.observe(Query(np.ones(SEEDS.shape, dtype=bool), step))
         np.testing.assert_allclose(recording.clean[:, :, step - 1], expected, atol=1e-6)
     np.testing.assert_array_equal(recording.seeds, SEEDS)
-    np.testing.assert_array_equal(recording.sigmas, ToySampler().sigmas)
+    np.testing.assert_array_equal(recording.sigmas, toy_sampler().sigmas)
     assert recording.provenance["versions"]["ttsnap"]
 
 
 def test_rewards_are_told_the_noise_level_and_zero_at_the_end(tmp_path):
-    reward = ToyReward()
-    record_rewards(ToySampler(), {"bright": reward}, PROMPTS[:1], SEEDS[:1], tmp_path / "r", calls=[2])
-    assert reward.asked[-2:] == [(3, 0.75), (3, 0.0)]  # before that one image was counted
+    reward, sampler = ToyReward(), toy_sampler()
+    record_rewards(sampler, {"bright": reward}, PROMPTS[:1], SEEDS[:1], tmp_path / "r", calls=[2])
+    assert reward.asked[-2:] == [(3, sampler.sigmas[1]), (3, 0.0)]  # before that one image was counted
     found = Recording.open(tmp_path / "r").clean[0, 0, :, 0]
     assert np.isfinite(found).tolist() == [False, True, False, True]
 
@@ -89,35 +90,37 @@ def test_interrupted_rewards_go_on_and_end_the_same(tmp_path):
             return super().__call__(images, prompts, sigma=sigma)
 
     with pytest.raises(KeyboardInterrupt):
-        record_rewards(ToySampler(), {"bright": Interrupted()}, PROMPTS, SEEDS, tmp_path / "r")
+        record_rewards(toy_sampler(), {"bright": Interrupted()}, PROMPTS, SEEDS, tmp_path / "r")
     assert Recording.open(tmp_path / "r").done.tolist() == [True, True, False, False, False]
     left = []
-    record_rewards(ToySampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "r", on_start=left.append)
+    record_rewards(toy_sampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "r", on_start=left.append)
     assert left == [3 * 3 * 4]
-    whole = record_rewards(ToySampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "whole")
+    whole = record_rewards(toy_sampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "whole")
     np.testing.assert_array_equal(Recording.open(tmp_path / "r").clean, whole.clean)
 
 
 def test_another_recording_is_refused(tmp_path):
     options = {"settings": {"model": "toy"}}
-    record_rewards(ToySampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "r", **options)
+    record_rewards(toy_sampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "r", **options)
     with pytest.raises(ValueError, match=r"other settings \(model differ\)"):
-        record_rewards(ToySampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "r", settings={"model": "x"})
+        record_rewards(toy_sampler(), {"bright": ToyReward()}, PROMPTS, SEEDS, tmp_path / "r", settings={"model": "x"})
     with pytest.raises(ValueError, match="other seeds"):
-        record_rewards(ToySampler(), {"bright": ToyReward()}, PROMPTS, SEEDS + 1, tmp_path / "r", **options)
+        record_rewards(toy_sampler(), {"bright": ToyReward()}, PROMPTS, SEEDS + 1, tmp_path / "r", **options)
 
 
 def test_nan_names_prompt_seed_and_step(tmp_path):
+    sampler = toy_sampler()
+
     def broken(images, prompts, *, sigma):
         values = images.mean((1, 2, 3))
-        return torch.where(torch.arange(len(values)) == (1 if sigma == 0.5 else -1), torch.nan, values)
+        return torch.where(torch.arange(len(values)) == (1 if sigma == sampler.sigmas[2] else -1), torch.nan, values)
 
     with pytest.raises(ValueError, match="'broken' returned nan for prompt 'a', seed 1 at step 3"):
-        record_rewards(ToySampler(), {"broken": broken}, PROMPTS, SEEDS, tmp_path / "r")
+        record_rewards(sampler, {"broken": broken}, PROMPTS, SEEDS, tmp_path / "r")
 
 
 def test_images_are_those_of_the_sampler(tmp_path):
-    sampler = ToySampler()
+    sampler = toy_sampler()
     tree = tree_at(tmp_path / "tree")
     assert record_images(sampler, tree) == 5 * 3 * 4
     state = sampler.start(["dddd"], [int(SEEDS[3, 1])])
@@ -128,35 +131,35 @@ def test_images_are_those_of_the_sampler(tmp_path):
 
 def test_chosen_calls_a_part_of_the_prompts_then_the_rest(tmp_path):
     tree = tree_at(tmp_path / "tree", calls=[2])
-    assert record_images(ToySampler(), tree, range(1, 3)) == 2 * 3 * 2
+    assert record_images(toy_sampler(), tree, range(1, 3)) == 2 * 3 * 2
     assert [tree.begun(p) for p in range(5)] == [False, True, True, False, False]
     found = []
-    assert record_images(ToySampler(), tree, on_found=found.append) == 3 * 3 * 2
+    assert record_images(toy_sampler(), tree, on_found=found.append) == 3 * 3 * 2
     assert sum(found) == 2 * 3 * 2
-    record_images(ToySampler(), tree_at(tmp_path / "other", calls=[2]))
+    record_images(toy_sampler(), tree_at(tmp_path / "other", calls=[2]))
     assert files(tmp_path / "tree") == files(tmp_path / "other")
 
 
 def test_only_what_is_bad_is_made_again(tmp_path):
     tree = tree_at(tmp_path / "tree")
-    record_images(ToySampler(), tree)
+    record_images(toy_sampler(), tree)
     before = files(tree.root)
     tree.path(0, 1, 2).write_bytes(b"half")
     tree.path(4, 2, 4).unlink()
     kept = tree.path(0, 1, 3).stat().st_mtime_ns
-    sampler = ToySampler()
+    sampler = toy_sampler()
     assert record_images(sampler, tree) == 2
-    assert sampler.decoded == [6, 3]  # the two groups of candidates, each at one call
+    assert sampler.pipe.vae.decoded == [6, 3]  # the two groups of candidates, each at one call
     assert files(tree.root) == before
     assert tree.path(0, 1, 3).stat().st_mtime_ns == kept
-    quiet = ToySampler()
+    quiet = toy_sampler()
     assert record_images(quiet, tree) == 0
-    assert quiet.decoded == []
+    assert quiet.pipe.vae.decoded == []
 
 
 def test_store_size(tmp_path):
     tree = tree_at(tmp_path / "tree", store_size=2)
-    record_images(ToySampler(), tree)
+    record_images(toy_sampler(), tree)
     assert tree.read(0, 0, 1).shape == (2, 2, 3)
     with pytest.raises(ValueError, match="can be stored at 1 to 4, got 5"):
         tree_at(tmp_path / "tree", store_size=5)
@@ -175,11 +178,11 @@ def test_a_full_disk_stops_it_and_the_tree_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device"):
-        record_images(ToySampler(), tree, workers=1)
+        record_images(toy_sampler(), tree, workers=1)
     assert len(files(tree.root)) == 20 + 1
     monkeypatch.undo()
-    assert record_images(ToySampler(), tree) == 40
-    record_images(ToySampler(), tree_at(tmp_path / "whole"))
+    assert record_images(toy_sampler(), tree) == 40
+    record_images(toy_sampler(), tree_at(tmp_path / "whole"))
     assert files(tree.root) == files(tmp_path / "whole")
 
 

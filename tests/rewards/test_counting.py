@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.rewards import reference as ref
 from tests.rewards.test_trainable import folder, load  # noqa: F401  (a fixture)
-from ttsnap import generation, rewards
+from ttsnap import rewards
 from ttsnap.cost import CostModel
+from ttsnap.live.session import prepare
+from ttsnap.pipelines import flops
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.rewards.noise_aware import NoiseAwareReward
-from ttsnap.samplers import flops
 from ttsnap.training.trainable import adapt
 
 
@@ -105,8 +106,8 @@ def forget(reward):
         texts.clear()
 
 
-def prepare(judges):
-    searcher = generation.prepare("shapes", reward=judges, candidates=4, num_steps=6, policy=HALVING)
+def searcher_with(judges):
+    searcher = prepare("shapes", reward=judges, candidates=4, num_inference_steps=6, policy=HALVING)
     searcher.sampler.counted_text = flops.cost_model(searcher.sampler, {}).prompt_tflop
     return searcher
 
@@ -115,11 +116,11 @@ def test_a_search_is_charged_for_all_that_runs_and_a_prompt_is_read_once(folder)
     clip, shapes = load(folder, "hpsv2"), rewards.load("shapes")["shapes"]
     text = sum(flops.count_look(reward, "cpu", 64, 64).text for reward in (clip, shapes))
     assert text > 0
-    check_the_ledger(prepare({"hpsv2": clip, "shapes": shapes}), text)
+    check_the_ledger(searcher_with({"hpsv2": clip, "shapes": shapes}), text)
 
 
 def test_shapes_aware_reads_a_prompt_once_for_head_and_clean_reward():
-    searcher = prepare(rewards.load("shapes-aware"))
+    searcher = searcher_with(rewards.load("shapes-aware"))
     assert searcher.cost_model.texts == ()
     check_the_ledger(searcher, flops.count_look(rewards.load("shapes")["shapes"], "cpu", 64, 64).text)
 
@@ -127,10 +128,10 @@ def test_shapes_aware_reads_a_prompt_once_for_head_and_clean_reward():
 def test_levels_with_text_weights_of_their_own_read_a_prompt_again(folder):  # noqa: F811
     reward = load(folder, "hpsv2")
     parameters = dict(reward.named_parameters())
-    searcher = prepare({"shapes": rewards.load("shapes")["shapes"]})
+    searcher = searcher_with({"shapes": rewards.load("shapes")["shapes"]})
     levels = {s: {n: p.detach() * 1.01 for n, p in parameters.items()} for s in searcher.sampler.sigmas[1:5:2]}
     aware = NoiseAwareReward(reward, parameters, levels, "hpsv2")
-    searcher = prepare({"hpsv2": aware})
+    searcher = searcher_with({"hpsv2": aware})
     text = flops.count_look(reward, "cpu", 64, 64).text
     model = searcher.cost_model
     assert [(one.since, one.until, one.tflop) for one in model.texts] == [(1, 3, text), (4, 4, text)]

@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
-from tests.samplers import tiny
-from ttsnap import rewards, samplers
+from tests.pipelines import tiny
+from ttsnap import rewards
+from ttsnap.pipelines.features import Features, Place, attach
+from ttsnap.pipelines.sampler import Sampler
 from ttsnap.rewards.feature_head import FeatureHead, FeatureReward, HeadConfig, load_head, save_head
-from ttsnap.samplers.features import Features, Place, attach
 
 PLACE = Place("single_transformer_blocks.0", grid=4)
 CONFIG = HeadConfig(channels=32, word_width=128, grid=4, words=12, width=16, depth=1, heads=2, mean=3.0, std=2.0)
@@ -24,7 +25,7 @@ def make(config=CONFIG, sigma=0.5):
 
 @pytest.fixture
 def features():
-    sampler = samplers.for_pipeline(tiny.flux(), num_steps=4, height=32, width=32, max_sequence_length=12)
+    sampler = Sampler(tiny.flux(), num_inference_steps=4, height=32, width=32, max_sequence_length=12)
     attach(sampler, {"it": make()})
     return sampler.features(sampler.advance(sampler.start(PROMPTS * 3, list(range(6))), 2))
 

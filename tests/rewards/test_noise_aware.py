@@ -44,11 +44,11 @@ def test_the_nearest_level_serves_and_below_the_last_the_clean_reward(run):
 
 
 def test_a_recording_keeps_clean_and_noise_aware_values(run, tmp_path):
+    from ttsnap.pipelines.sampler import Sampler
     from ttsnap.recordings.recorder import record_rewards
-    from ttsnap.samplers import for_pipeline
     from ttsnap.shapes.pipeline import OPTIONS, load_pipeline
 
-    sampler, seeds = for_pipeline(load_pipeline(), **OPTIONS), np.arange(4).reshape(2, 2)
+    sampler, seeds = Sampler(load_pipeline(), **OPTIONS), np.arange(4).reshape(2, 2)
     both = record_rewards(sampler, rewards.load(f"shapes+{run}"), PROMPTS[:2], seeds, tmp_path / "both", calls=[4, 16])
     clean = record_rewards(sampler, rewards.load("shapes"), PROMPTS[:2], seeds, tmp_path / "clean", calls=[4, 16])
     assert both.rewards == clean.rewards == ("shapes",)

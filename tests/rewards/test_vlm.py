@@ -193,23 +193,24 @@ def test_named_by_the_environment(server, monkeypatch):
 
 
 def test_its_seconds_are_in_the_cost_and_in_budgets(server):
-    from ttsnap.environments.live import LiveEnvironment, calibrate
-    from ttsnap.generation import load_sampler
+    from ttsnap.live.calibration import calibrate
+    from ttsnap.live.engine import Clock, Engine
+    from ttsnap.live.session import load_sampler
+    from ttsnap.pipelines.flops import cost_model
     from ttsnap.policies import BestOfN
-    from ttsnap.samplers.flops import cost_model
     from ttsnap.search import run
 
     server.delay = lambda number: 0.1
     judges = {"vlm": VlmJudge(server.url, "m", concurrency=4)}
-    sampler = load_sampler("shapes", num_steps=2)
+    sampler = load_sampler("shapes", num_inference_steps=2)
     model = cost_model(sampler, judges)
     assert (model.look_tflop, len(server.requests)) == (0, 0)
     measured = calibrate(sampler, judges, model, "a red circle", patience=1.5)
     assert measured.look_seconds(1, 8) >= 0.1
     assert measured.of_plan(BestOfN().plan(8, 2)).seconds >= 0.15  # more than one round of four requests
-    environment = LiveEnvironment(sampler, judges, ["a red circle"], np.arange(8)[None])
-    run(BestOfN(), environment)
-    assert environment.clock.looks >= 0.2  # two rounds
+    engine = Engine(sampler, judges, Clock())
+    run(BestOfN(), engine.grid(["a red circle"], np.arange(8)[None]))
+    assert engine.clock.looks >= 0.2  # two rounds
 
 
 def test_a_search_with_it_counts_no_tflop_for_it(server, monkeypatch):
@@ -219,7 +220,7 @@ def test_a_search_with_it_counts_no_tflop_for_it(server, monkeypatch):
     monkeypatch.setenv("TTSNAP_VLM_URL", server.url)
     monkeypatch.setenv("TTSNAP_VLM_MODEL", "m")
     policy = SuccessiveHalving((2,), (0.5,))
-    result = ttsnap.search("shapes", "a red circle", reward="vlm", candidates=4, num_steps=3, policy=policy)
+    result = ttsnap.search("shapes", "a red circle", reward="vlm", candidates=4, num_inference_steps=3, policy=policy)
     assert len(server.requests) == result.cost.looks == 6  # nothing was asked to count what it costs
     assert 0 <= result.reward <= 10
     assert any("vlm" in note and "seconds" in note for note in result.notes)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from ttsnap import rewards
-from ttsnap.environments.live import LiveEnvironment
-from ttsnap.generation import load_sampler, prepare
+from ttsnap.live.engine import Engine
+from ttsnap.live.session import load_sampler, prepare
+from ttsnap.pipelines.features import attach
 from ttsnap.policies import tuned_policy
-from ttsnap.samplers.features import attach
 from ttsnap.shapes import foresight
 from ttsnap.shapes.reward import FORESIGHT, load_reward
 from ttsnap.shapes.scenes import held_out_prompts
@@ -31,7 +31,7 @@ def test_it_ranks_held_out_candidates_better_than_the_clean_reward(sampler):
     """At the calls of the shipped schedule it serves, on a fixed small sample."""
     judges = rewards.load("shapes-aware,shapes")
     prompts, seeds = held_out_prompts()[:6], 5000 + np.arange(72).reshape(6, 12)
-    environment = LiveEnvironment(sampler, judges, prompts, seeds)
+    environment = Engine(sampler, judges).grid(prompts, seeds)
     everybody = np.ones(seeds.shape, dtype=bool)
     looks = {step: environment.observe(Query(everybody, step)) for step in (3, 5, 20)}
     np.testing.assert_allclose(looks[20][..., 0], looks[20][..., 1])

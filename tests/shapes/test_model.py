@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ttsnap
-import ttsnap.generation
+from ttsnap.live.session import prepare
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.make.evaluate import opposite
 from ttsnap.shapes.pipeline import OPTIONS, load_pipeline
@@ -41,7 +41,7 @@ def test_search_returns_what_the_stock_pipeline_makes_of_the_winning_seed(pipe, 
 
 def test_held_out_prompts_are_met_more_often_by_best_of_8_than_by_one_sample(pipe):
     prompts = held_out_prompts()[:24]
-    searcher = ttsnap.generation.prepare(pipe, candidates=8, policy="best-of-n")
+    searcher = prepare(pipe, candidates=8, policy="best-of-n")
     results = searcher.block(prompts, previews=True)
     best = np.mean([check(np.asarray(r.image), r.prompt).all for r in results])
     one = np.mean([check(r.history[0][-1].picture, r.prompt).all for r in results])
@@ -50,7 +50,7 @@ def test_held_out_prompts_are_met_more_often_by_best_of_8_than_by_one_sample(pip
 
 
 def test_a_look_costs_at_most_a_call(pipe):
-    model = ttsnap.generation.prepare(pipe).cost_model
+    model = prepare(pipe).cost_model
     assert model.decode_tflop + model.look_tflop <= model.call_tflop
 
 
@@ -67,4 +67,4 @@ def test_the_reward_tells_clean_renders_from_their_opposites():
     large = torch.nn.functional.interpolate(tensor[:8], (256, 256), mode="bilinear")
     assert (reward(large, prompts[:8], sigma=0.0) - right[:8]).abs().max() < 3
     assert torch.isfinite(reward(tensor[:1], ["an astronaut, riding a horse"], sigma=0.0)).all()
-    assert OPTIONS["num_steps"] == 20
+    assert OPTIONS["num_inference_steps"] == 20

@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from ttsnap import rewards
-from ttsnap.generation import load_sampler
-from ttsnap.samplers import previews
-from ttsnap.samplers.flops import cost_model
+from ttsnap.live.session import load_sampler
+from ttsnap.pipelines import previews
+from ttsnap.pipelines.flops import cost_model
 
 
 @pytest.fixture(scope="module")
 def sampler():
-    made = load_sampler("shapes", num_steps=6)
+    made = load_sampler("shapes", num_inference_steps=6)
     yield made
     made.preview = None
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from ttsnap.cost import NAMED_COST_MODELS, Budget, CostModel
-from ttsnap.environments.replay import ReplayEnvironment
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.search import run
+from ttsnap.simulation.replay import ReplayEnvironment
 
 pytest.importorskip("zarr")
 

@@ -8,11 +8,11 @@ pytest.importorskip("scipy")
 
 from tests.simulation.synthetic import recording, rewards
 from ttsnap.cost import Budget, parse_budgets
-from ttsnap.environments.replay import ReplayEnvironment
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.ranking import WeightedSum
 from ttsnap.search import run
 from ttsnap.simulation import Contender, EveryCall, cost_model_of, simulate
+from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.simulation.simulator import draw
 
 HALVING = SuccessiveHalving((2, 4), keep=(0.4, 0.5))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.samplers import tiny
-from ttsnap import samplers
+from tests.pipelines import tiny
+from ttsnap.pipelines.features import Place
+from ttsnap.pipelines.sampler import Sampler
 from ttsnap.rewards.feature_head import HeadConfig
-from ttsnap.samplers.features import Place
 from ttsnap.training.heads import foretell, gather, train_head
 
 PROMPTS = ["a red circle", "a blue square left of a green circle", "a red circle", "a cyan triangle"]
 
 
 def test_a_head_learns_trajectories_by_heart():
-    sampler = samplers.for_pipeline(tiny.flux(), num_steps=3, height=32, width=32, max_sequence_length=12, max_batch=8)
+    sampler = Sampler(tiny.flux(), num_inference_steps=3, height=32, width=32, max_sequence_length=12, max_batch=8)
     seeds = np.arange(24).reshape(4, 6)
     place, seen = Place("single_transformer_blocks.0", grid=2), []
     trails = gather(

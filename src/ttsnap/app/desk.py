@@ -28,8 +28,9 @@ class Models:
 
     def searcher(self, order: Order) -> Any:
         """A prepared searcher for what was ordered."""
-        from ttsnap import generation, rewards
+        from ttsnap import rewards
         from ttsnap.cli.generating import quiet_libraries
+        from ttsnap.live.session import prepare
         from ttsnap.loading import Loading, find_device, load_model
 
         quiet_libraries()
@@ -39,16 +40,19 @@ class Models:
         for name in order.rewards:
             if name not in self._judges:
                 self._judges |= rewards.load([name], find_device(self.device))
-        return generation.prepare(
+        sizes: dict[str, Any] = {}
+        if order.steps:
+            sizes["num_inference_steps"] = order.steps
+        if order.size:
+            sizes |= {"height": order.size, "width": order.size}
+        return prepare(
             pipe,
             reward={name: self._judges[name] for name in order.rewards},
             budget=order.budget,
             candidates=order.candidates,
             policy=POLICIES[order.policy],
             prompt=order.prompt,
-            num_steps=order.steps,
-            height=order.size,
-            width=order.size,
+            **sizes,
         )
 
 
@@ -73,7 +77,7 @@ class Desk:
         dtype: str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        from ttsnap.generation import DEFAULT_REWARDS
+        from ttsnap.live.session import DEFAULT_REWARDS
         from ttsnap.loading import check_model
         from ttsnap.rewards import names_of
 

@@ -21,8 +21,8 @@ from ttsnap.policies.hand_picked import Proposal
 
 if TYPE_CHECKING:
     from ttsnap.app.desk import Desk
-    from ttsnap.block import Block
     from ttsnap.cost import Ledger
+    from ttsnap.live.open_search import OpenSearch
     from ttsnap.results import SearchResult
     from ttsnap.search import Look, Result
     from ttsnap.types import BoolArray, FloatArray, Query
@@ -59,7 +59,7 @@ class Job(Story):
     result: SearchResult | None = None
     folder: Path | None = None
     trouble: str | None = None
-    block: Block | None = None
+    block: OpenSearch | None = None
     _busy: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
     _answered: threading.Event = field(default_factory=threading.Event)

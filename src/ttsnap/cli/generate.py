@@ -11,6 +11,7 @@ from ttsnap.cli.options import (
     MAX_SEED,
     MAX_STEPS,
     AttentionSlicing,
+    CallArguments,
     Compile,
     Config,
     Offload,
@@ -20,6 +21,8 @@ from ttsnap.cli.options import (
     Weights,
     Workers,
     check_ranges,
+    given,
+    read_call,
     read_policy,
     read_prompts,
     read_size,
@@ -108,19 +111,13 @@ def generate(
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the model.", rich_help_panel=_MODEL)] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What guidance leads away from (SDXL, SD, SD3).", rich_help_panel=_MODEL)
+        str | None, typer.Option(help="What guidance leads away from.", rich_help_panel=_MODEL)
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="euler, euler-karras, ddim, dpm, dpm-karras (SDXL, SD, PixArt).", rich_help_panel=_MODEL),
+        typer.Option(help="euler, euler-karras, ddim, dpm, dpm-karras, in place of its own.", rich_help_panel=_MODEL),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help="adapter, or fallback: the pipeline's own call, for any pipeline (default: whichever serves).",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    call: CallArguments = None,
     image: Annotated[
         Path | None, typer.Option(help="Start from this picture (image-to-image).", rich_help_panel=_PICTURES)
     ] = None,
@@ -194,16 +191,16 @@ def generate(
             top=top,
             compare=compare,
             board=board,
-            options={
-                "num_steps": steps,
-                "guidance_scale": guidance,
-                "negative_prompt": negative_prompt,
-                "scheduler": scheduler,
-                "max_batch": max_batch,
+            options=given(
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                negative_prompt=negative_prompt,
+                scheduler=scheduler,
+                max_batch=max_batch,
+                look_frames=parse_frames(look_frames),
                 **read_size(size),
-                **({"sampler": sampler} if sampler else {}),
-                **({"look_frames": parse_frames(look_frames)} if look_frames else {}),
-            },
+                **read_call(call),
+            ),
             pictures=Pictures(image, mask, control_image, strength),
             device=device,
             dtype=dtype,

@@ -29,7 +29,7 @@ from ttsnap.storage import AnyPath, check_writable
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Negtome
-    from ttsnap.generation import Searcher
+    from ttsnap.live.session import Session
     from ttsnap.pictures import Pictures
 
 
@@ -59,14 +59,14 @@ class Request:
     weights: tuple[float, ...] | None = None
     report: str | None = None
 
-    def prepare(self, fixed: int | None) -> Searcher:
+    def prepare(self, fixed: int | None) -> Session:
         """Load everything a search needs; `fixed` candidates if a run that is gone on with has settled on them."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quiet_libraries()
-            from ttsnap import generation
+            from ttsnap.live import session
 
-            searcher = generation.prepare(
+            searcher = session.prepare(
                 self.model,
                 reward=self.reward,
                 budget=None if fixed else self.budget,

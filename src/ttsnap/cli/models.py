@@ -33,7 +33,7 @@ def models(
 
     console = Console()
     table = Table(box=None, pad_edge=False)
-    shown = [catalogue.HEAD.index(head) for head in ("model", "runs by", "GB in bf16", "TFLOP 512 px", "1024 px")]
+    shown = [catalogue.HEAD.index(head) for head in ("model", "GB in bf16", "TFLOP 512 px", "1024 px")]
     for column in shown:
         table.add_column(catalogue.HEAD[column])
     table.add_column("look at calls")
@@ -48,9 +48,8 @@ def models(
         console.print("More about one, with a command to copy: ttsnap models NAME", style="dim")
         return
     for family in families:
-        console.print(f"\n[bold]{family.name}[/bold] ({family.pipeline}; {family.schedulers})")
+        console.print(f"\n[bold]{family.name}[/bold] ({family.pipeline})")
         facts = [
-            f"proven: {catalogue.PROOFS[family.proven]}",
             f"note: {family.note}" if family.note else "",
             _origin(family),
         ]

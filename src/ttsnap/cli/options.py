@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,8 +59,14 @@ Config = Annotated[
         help="Directory or hub id of the pipeline a single .safetensors file belongs to.", rich_help_panel=_MODEL
     ),
 ]
-
-
+CallArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call",
+        help="Any other argument of the pipeline's call, such as true_cfg_scale=4 or eta=.5 (may be repeated).",
+        rich_help_panel=_MODEL,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -166,6 +172,28 @@ def read_size(text: str | None) -> dict[str, int]:
     if max(map(int, parts)) > MAX_SIDE:
         raise ValueError(f"--size is at most {MAX_SIDE} pixels a side, got {text}")
     return {"width": int(parts[0]), "height": int(parts[-1])}
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def read_call(arguments: list[str] | None) -> dict[str, Any]:
+    """Arguments of the pipeline's call, such as `true_cfg_scale=4`; values are JSON, or else text."""
+    import json
+
+    found: dict[str, Any] = {}
+    for argument in arguments or []:
+        name, equals, value = argument.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--call takes an argument such as true_cfg_scale=4, got {argument!r}")
+        number = f"0{value}" if value.startswith(".") else value
+        try:
+            found[name] = json.loads(number)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def read_range(text: str | None, count: int) -> range:

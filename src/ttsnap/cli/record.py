@@ -11,6 +11,7 @@ from ttsnap.cli.options import (
     MAX_SIDE,
     MAX_STEPS,
     AttentionSlicing,
+    CallArguments,
     Compile,
     Config,
     Offload,
@@ -19,6 +20,8 @@ from ttsnap.cli.options import (
     VaeTiling,
     Workers,
     check_ranges,
+    given,
+    read_call,
     read_calls,
     read_prompts,
     read_range,
@@ -90,12 +93,13 @@ def record(
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the model.", rich_help_panel=_MODEL)] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What guidance leads away from (SDXL, SD, SD3).", rich_help_panel=_MODEL)
+        str | None, typer.Option(help="What guidance leads away from.", rich_help_panel=_MODEL)
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="euler, euler-karras, ddim, dpm, dpm-karras (SDXL, SD, PixArt).", rich_help_panel=_MODEL),
+        typer.Option(help="euler, euler-karras, ddim, dpm, dpm-karras, in place of its own.", rich_help_panel=_MODEL),
     ] = None,
+    call: CallArguments = None,
     look_frames: Annotated[
         str | None,
         typer.Option(
@@ -152,14 +156,15 @@ def record(
             seed=seed,
             out=location(out, absolute=True),
             model=model,
-            options={
-                "num_steps": steps,
-                "guidance_scale": guidance,
-                "negative_prompt": negative_prompt,
-                "scheduler": scheduler,
-                "look_frames": parse_frames(look_frames),
+            options=given(
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                negative_prompt=negative_prompt,
+                scheduler=scheduler,
+                look_frames=parse_frames(look_frames),
                 **read_size(size),
-            },
+                **read_call(call),
+            ),
             max_batch=max_batch,
             device=device,
             dtype=dtype,

@@ -17,7 +17,7 @@ from ttsnap.storage import AnyPath
 if TYPE_CHECKING:
     from ttsnap.cluster.record import Record
     from ttsnap.diversity.negtome import Negtome
-    from ttsnap.samplers.base import PipelineSampler
+    from ttsnap.pipelines.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,17 @@ class Request:
     scale: Scale = field(default_factory=Scale)
     loading: dict[str, Any] = field(default_factory=dict)
 
-    def load_sampler(self) -> PipelineSampler:
+    def load_sampler(self) -> Sampler:
         """Load the model."""
         from ttsnap.cli.generating import quiet_libraries
-        from ttsnap.generation import load_sampler
-        from ttsnap.samplers import previews
+        from ttsnap.live.session import load_sampler
+        from ttsnap.pipelines import previews
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quiet_libraries()
-            sampler = load_sampler(
-                self.model, self.device, self.dtype, max_batch=self.max_batch, **self.loading, **self.options
-            )
+            options = self.options | ({"max_batch": self.max_batch} if self.max_batch else {})
+            sampler = load_sampler(self.model, self.device, self.dtype, self.prompts[0], **self.loading, **options)
         if self.diversity:
             from ttsnap.diversity.negtome import attach
 
@@ -80,7 +79,7 @@ class Request:
             image_format=self.image_format,
         )
 
-    def settings(self, sampler: PipelineSampler) -> dict[str, Any]:
+    def settings(self, sampler: Sampler) -> dict[str, Any]:
         """Everything that decides the images."""
         found = {"num_steps": sampler.num_steps, **sampler.call_options()}
         found.pop("num_inference_steps", None)

@@ -13,7 +13,7 @@ from ttsnap.results import write_json
 from ttsnap.storage import AnyPath
 
 if TYPE_CHECKING:
-    from ttsnap.generation import Searcher
+    from ttsnap.live.session import Session
 
 SETTINGS = "settings.json"
 
@@ -34,7 +34,7 @@ class Generate:
         board: draw the pruning board.
     """
 
-    prepare: Callable[[], Searcher]
+    prepare: Callable[[], Session]
     prompts: Sequence[str]
     out: AnyPath
     settings: Mapping[str, Any]
@@ -54,7 +54,7 @@ class Generate:
 
 
 class _Search:
-    def __init__(self, job: Generate, searcher: Searcher) -> None:
+    def __init__(self, job: Generate, searcher: Session) -> None:
         self.job, self.searcher = job, searcher
 
     def plan(self) -> Plan:

@@ -10,7 +10,7 @@ from ttsnap.cluster.jobs import Block, Event, Plan, first_line
 from ttsnap.storage import AnyPath
 
 if TYPE_CHECKING:
-    from ttsnap.samplers.base import PipelineSampler
+    from ttsnap.pipelines.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Record:
         threads: that write images (None: one per core).
     """
 
-    load_sampler: Callable[[], PipelineSampler]
+    load_sampler: Callable[[], Sampler]
     load_rewards: Callable[[Any], Mapping[str, Any]] | None
-    describe: Callable[[PipelineSampler], dict[str, Any]]
+    describe: Callable[[Sampler], dict[str, Any]]
     prompts: Sequence[str]
     part: Sequence[int]
     per_prompt: int
@@ -52,7 +52,7 @@ class Record:
 
 
 class _Images:
-    def __init__(self, job: Record, sampler: PipelineSampler) -> None:
+    def __init__(self, job: Record, sampler: Sampler) -> None:
         self.job, self.sampler = job, sampler
 
     def plan(self) -> Plan:
@@ -88,7 +88,7 @@ class _Images:
 
 
 class _Rewards:
-    def __init__(self, job: Record, sampler: PipelineSampler) -> None:
+    def __init__(self, job: Record, sampler: Sampler) -> None:
         from ttsnap.recordings.recorder import chosen_calls, seeds_of
 
         assert job.load_rewards

@@ -4,6 +4,9 @@ While the noise is high, each image token after an attention is pushed away from
 the reference, the first candidate of the same prompt, has there. The reference itself is left as it is, to the last
 bit. Only the prompt, the seed and the reference's seed decide an image, not the others in the batch: where the
 reference is not in a batch (split off, or pruned), it runs along in it, which costs calls that `extra_calls` counts.
+
+With `repel` (Rethinking Test Time Scaling for Flow-Matching Generative Models, arXiv 2511.22242) there is no reference:
+every image is pushed from the best match among the tokens of all others of its prompt that share its batch.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from torch.nn import functional as F
 from ttsnap.diversity.sites import ALPHAS, sites_of
 
 if TYPE_CHECKING:
-    from ttsnap.samplers.base import BaseSampler, PipelineSampler
+    from ttsnap.pipelines.call import Ask, Call
+    from ttsnap.pipelines.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Negtome:
         num_single_blocks: the same for single blocks.
         blocks: parts of a UNet that take part: down_blocks, mid_block, up_blocks, joined by +.
         min_attn_dim: attentions of a UNet over smaller pictures (in latent pixels) take no part.
-        repel: push every token from its best match, however little alike they are.
+        repel: from all other images of the prompt in the batch, not from the first alone.
     """
 
     merging_alpha: float | None = None
@@ -105,7 +109,7 @@ def push(tokens: Tensor, reference: Tensor, parameters: Negtome, kept: Tensor | 
     Args:
         tokens: x [n, t, d].
         reference: tokens to be pushed from [n, t', d].
-        parameters: alpha, threshold, repel.
+        parameters: alpha and threshold.
         kept: which tokens may be pushed [n, t] (default: all).
 
     Returns:
@@ -115,7 +119,7 @@ def push(tokens: Tensor, reference: Tensor, parameters: Negtome, kept: Tensor | 
     assert alpha is not None
     best, index = best_match(F.normalize(tokens.float(), dim=-1), F.normalize(reference.float(), dim=-1))
     match = reference.gather(1, index[..., None].expand(-1, -1, reference.shape[-1]))
-    pushed = torch.ones_like(best, dtype=torch.bool) if parameters.repel else best > parameters.merging_threshold
+    pushed = best > parameters.merging_threshold
     if kept is not None:
         pushed = pushed & kept
     return torch.where(pushed[..., None], (1 + alpha) * tokens - alpha * match, tokens)
@@ -149,7 +153,8 @@ class Repulsion:
     parameters: Negtome
     references: dict[str, int] = field(default_factory=dict)
     extra_calls: int = 0
-    _path: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, repr=False)
+    _asks: dict[tuple[str, int, int, int], Ask] = field(default_factory=dict, repr=False)
+    _shadows: dict[tuple[str, int], Call] = field(default_factory=dict, repr=False)
 
     def lead(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
         """Make the first of these candidates of each prompt its reference."""
@@ -163,49 +168,71 @@ class Repulsion:
     def forget(self) -> None:
         """Drop the references and where they stand."""
         self.references.clear()
-        self._path.clear()
+        self._asks.clear()
+        self._shadows.clear()
 
-    def call(
-        self,
-        sampler: BaseSampler,
-        latents: Tensor,
-        encoded: list[Any],
-        index: int,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:
-        """`sampler.call` for candidates with these prompts and seeds [n], pushed where the parameters say so."""
-        if not self.parameters.active(sampler.timesteps[index]):
-            return sampler.call(latents, encoded, index)
-        who = list(zip(prompts, seeds, strict=True))
-        leaders = {prompt: (prompt, self.references[prompt]) for prompt in dict.fromkeys(prompts)}
-        absent = [leader for leader in leaders.values() if leader not in who]
-        if absent:
-            latents = torch.cat([latents, *(self._latents(sampler, *leader, index) for leader in absent)])
-            encoded = [*encoded, *(sampler.text(prompt) for prompt, _ in absent)]
-            self.extra_calls += len(absent)
-        everybody = who + absent
-        source = [everybody.index(leaders[prompt]) for prompt, _ in everybody]
-        rows = [row for row, leader in enumerate(source) if everybody[row] != everybody[leader]]
-        pushed = Pushed(self.parameters, len(latents), rows, [source[row] for row in rows])
-        drawn = self._drawn([who[row][1] for row in rows], index)
-        with pushed.hooked(sampler, drawn):
-            following, x0 = sampler.call(latents, encoded, index)
-        for leader in leaders.values():
-            row = everybody.index(leader)
-            self._path[*leader, index + 1] = following[row : row + 1].clone()
-        return following[: len(who)], x0[: len(who)]
+    def active(self, sampler: Sampler, call: Call) -> bool:
+        """Whether tokens are pushed in the next denoiser call of a candidate."""
+        return call.step < sampler.num_steps and self.parameters.active(sampler.timesteps[call.step])
 
-    def _latents(self, sampler: BaseSampler, prompt: str, seed: int, index: int) -> Tensor:
-        """Latents [1, ...] of a reference before a call."""
-        if index == 0:
-            return sampler.noise(seed)
-        key = (prompt, seed, index)
-        if key not in self._path:
-            before = self._latents(sampler, prompt, seed, index - 1)
-            self._path[key] = sampler.call(before, [sampler.text(prompt)], index - 1)[0]
-            self.extra_calls += 1
-        return self._path[key]
+    def asks(self, sampler: Sampler, calls: Sequence[Call]) -> list[Ask]:
+        """What the references of candidates ask for that are not in their batch."""
+        if self.parameters.repel:
+            return []
+        who = [(call.prompt, call.seed) for call in calls]
+        for call in calls:
+            if self._leader(call.prompt) == (call.prompt, call.seed) and call.ask is not None:
+                self._asks[call.prompt, call.seed, call.step, call.passes] = call.ask
+        absent = [leader for prompt in dict.fromkeys(p for p, _ in who) if (leader := self._leader(prompt)) not in who]
+        self.extra_calls += len(absent) if calls[0].passes == 0 else 0
+        return [self._ask_of(sampler, *leader, calls[0].step, calls[0].passes) for leader in absent]
+
+    def _leader(self, prompt: str) -> tuple[str, int]:
+        return prompt, self.references[prompt]
+
+    def _ask_of(self, sampler: Sampler, prompt: str, seed: int, step: int, number: int) -> Ask:
+        """What a reference asks for in a step; it goes there on its own if it has not."""
+        from ttsnap.pipelines.call import random_kept
+
+        key = (prompt, seed, step, number)
+        while key not in self._asks:
+            shadow = self._shadows.get((prompt, seed))
+            if shadow is None:
+                shadow = self._shadows[prompt, seed] = sampler.begin(prompt, seed)
+                shadow.progress.target = sampler.num_steps
+            with random_kept(sampler.device):
+                shadow.forward()
+            if shadow.error is not None or shadow.ask is None:
+                raise shadow.error or RuntimeError(
+                    f"the reference of prompt {prompt!r} asked for nothing at step {step}"
+                )
+            if shadow.ask.model in sampler.probe.denoisers:
+                self._asks[prompt, seed, shadow.step, shadow.passes] = shadow.ask
+                if key in self._asks:
+                    break
+                self.extra_calls += shadow.passes == 0
+                shadow.count_pass()
+            shadow.answer(sampler.work(shadow.ask))
+        return self._asks[key]
+
+    @contextmanager
+    def pushing(self, sampler: Sampler, calls: Sequence[Call]) -> Iterator[None]:
+        """While the batch of these candidates (and of absent references behind them) runs, tokens are pushed."""
+        who = [(call.prompt, call.seed) for call in calls]
+        if self.parameters.repel:
+            others = [
+                [k for k, (p, s) in enumerate(who) if p == prompt and (p, s) != (prompt, seed)] for prompt, seed in who
+            ]
+            pairs = [(row, sources) for row, sources in enumerate(others) if sources]
+        else:
+            leaders = [self._leader(prompt) for prompt, _ in who]
+            absent = [leader for leader in dict.fromkeys(leaders) if leader not in who]
+            who = who + absent
+            pairs = [(row, [who.index(lead)]) for row, lead in enumerate(leaders) if who[row] != lead]
+        rows = [row for row, _ in pairs]
+        pushed = Pushed(self.parameters, len(who), rows, [sources for _, sources in pairs])
+        with pushed.hooked(sampler, self._drawn([who[row][1] for row in rows], calls[0].step)):
+            yield
 
     def _drawn(self, seeds: list[int], index: int) -> list[torch.Generator]:
         """What decides which tokens are left alone in a call: of each candidate its own seed."""
@@ -222,16 +249,16 @@ class Pushed:
         parameters: how.
         count: candidates in the call; a batch of attention holds them once, or twice with guidance.
         rows: which of them are pushed.
-        sources: the reference of each.
+        sources: whom each is pushed from.
     """
 
     parameters: Negtome
     count: int
     rows: list[int]
-    sources: list[int]
+    sources: list[list[int]]
 
     @contextmanager
-    def hooked(self, sampler: BaseSampler, generators: list[torch.Generator]) -> Iterator[None]:
+    def hooked(self, sampler: Sampler, generators: list[torch.Generator]) -> Iterator[None]:
         """The hooks are there for as long as the context is.
 
         Args:
@@ -266,11 +293,19 @@ class Pushed:
         for first in range(0, len(tokens), self.count):  # each half of guidance by itself
             part = tokens[first : first + self.count, -image:]
             mask = None if kept is None else kept.to(tokens.device)
-            part[self.rows] = push(part[self.rows], part[self.sources], self.parameters, mask)
+            if all(len(sources) == 1 for sources in self.sources):
+                first_of = [sources[0] for sources in self.sources]
+                part[self.rows] = push(part[self.rows], part[first_of], self.parameters, mask)
+                continue
+            before = part.clone()
+            for number, (row, sources) in enumerate(zip(self.rows, self.sources, strict=True)):
+                others = before[sources].flatten(0, 1)[None]
+                own = None if mask is None else mask[number : number + 1]
+                part[row : row + 1] = push(before[row : row + 1], others, self.parameters, own)
         return tokens
 
 
-def attach(sampler: PipelineSampler, parameters: Negtome | None) -> None:
+def attach(sampler: Sampler, parameters: Negtome | None) -> None:
     """Let a sampler work with negative token merging from now on, or (None) without.
 
     Raises:
@@ -278,16 +313,15 @@ def attach(sampler: PipelineSampler, parameters: Negtome | None) -> None:
     """
     if parameters is not None:
         name = type(sampler.pipe).__name__
-        if name not in ALPHAS or not hasattr(sampler, "call"):
-            how = "" if name not in ALPHAS else " with its own call (the fallback sampler)"
-            raise ValueError(f"negtome works with {', '.join(ALPHAS)}, not with {name}{how}")
+        if name not in ALPHAS:
+            raise ValueError(f"negtome works with {', '.join(ALPHAS)}, not with {name}")
         if parameters.merging_alpha is None:
             parameters = replace(parameters, merging_alpha=ALPHAS[name])
     sampler.diversity = None if parameters is None else Repulsion(parameters)
 
 
 @contextmanager
-def applied(sampler: BaseSampler, parameters: Negtome | None = None) -> Iterator[Repulsion]:
+def applied(sampler: Sampler, parameters: Negtome | None = None) -> Iterator[Repulsion]:
     """Within this context a sampler works with negative token merging (default: the authors' parameters)."""
     before = sampler.diversity
     attach(sampler, parameters or Negtome())

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.environments.faults import apart
+from ttsnap.live.judging import apart
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
 from ttsnap.recordings.published_values import MAX_FILE_BYTES, PRINT_SCALES, REWARD_NAMES
 from ttsnap.recordings.recorder import check_finite, check_same, groups, judge_all, recorded_names, split
@@ -232,7 +232,7 @@ def _costs(tree: ImageTree, rewards: Mapping[str, Any], device: Any) -> dict[str
     """The cost model of those who made the images, with the looks of these rewards; nothing where it is unknown."""
     import torch
 
-    from ttsnap.samplers.flops import count_looks, count_texts
+    from ttsnap.pipelines.flops import count_looks, count_texts
 
     if not tree.cost_model:
         return {}

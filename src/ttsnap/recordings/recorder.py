@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.environments.faults import apart
+from ttsnap.live.judging import apart, judge_in_parts
 from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.recordings.recording import Recording
 from ttsnap.storage import AnyPath, location
@@ -24,8 +24,9 @@ from ttsnap.types import BoolArray, IntArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ttsnap.samplers.base import PipelineSampler
-    from ttsnap.samplers.views import View
+    from ttsnap.pipelines.limits import Limits
+    from ttsnap.pipelines.sampler import Sampler
+    from ttsnap.pipelines.views import View
 
 
 def seeds_of(prompts: Sequence[int], per_prompt: int, seed: int = 0) -> IntArray:
@@ -44,14 +45,12 @@ def chosen_calls(calls: Sequence[int] | None, num_steps: int) -> tuple[int, ...]
     return tuple(chosen)
 
 
-def walk(
-    sampler: PipelineSampler, prompts: Sequence[str], seeds: Sequence[int], calls: Sequence[int]
-) -> Iterator[View]:
+def walk(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], calls: Sequence[int]) -> Iterator[View]:
     """A view of n candidates after each of `calls`.
 
     The sampler's preview, if it has one, makes their pictures before the last call.
     """
-    from ttsnap.samplers.views import View
+    from ttsnap.pipelines.views import View
 
     state = sampler.start(prompts, seeds)
     for call in calls:
@@ -71,23 +70,32 @@ def recorded_names(rewards: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def judge_all(rewards: Mapping[str, Any], seen: Tensor | View, prompts: Sequence[str], sigma: float) -> np.ndarray:
+def judge_all(
+    rewards: Mapping[str, Any],
+    seen: Tensor | View,
+    prompts: Sequence[str],
+    sigma: float,
+    limits: Limits | None = None,
+) -> np.ndarray:
     """Clean and noise-aware rewards [2, n, rewards] of images or a view; NaN where no noise-aware reward serves.
 
     Raises:
         ValueError: a reward reads features, and there are only images.
     """
-    from ttsnap.environments.faults import judge_in_halves as judge
-    from ttsnap.samplers.views import View, reads_features
+    from ttsnap.pipelines.limits import Limits
+    from ttsnap.pipelines.views import View, reads_features
 
+    limits = limits or Limits(len(seen))
     images = seen.shown if isinstance(seen, View) else seen
     values = np.full((2, len(seen), len(rewards)), np.nan, dtype=np.float32)
     for column, (name, reward) in enumerate(rewards.items()):
-        values[0, :, column] = judge(name, reward, images, prompts, 0.0 if hasattr(reward, "level") else sigma)
+        values[0, :, column] = judge_in_parts(
+            limits, name, reward, images, prompts, 0.0 if hasattr(reward, "level") else sigma
+        )
         if hasattr(reward, "level") and reward.level(sigma) is not None:
             if reads_features(reward, sigma) and seen is images:
                 raise ValueError(f"{name} reads the denoiser's features, which no image holds; use `ttsnap record`")
-            values[1, :, column] = judge(name, reward, seen, prompts, sigma)
+            values[1, :, column] = judge_in_parts(limits, name, reward, seen, prompts, sigma)
     return values
 
 
@@ -106,7 +114,7 @@ def split(count: int, batch: int) -> list[slice]:
 
 
 def record_rewards(
-    sampler: PipelineSampler,
+    sampler: Sampler,
     rewards: Mapping[str, Any],
     prompts: Sequence[str],
     seeds: IntArray,
@@ -152,7 +160,7 @@ def record_rewards(
 
 
 def begin_rewards(
-    sampler: PipelineSampler,
+    sampler: Sampler,
     rewards: Mapping[str, Any],
     prompts: Sequence[str],
     seeds: IntArray,
@@ -162,9 +170,9 @@ def begin_rewards(
     settings: Mapping[str, Any] | None = None,
 ) -> Recording:
     """The recording that `record_rewards` fills, new or gone on with; arguments and errors are the same."""
+    from ttsnap.pipelines.features import attach
+    from ttsnap.pipelines.flops import cost_model
     from ttsnap.provenance import versions
-    from ttsnap.samplers.features import attach
-    from ttsnap.samplers.flops import cost_model
 
     attach(sampler, rewards)
     names = recorded_names(rewards)
@@ -193,7 +201,7 @@ def begin_rewards(
 
 
 def judge_group(
-    sampler: PipelineSampler,
+    sampler: Sampler,
     rewards: Mapping[str, Any],
     recording: Recording,
     rows: Sequence[int],
@@ -208,7 +216,7 @@ def judge_group(
     Yields:
         How many images were just judged; in the end 0 and the prompts that failed, with their errors.
     """
-    from ttsnap.samplers.features import attach
+    from ttsnap.pipelines.features import attach
 
     attach(sampler, rewards)
     per_prompt, steps, names = seeds.shape[1], sampler.num_steps, list(recording.rewards)
@@ -225,7 +233,7 @@ def judge_group(
             def look(chosen: Sequence[int], view: View = view, first: int = mine.start) -> None:
                 index, prompts = list(chosen), [texts[row] for row in chosen]
                 seen, call = view[[row - first for row in index]], view.group.step
-                values[:, index, call - 1] = judge_all(rewards, seen, prompts, view.sigma)
+                values[:, index, call - 1] = judge_all(rewards, seen, prompts, view.sigma, sampler.limits)
                 check_finite(values[0, index, call - 1], names, prompts, numbers[index], call)
 
             for n, error in zip(shares, apart(look, list(shares.values())), strict=True):
@@ -240,7 +248,7 @@ def judge_group(
 
 
 def record_images(
-    sampler: PipelineSampler,
+    sampler: Sampler,
     tree: ImageTree,
     prompts: Sequence[int] | None = None,
     *,
@@ -280,10 +288,10 @@ def record_images(
 
 
 def make_images(
-    sampler: PipelineSampler, tree: ImageTree, prompts: Sequence[int], workers: int | None = None
+    sampler: Sampler, tree: ImageTree, prompts: Sequence[int], workers: int | None = None
 ) -> Iterator[tuple[int, int]]:
     """The images of some prompts; yields how many were just made, and found. In the end all of them are stored."""
-    from ttsnap.environments.live import to_uint8
+    from ttsnap.pipelines.outputs import to_uint8
 
     per_prompt = tree.num_candidates
     with ImageWriter(tree.write, workers) as writer:
@@ -375,7 +383,7 @@ class ImageWriter:
 
 
 def plan_tree(
-    sampler: PipelineSampler,
+    sampler: Sampler,
     root: str | AnyPath,
     prompts: Sequence[str],
     seeds: IntArray,
@@ -400,8 +408,8 @@ def plan_tree(
     Raises:
         ValueError: no such size or calls, or a pipeline that makes videos of which more than one frame is looked at.
     """
+    from ttsnap.pipelines.flops import cost_model
     from ttsnap.provenance import versions
-    from ttsnap.samplers.flops import cost_model
 
     if len(sampler.look_frames) > 1:
         raise ValueError(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttsnap.pipelines.text import warn_if_cut
 from ttsnap.rewards import conversion, preprocess
 from ttsnap.rewards.clip import check_counts, config_beside, full_precision, linear_head
 from ttsnap.rewards.sources import Source
-from ttsnap.samplers.base import warn_if_cut
 
 IMAGEREWARD = Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",), "google-bert/bert-base-uncased")
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw rewards on the authors' data

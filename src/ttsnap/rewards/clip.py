@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttsnap.pipelines.text import warn_if_cut
 from ttsnap.rewards import conversion, preprocess
 from ttsnap.rewards.sources import Source
-from ttsnap.samplers.base import warn_if_cut
 
 Tokenize = Callable[[str], Tensor]
 Preprocess = Callable[[Tensor, int], Tensor]

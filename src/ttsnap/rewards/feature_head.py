@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from ttsnap.pipelines.features import Features, Place
 from ttsnap.rewards.noise_aware import HEAD
-from ttsnap.samplers.features import Features, Place
 
 WEIGHTS, FORMAT, VERSION = "head.safetensors", "ttsnap-feature-head", 1
 WAVES = 8

@@ -100,7 +100,7 @@ class VlmJudge:
         import httpx
         import torch
 
-        from ttsnap.environments.live import to_uint8
+        from ttsnap.pipelines.outputs import to_uint8
 
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images need as many prompts, got {len(prompts)}")

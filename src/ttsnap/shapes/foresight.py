@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttsnap.pipelines.features import Features, Place
 from ttsnap.rewards.feature_head import Block, FeatureReward
-from ttsnap.samplers.features import Features, Place
 from ttsnap.shapes.reward import FORESIGHT, GRID, RewardNetwork, ShapesReward, load_reward, soft_minimum
 
 PLACE = Place("single_transformer_blocks.1", grid=4)  # the middle of the transformer, 4 x 4 tokens

@@ -8,7 +8,12 @@ from typing import Any
 WEIGHTS = Path(__file__).parent / "weights" / "pipeline"
 PREVIEW_WEIGHTS = WEIGHTS.with_name("preview")  # its tiny decoder for early looks
 SIZE, NUM_STEPS, MAX_SEQUENCE_LENGTH = 64, 20, 12
-OPTIONS = {"num_steps": NUM_STEPS, "height": SIZE, "width": SIZE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
+OPTIONS: dict[str, Any] = {
+    "num_inference_steps": NUM_STEPS,
+    "height": SIZE,
+    "width": SIZE,
+    "max_sequence_length": MAX_SEQUENCE_LENGTH,
+}
 
 
 def load_pipeline(dtype: Any = None, device: Any = "cpu") -> Any:

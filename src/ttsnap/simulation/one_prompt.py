@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ttsnap.environments.replay import ReplayEnvironment
 from ttsnap.results import Seen, history_of
 from ttsnap.search import Result, run
+from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.types import Combine, IntArray, Policy
 
 if TYPE_CHECKING:

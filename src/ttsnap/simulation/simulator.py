@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from ttsnap.cost import Budget
-from ttsnap.environments.replay import ReplayEnvironment
 from ttsnap.policies import BestOfN
 from ttsnap.ranking import RankSum, WeightedSum
 from ttsnap.recordings import Recording
 from ttsnap.search import run
 from ttsnap.simulation.accounting import Accounting
+from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.simulation.results import Simulation
 from ttsnap.simulation.statistics import best_of_n
 from ttsnap.types import Combine, FloatArray, IntArray, Policy

@@ -77,7 +77,7 @@ def evaluate(
     """
     import torch
 
-    from ttsnap.environments.live import judge
+    from ttsnap.live.judging import judge
 
     items = np.argwhere(np.ones_like(data.targets, dtype=bool))
     prompts = [data.tree.prompts[data.rows[p]] for p, _ in items]

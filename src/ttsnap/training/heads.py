@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttsnap.pipelines.features import Place, Tap
+from ttsnap.pipelines.sampler import Sampler
 from ttsnap.rewards.feature_head import FeatureHead, HeadConfig, stack_words
-from ttsnap.samplers.base import BaseSampler
-from ttsnap.samplers.features import Place, Tap
 from ttsnap.types import FloatArray, IntArray
 
 
@@ -53,7 +53,7 @@ class Trails:
 
 
 def gather(
-    sampler: BaseSampler,
+    sampler: Sampler,
     judge: Callable[[Tensor, Sequence[str]], Tensor],
     place: Place,
     prompts: Sequence[str],

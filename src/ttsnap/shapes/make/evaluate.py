@@ -11,9 +11,9 @@ import json
 import numpy as np
 import torch
 
-from ttsnap.environments.live import to_uint8
-from ttsnap.samplers import for_pipeline
-from ttsnap.samplers.flops import cost_model
+from ttsnap.pipelines.flops import cost_model
+from ttsnap.pipelines.outputs import to_uint8
+from ttsnap.pipelines.sampler import Sampler
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.make import common
 from ttsnap.shapes.make.reward import auc
@@ -33,7 +33,7 @@ def opposite(prompt: str) -> str:
 def measure(seeds: int, most: int | None = None) -> dict[str, object]:
     """All figures: accuracy by kind, reward AUC by kind, best-of-N against the oracle, reconstructions, costs."""
     pipe, reward = load_pipeline(), load_reward()
-    sampler = for_pipeline(pipe, **OPTIONS, max_batch=64)
+    sampler = Sampler(pipe, **OPTIONS, max_batch=64)
     prompts = held_out_prompts()[:most]
     rng = np.random.default_rng(3)
 
@@ -48,7 +48,7 @@ def measure(seeds: int, most: int | None = None) -> dict[str, object]:
         part = asked[start : start + 64]
         done = sampler.advance(
             sampler.start(part, [*range(start, start + len(part))]),
-            OPTIONS["num_steps"],  # no two share a noise
+            OPTIONS["num_inference_steps"],  # no two share a noise
         )
         decoded = sampler.decode(done.x0)  # type: ignore[arg-type]
         images.append(to_uint8(decoded))

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttsnap.generation import load_sampler
-from ttsnap.samplers.base import BaseSampler
+from ttsnap.live.session import load_sampler
 from ttsnap.shapes import foresight
 from ttsnap.shapes.reward import load_reward, soft_minimum
 from ttsnap.shapes.scenes import COLOURS, SHAPES, train_prompts
@@ -46,8 +45,7 @@ def trajectories(count: int, *, steps: int = 10, seed: int = 70_000_000, **optio
     for _ in range(-(-count // PER_PROMPT)):
         pool = singles if rng.random() < SINGLES else prompts
         asked.append(pool[int(rng.integers(len(pool)))])
-    sampler, reward = load_sampler("shapes", num_steps=steps, max_batch=64), load_reward()
-    assert isinstance(sampler, BaseSampler)
+    sampler, reward = load_sampler("shapes", num_inference_steps=steps, max_batch=64), load_reward()
     seeds = seed + np.arange(len(asked) * PER_PROMPT).reshape(-1, PER_PROMPT)
 
     def judge(images: Tensor, texts: Any) -> Tensor:

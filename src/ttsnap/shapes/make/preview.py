@@ -18,8 +18,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttsnap.samplers import for_pipeline
-from ttsnap.samplers.base import PipelineSampler
+from ttsnap.pipelines.sampler import Sampler
 from ttsnap.shapes.make import common
 from ttsnap.shapes.make.vae import reconstruction_loss
 from ttsnap.shapes.pipeline import OPTIONS, PREVIEW_WEIGHTS, load_pipeline
@@ -39,7 +38,7 @@ def build(width: int, blocks: tuple[int, ...]) -> AutoencoderTiny:
 
 
 @torch.no_grad()
-def pairs(sampler: PipelineSampler, prompts: int, per_prompt: int) -> tuple[Tensor, Tensor]:
+def pairs(sampler: Sampler, prompts: int, per_prompt: int) -> tuple[Tensor, Tensor]:
     """Normalised latents [n, 8, 8, 8] of x0 estimates, and the full decoder's pictures [n, 3, 64, 64] (bytes)."""
     latents, pictures = [], []
     texts = [prompt for prompt in train_prompts()[:prompts] for _ in range(per_prompt)]
@@ -49,7 +48,7 @@ def pairs(sampler: PipelineSampler, prompts: int, per_prompt: int) -> tuple[Tens
         for step in range(1, sampler.num_steps + 1):
             state = sampler.advance(state, step)
             assert state.x0 is not None
-            latents.append(sampler.spatial(state.x0).clone())
+            latents.append(sampler.normalised(sampler.spatial(state.x0)))
             pictures.append((sampler.decode(state.x0) * 255).round().byte())
     return torch.cat(latents), torch.cat(pictures)
 
@@ -103,7 +102,7 @@ def main() -> None:
     torch.manual_seed(0)
     state = common.load(a.pairs)
     if state is None:
-        latents, pictures = pairs(for_pipeline(load_pipeline(), **OPTIONS, max_batch=64), a.prompts, a.per_prompt)
+        latents, pictures = pairs(Sampler(load_pipeline(), **OPTIONS, max_batch=64), a.prompts, a.per_prompt)
         state = {"latents": latents, "pictures": pictures}
         common.save(state, a.pairs)
     vae = build(a.width, tuple(int(count) for count in a.blocks.split(",")))

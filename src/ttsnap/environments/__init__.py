@@ -1,1 +1,0 @@
-"""The answering side of a search: live pipelines and recorded rewards."""

@@ -1,0 +1,94 @@
+"""What rewards say of candidates: one number each, whatever they read; and what can be saved when one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ttsnap.pipelines.limits import Limits
+    from ttsnap.pipelines.views import View
+
+
+def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], sigma: float) -> np.ndarray:
+    """Rewards [n] of images [n, 3, h, w] in 0..1 or of a view of candidates, fp32 on the CPU.
+
+    Of a view, a reward that reads features is given these wherever it can, and pictures elsewhere.
+
+    Raises:
+        ValueError: the reward did not answer with one number per image.
+    """
+    import torch
+
+    from ttsnap.pipelines.views import View, reads_features
+
+    with torch.no_grad():
+        if isinstance(seen, View) and reads_features(reward, sigma):
+            answer = reward.early(seen.features, prompts, sigma=sigma)
+        else:
+            answer = _of_frames(reward, seen.shown if isinstance(seen, View) else seen, prompts, sigma)
+        answer = torch.as_tensor(answer).float().cpu()
+    if answer.shape not in ((len(seen),), (len(seen), 1)):
+        raise ValueError(
+            f"reward {name!r} must return one number per image, shape [{len(seen)}], got {list(answer.shape)}"
+        )
+    values: np.ndarray = answer.reshape(len(seen)).numpy()
+    return values
+
+
+def _of_frames(reward: Any, images: Tensor, prompts: Sequence[str], sigma: float) -> Any:
+    """What a reward says of images [n, 3, h, w]; of videos [n, frames, 3, h, w], its mean over the frames."""
+    import torch
+
+    if images.ndim == 4:
+        return reward(images, prompts, sigma=sigma)
+    videos, frames = images.shape[:2]
+    values = torch.as_tensor(reward(images.flatten(0, 1), [p for p in prompts for _ in range(frames)], sigma=sigma))
+    if values.numel() != videos * frames:
+        raise ValueError(f"a reward must return one number per frame, [{videos * frames}], got {list(values.shape)}")
+    return values.reshape(videos, frames).float().mean(1)
+
+
+def judge_in_parts(
+    limits: Limits, name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], sigma: float
+) -> np.ndarray:
+    """The same; where memory runs out, of half as many at a time, from then on.
+
+    Raises:
+        MemoryError: not even one image fits.
+        ValueError: the reward did not answer with one number per image.
+    """
+
+    def work(rows: slice) -> np.ndarray:
+        return judge(name, reward, seen[rows], prompts[rows], sigma)
+
+    too_big = f"one image of reward {name!r} does not fit into memory"
+    return np.concatenate(limits.run(f"reward {name}", len(seen), work, too_big))
+
+
+def apart(look: Callable[[Sequence[int]], None], parts: Sequence[Sequence[int]]) -> list[Exception | None]:
+    """Look at all rows at once; where that fails, at each part alone.
+
+    Args:
+        look: judges some rows; may raise.
+        parts: rows that stand and fall together, such as those of one prompt.
+
+    Returns:
+        For each part its error, or None.
+    """
+    errors: list[Exception | None] = [None] * len(parts)
+    try:
+        look([row for rows in parts for row in rows])
+    except Exception as error:
+        if len(parts) == 1:
+            return [error]
+        for number, rows in enumerate(parts):
+            try:
+                look(rows)
+            except Exception as error:
+                errors[number] = error
+    return errors

@@ -1,0 +1,323 @@
+"""A block of prompts under search. It stays open: more can be asked when its policy has ended."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ttsnap import policies, reporting
+from ttsnap.cost import Budget, Cost, affordable
+from ttsnap.observers import SILENT, Observer, Start, Stop
+from ttsnap.policies import BestOfN
+from ttsnap.ranking import WeightedSum, choose, order
+from ttsnap.results import BestOfNComparison, Finished, SearchResult, history_of
+from ttsnap.search import Result, check, run
+from ttsnap.types import BoolArray, IntArray, Policy, Problem, Query, Rung, Search
+
+if TYPE_CHECKING:
+    from ttsnap.live.engine import Grid
+    from ttsnap.live.session import Session
+
+SHOWN_ONLY = "pictures of looks that read the denoiser's features were decoded for the eye alone; no cost has them"
+
+
+@dataclass
+class OpenSearch:
+    """Prompts that are searched together, so that batches stay full.
+
+    Attributes:
+        session: model, rewards, policy, and how many candidates.
+        grid: the prompts and where their candidates stand.
+        result: what the search came to so far.
+        seconds: spent searching.
+        notes: warnings on the way.
+    """
+
+    session: Session
+    grid: Grid
+    result: Result | None = None
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    _best_of_n: list[BestOfNComparison] | None = None
+    _compared: Grid | None = None
+    _said: str | None = None
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """One per row of the grid."""
+        return self.grid.prompts
+
+    @property
+    def seed(self) -> int:
+        """The first seed of each prompt."""
+        return int(self.grid.seeds[0, 0])
+
+    def run(self, observer: Observer | None = None) -> None:
+        """Search by the searcher's policy."""
+        self._run(self.session.policy, observer)
+
+    def finish(self, candidates: BoolArray, observer: Observer | None = None) -> None:
+        """Finish some more candidates [prompts, candidates] after all: they go on from where they were dropped.
+
+        They are charged as any others, and compete with the finished ones.
+
+        Raises:
+            ValueError: the search has not been run, or there is nobody to finish.
+        """
+        if self.result is None:
+            raise ValueError("candidates can be finished after all when the search has been run")
+        if not (candidates & ~self.result.finished).any():
+            raise ValueError("there is nobody to finish: all of these are finished already")
+        self._run(_Finish(candidates & ~self.result.finished), observer)
+
+    def _run(self, policy: Policy, observer: Observer | None) -> None:
+        s, grid = self.session, self.grid
+        problem = grid.problem
+        plan = policy.plan(problem.num_candidates, problem.num_steps)
+        grid.observer = observer or SILENT
+        with self._noted():
+            start = time.perf_counter()
+            try:
+                grid.observer.started(
+                    Start(
+                        self.prompts,
+                        grid.seeds,
+                        problem,
+                        policy,
+                        plan,
+                        s.cost_model,
+                        list(s.judges),
+                        s.budget,
+                        grid.pictures,
+                    )
+                )
+            except Stop:
+                policy, plan = _Nothing(), ()
+            self.result = run(
+                policy,
+                grid,
+                s.combine,
+                np.random.default_rng(self.seed),
+                observer=observer,
+                before=self.result,
+            )
+            self.seconds += time.perf_counter() - start
+        self._best_of_n = self._compared = None
+        s.sampler.forget_prompts()  # thousands of encoded prompts would fill the memory
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Warnings become notes, each once."""
+        diversity = self.session.sampler.diversity
+        before = diversity.extra_calls if diversity else 0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        notes = [*self.session.sampler.notes, *(str(w.message) for w in caught if issubclass(w.category, UserWarning))]
+        if diversity and diversity.extra_calls > before:
+            notes.append(f"{diversity.extra_calls - before} denoiser calls of references are not in the cost (negtome)")
+        for note in dict.fromkeys(notes):
+            if note not in self.notes:
+                self.notes.append(note)
+                warnings.warn(note, stacklevel=4)
+
+    def results(self, top: int = 1) -> list[SearchResult]:
+        """What was found, one result per prompt.
+
+        Args:
+            top: how many of the best finished images to return.
+        """
+        result, s = self._result(), self.session
+        check_top(top)
+        diversity = s.sampler.diversity
+        notes = list(dict.fromkeys([*s.sampler.notes, *self.notes]))
+        if uncounted := [name for name, judge in s.judges.items() if getattr(judge, "tflop", None) == 0]:
+            notes.append(f"what {', '.join(uncounted)} computes elsewhere is in the seconds, not in the TFLOP")
+        found = [
+            SearchResult(
+                prompt=prompt,
+                model=s.model,
+                policy=policies.to_dict(s.policy),
+                images=self._best(p, top),
+                cost=self._cost(p),
+                started=s.candidates,
+                finished=int(result.finished[p].sum()),
+                history=history_of(result, p, self.grid.seeds[p], s.sampler.num_steps, self.grid.pictures),
+                best_of_n=self._best_of_n[p] if self._best_of_n else self._equal_cost(p),
+                num_steps=s.sampler.num_steps,
+                reproduce=self._reproduce(p),
+                budget=s.budget,
+                notes=list(notes) + [SHOWN_ONLY] * bool(self.grid.only_shown),
+                diversity=diversity.parameters.to_dict() if diversity else None,
+                rewards=s.targets,
+                guides={t: g for t, g in zip(s.targets, s.judges, strict=True) if t != g},
+                stopped=result.stopped,
+                weights=list(s.combine.weights) if isinstance(s.combine, WeightedSum) else None,
+            )
+            for p, prompt in enumerate(self.prompts)
+        ]
+        return self._report(found) if s.held_out else found
+
+    def _report(self, found: list[SearchResult]) -> list[SearchResult]:
+        """Let the held-out rewards judge the finished images, and warn where they part from the optimised ones."""
+        s, reported = self.session, []
+        for p, r in enumerate(found):
+            finished = {
+                int(place.seeds[row, c]): image[len(image) // 2] if image.ndim == 4 else image  # of a video, the middle
+                for place in (self.grid, self._compared)
+                if place
+                for (row, c), image in place.finished.items()
+                if row == p
+            }
+            if r.images:
+                other = r.best_of_n.best.seed if r.best_of_n.best else None
+                work = (finished, r.seed, other, s.sampler.device, s.sampler.max_batch)
+                held_out = reporting.report(s.held_out, s.held_out_tflop, r.prompt, *work)
+                note = reporting.warning([held_out], list(s.judges))
+                r = replace(r, held_out=held_out, notes=[*r.notes, note] if note else r.notes)
+            reported.append(r)
+        said = reporting.warning([r.held_out for r in reported if r.held_out], list(s.judges))
+        if said and said != self._said:
+            warnings.warn(said, stacklevel=3)
+        self._said = said
+        return reported
+
+    def _result(self) -> Result:
+        if self.result is None:
+            raise ValueError("the search has not been run")
+        return self.result
+
+    def _cost(self, p: int) -> Cost:
+        """What a prompt paid; of the time its share by calls."""
+        ledger = self._result().ledger
+        share = float(ledger.nfe[p] / max(1, ledger.nfe.sum()))
+        return ledger.cost(self.session.cost_model, p, self.seconds * share)
+
+    def _best(self, p: int, top: int) -> list[Finished]:
+        """The best finished images of a prompt, by the rewards they got when they were finished."""
+        result = self._result()
+        finished = result.finished[p : p + 1]
+        if not finished.any():
+            return []
+        final = _final(result, self.session.sampler.num_steps)[p : p + 1]
+        combined = self.session.combine(final, finished)
+        count = min(top, int(finished.sum()))
+        return [
+            self._finished(self.grid, p, int(c), final[0, c], combined[0, c])
+            for c in order(combined, finished)[0, :count]
+        ]
+
+    def _finished(self, grid: Grid, p: int, c: int, values: Any, combined: float) -> Finished:
+        from PIL import Image
+
+        by_name = {name: float(value) for name, value in zip(self.session.targets, values, strict=True)}
+        array, frames = grid.finished[p, c], None
+        if array.ndim == 4:  # a video
+            array, frames = array[len(array) // 2], array
+        return Finished(int(grid.seeds[p, c]), float(combined), by_name, Image.fromarray(array), frames)
+
+    def _equal_cost(self, p: int) -> BestOfNComparison:
+        """How many finished images the same TFLOP buy."""
+        s = self.session
+        try:
+            n = affordable(BestOfN(), Budget(self._cost(p).tflop, "TFLOP"), s.cost_model, s.sampler.num_steps)
+        except ValueError:
+            n = 1  # the search cost less than one finished image and its look
+        return BestOfNComparison(n, s.cost_model.of_plan(BestOfN().plan(n, s.sampler.num_steps)))
+
+    def compare(self, observer: Observer | None = None) -> None:
+        """Run best-of-N at the same cost; trajectories that the search began are finished, not begun again.
+
+        If the observer stops it, there is no comparison.
+        """
+        result, s = self._result(), self.session
+        comparisons = [self._equal_cost(p) for p in range(len(self.prompts))]
+        most = max(comparison.candidates for comparison in comparisons)
+        seeds: IntArray = np.broadcast_to(self.seed + np.arange(most), (len(self.prompts), most))
+        other = self.grid.engine.grid(self.prompts, seeds, observer=observer or SILENT)
+        wanted = np.arange(most)[None] < np.array([[comparison.candidates] for comparison in comparisons])
+        done = np.zeros_like(wanted)
+        shared = min(most, s.candidates)
+        done[:, :shared] = result.finished[:, :shared]
+        other.adopt(self.grid)
+        last = s.sampler.num_steps
+        try:
+            values = other.observe(Query(wanted & ~done, last))
+        except Stop:
+            return
+        finally:
+            s.sampler.forget_prompts()
+        check(other, wanted & ~done, values, last)
+        known = done[:, :shared, None]
+        values[:, :shared] = np.where(known, _final(result, last)[:, :shared], values[:, :shared])
+        combined = s.combine(values, wanted)
+        chosen = choose(combined, wanted)
+        self._best_of_n = []
+        for p, comparison in enumerate(comparisons):
+            c, paid = int(chosen[p]), self._cost(p)
+            # What the search had begun was not begun again, so these seconds are estimated by calls.
+            cost = replace(comparison.cost, seconds=paid.seconds * comparison.cost.nfe / max(1, paid.nfe))
+            best = self._finished(other, p, c, values[p, c], combined[p, c])
+            self._best_of_n.append(replace(comparison, best=best, cost=cost))
+        self._compared = other
+
+    def _reproduce(self, p: int) -> str:
+        s, chosen = self.session.sampler, int(self._result().chosen[p])
+        if chosen < 0:
+            return "there is nothing to reproduce: the search was stopped before an image was finished"
+        seed = int(self.grid.seeds[p, chosen])
+        if s.diversity and seed != self.seed:
+            return f"not by the pipeline alone: seed {seed} was pushed away from seed {self.seed}, see `diversity`"
+        return str(s.reproduce(self.prompts[p], seed))
+
+
+def check_top(top: int) -> None:
+    """ValueError where `top` images cannot be asked for."""
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Finish:
+    """Bring some candidates to the last step."""
+
+    candidates: BoolArray
+
+    def search(self, problem: Problem, rng: np.random.Generator) -> Search:
+        yield Query(self.candidates, problem.num_steps)
+
+    def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
+        return (Rung(num_steps, int(self.candidates.sum(axis=1).max())),)
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """Stopped before it began."""
+
+    def search(self, problem: Problem, rng: np.random.Generator) -> Search:
+        yield from _stop()
+
+    def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
+        return ()
+
+
+def _stop() -> Search:
+    raise Stop
+
+
+def _final(result: Result, num_steps: int) -> np.ndarray:
+    """Rewards [prompts, candidates, rewards] of the finished images, NaN elsewhere."""
+    final = np.full((*result.finished.shape, result.rewards.shape[-1]), np.nan)
+    for look in result.history:
+        if look.step == num_steps:
+            final = np.where(look.alive[..., None], look.rewards, final)
+    return final
+
+
+__all__ = ["OpenSearch", "check_top"]

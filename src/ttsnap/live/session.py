@@ -1,0 +1,329 @@
+"""Live search: from a pipeline, prompts and a budget to results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ttsnap import policies, rewards
+from ttsnap.cost import Budget, CostModel, affordable
+from ttsnap.live.open_search import OpenSearch, check_top
+from ttsnap.loading import Loading, check_model, load_model, warm_up, with_scheduler
+from ttsnap.observers import Observer
+from ttsnap.policies import default_policy, tuned_policy
+from ttsnap.ranking import RankSum, WeightedSum
+from ttsnap.results import SearchResult
+from ttsnap.types import Combine, IntArray, Policy
+
+if TYPE_CHECKING:
+    from ttsnap.diversity.negtome import Negtome
+    from ttsnap.live.engine import Engine
+    from ttsnap.pipelines.previews import Preview
+    from ttsnap.pipelines.sampler import Sampler
+
+DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
+CANDIDATES = {"shapes": 8}  # more find a perfect picture in any way
+DEFAULT_REWARDS = {"shapes": "shapes-aware"}
+MARGIN = 1.08  # searches are planned to take this much longer than calibrated, so that a budget in seconds is kept to
+
+
+def model_name(pipe: Any) -> str:
+    """How records call a model: `shapes`, a directory or hub id, else the class of the pipeline.
+
+    Raises:
+        ValueError: a string that names no model.
+    """
+    if isinstance(pipe, str):
+        check_model(pipe)
+    name = str(pipe if isinstance(pipe, str) else getattr(pipe, "name_or_path", "") or type(pipe).__name__)
+    return "shapes" if Path(name).parts[-3:] == ("shapes", "weights", "pipeline") else name
+
+
+def load_sampler(
+    pipe: Any, device: str | None = None, dtype: str | None = None, prompt: str = "a", **options: Any
+) -> Sampler:
+    """The sampler of a model, which is loaded where it is named.
+
+    Args:
+        pipe: a stock pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
+        device: where a model that is named runs.
+        dtype: its dtype.
+        prompt: one that the pipeline takes.
+        **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
+            those of `ttsnap.loading.Loading` for a model that is named; `pictures` (a `ttsnap.pictures.Pictures`) are
+            given to the pipeline, or to its variant that takes them; `scheduler` is a name of
+            `ttsnap.loading.SCHEDULERS` in place of the pipeline's own.
+
+    Raises:
+        ValueError: no such model, device, dtype or option value.
+    """
+    name = model_name(pipe)
+    own = {field.name for field in fields(Loading)} & options.keys()
+    given = {key: value for key in own if (value := options.pop(key)) is not None}
+    if isinstance(pipe, str):
+        loading = Loading(device, dtype, **given)
+        pipe = load_model(pipe, loading)
+    else:
+        loading = Loading()
+        if unfit := [key for key, value in given.items() if value != getattr(loading, key)]:
+            raise ValueError(f"{', '.join(unfit)} is for a model that is named; a pipeline is used as it is")
+    prelude = ""
+    if scheduler := options.pop("scheduler", None):
+        pipe, prelude = with_scheduler(pipe, scheduler)
+    if pictures := options.pop("pictures", None):
+        pipe, options = pictures.give(pipe, options)
+    if name == "shapes":
+        from ttsnap.shapes.pipeline import OPTIONS
+
+        options = OPTIONS | options
+    from ttsnap.pipelines.sampler import Sampler
+
+    sampler = Sampler(pipe, example=prompt, **options)
+    sampler.prelude = prelude
+    if loading.compile:
+        warm_up(sampler)
+    return sampler
+
+
+@dataclass
+class Session:
+    """Everything a search needs, prepared once and used for any number of prompts.
+
+    Attributes:
+        sampler: drives the pipeline.
+        judges: rewards by name.
+        policy: what to look at and what to drop.
+        candidates: started per prompt.
+        cost_model: counted (and, for budgets in seconds, measured) costs.
+        model: its name, for the record.
+        budget: as the user gave it.
+        combine: several rewards -> one number.
+        held_out: rewards by name that judge finished images and steer nothing; see `ttsnap.reporting`.
+        held_out_tflop: of one look by each of them, and of what it reads of a prompt once.
+    """
+
+    sampler: Any
+    judges: dict[str, Callable[..., Any]]
+    policy: Policy
+    candidates: int
+    cost_model: CostModel
+    model: str = "model"
+    budget: str | None = None
+    combine: Combine = field(default_factory=RankSum)
+    held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the rewards that judge finished images; `judges` are those that judge looks."""
+        return rewards.targets_of(self.judges)
+
+    def block(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        top: int = 1,
+        compare: bool = False,
+        previews: bool = True,
+        observer: Observer | None = None,
+    ) -> list[SearchResult]:
+        """Search for several prompts together, so that batches stay full.
+
+        Args:
+            prompts: the prompts; each gets the candidates `seed`, `seed` + 1, ...
+            seed: first seed.
+            top: how many of the best finished images to return.
+            compare: also run best-of-N at the same cost, on the first of the same seeds.
+            previews: keep small pictures of every look, for the pruning board.
+            observer: is told what happens, and may raise `ttsnap.observers.Stop`.
+        """
+        check_top(top)
+        block = self.open(prompts, seed=seed, previews=previews)
+        block.run(observer)
+        if compare:
+            block.compare(observer)
+        return block.results(top)
+
+    def open(self, prompts: Sequence[str], *, seed: int = 0, previews: bool = True) -> OpenSearch:
+        """The same, step by step: to finish dropped candidates after all, or compare, once the policy has ended."""
+        seeds = self._seeds(prompts, seed)
+        return OpenSearch(self, self.engine().grid(prompts, seeds, previews=previews))
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        top: int = 1,
+        compare: bool = False,
+        previews: bool = True,
+        observers: Callable[[int], Observer] | None = None,
+    ) -> Iterator[tuple[int, SearchResult | Exception]]:
+        """Search for many prompts; candidates of the next fill the places of those that were dropped.
+
+        Each prompt gets the choice and the ledger that it gets alone. Arguments are those of `block`; `observers`
+        answers with who is told of the prompt of that index (asked, looked and ended only).
+
+        Yields:
+            Index of a prompt and its result, or why it failed, in the order in which they end.
+        """
+        check_top(top)
+        seeds = self._seeds(prompts, seed)
+        ends = self.engine().stream(
+            prompts, seeds, self.policy, self.combine, seed=seed, previews=previews, observers=observers
+        )
+        for ended in ends:
+            if ended.result is None:
+                assert ended.error is not None
+                yield ended.number, ended.error
+                continue
+            try:
+                block = OpenSearch(self, ended.grid, ended.result, ended.seconds, ended.notes)
+                if compare:
+                    block.compare()
+                results = block.results(top)
+            except Exception as error:
+                yield ended.number, error
+            else:
+                yield ended.number, results[0]
+        self.sampler.forget_prompts()
+
+    def engine(self) -> Engine:
+        """Model and rewards at work."""
+        from ttsnap.live.engine import Engine
+
+        return Engine(self.sampler, self.judges)
+
+    def block_size(self) -> int:
+        """Prompts that run together, the same wherever they run: enough that batches are full."""
+        from ttsnap.live.engine import prompts_per_block
+
+        return prompts_per_block(self.policy.plan(self.candidates, self.sampler.num_steps), self.sampler.max_batch)
+
+    def _seeds(self, prompts: Sequence[str], seed: int) -> IntArray:
+        """Seeds [prompts, candidates]; complains about prompts that cannot be searched for."""
+        if not prompts:
+            raise ValueError("a search needs at least one prompt")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("a prompt is empty; it needs at least one word")
+        return np.broadcast_to(seed + np.arange(self.candidates), (len(prompts), self.candidates))
+
+
+def prepare(
+    pipe: Any,
+    *,
+    reward: rewards.Rewards | None = None,
+    budget: str | Budget | None = None,
+    candidates: int | None = None,
+    policy: str | Policy | None = None,
+    combine: Combine | None = None,
+    report: rewards.Rewards | None = None,
+    prompt: str = "a",
+    device: str | None = None,
+    dtype: str | None = None,
+    diversity: Negtome | None = None,
+    preview: str | Preview | None = None,
+    **options: Any,
+) -> Session:
+    """Load and count everything a search needs.
+
+    Args:
+        pipe: a stock pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
+        reward: name, several names, a callable, or name -> callable (default: the model's own).
+        budget: what a prompt may cost: `200NFE`, `2000TFLOP`, `30s`; or
+        candidates: how many to start (default 32; 8 for `shapes`).
+        policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
+            successive halving).
+        combine: several rewards -> one number (default: rank sum).
+        report: rewards that judge the finished images and steer nothing; see `ttsnap.reporting`.
+        prompt: a prompt to count and calibrate with.
+        device: where a model that is named runs.
+        dtype: its dtype.
+        diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
+        preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
+            `ttsnap.pipelines.previews`); finished images always use the full decoder.
+        **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
+            `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and of `ttsnap.loading.Loading` for a model
+            that is named: offload, compile, attention_slicing, vae_slicing, vae_tiling, config.
+
+    Raises:
+        ValueError: what was wrong and what would work.
+    """
+    if budget is not None and candidates is not None:
+        raise ValueError("give a budget or a number of candidates, not both")
+    if candidates is not None and candidates < 1:
+        raise ValueError(f"candidates must be at least 1, got {candidates}")
+    if isinstance(budget, str):
+        budget = Budget.parse(budget)
+    name = model_name(pipe)
+    if reward is None:
+        if name not in DEFAULT_REWARDS:
+            raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
+        # References that run along with candidates are no place to read features.
+        reward = "shapes" if diversity and name == "shapes" else DEFAULT_REWARDS[name]
+    names = rewards.names_of(reward)
+    if isinstance(combine, WeightedSum) and len(combine.weights) != len(names):
+        raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")
+    if report is not None and (both := set(rewards.names_of(report)) & set(names)):
+        raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
+    chosen = _policy(policy) if policy is not None else None
+    from ttsnap.pipelines import features, previews
+
+    if isinstance(preview, str):
+        previews.parse(preview)  # complains here, before a model is loaded
+    sampler = load_sampler(pipe, device, dtype, prompt, **options)
+    if diversity:
+        from ttsnap.diversity.negtome import attach
+
+        attach(sampler, diversity)
+    previews.attach(sampler, preview)
+    from ttsnap.live.calibration import calibrate
+    from ttsnap.pipelines.flops import cost_model, count_look
+
+    if policy is None:
+        chosen = tuned_policy(name, names, sampler.num_steps)
+    chosen = chosen or default_policy(sampler.num_steps)
+    chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
+    judges = rewards.load(reward, sampler.device)
+    held_out = rewards.load(report, sampler.device) if report is not None else {}
+    features.attach(sampler, judges)  # complains here where features cannot be read
+    model = cost_model(sampler, judges, prompt)
+    if budget is not None:
+        if budget.unit == "s":
+            model = calibrate(sampler, judges, model, prompt)
+        candidates = affordable(chosen, budget, model.slower(MARGIN), sampler.num_steps)
+    assert list(judges) == names
+    return Session(
+        sampler,
+        judges,
+        chosen,
+        candidates or CANDIDATES.get(name, DEFAULT_CANDIDATES),
+        model,
+        name,
+        str(budget) if budget else None,
+        combine or RankSum(),
+        held_out,
+        {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
+    )
+
+
+def _policy(policy: str | Policy) -> Policy | None:
+    """A policy by name or file; None for plain `halving`, whose rungs depend on the steps."""
+    if not isinstance(policy, str):
+        return policy
+    if policy == "halving":
+        return None
+    if policy in policies.POLICIES:
+        made: Policy = policies.POLICIES[policy]()
+        return made
+    if policy.endswith(".json") or Path(policy).exists():
+        return policies.load(policy)
+    raise ValueError(
+        f"unknown policy {policy!r}; known are {', '.join(policies.POLICIES)}, or a file such as tuned.json"
+    )
