@@ -65,7 +65,7 @@ def test_everything_is_told_in_order():
         + ["looked", "asked", "called", "judged", "looked", "asked", "called", "called", "judged", "looked", "ended"]
     )
     assert tell.events[0][2] == HALVING.plan(6, 4)
-    assert [event[1:] for event in tell.events if event[0] == "judged"] == [(1, 3), (1, 6), (2, 4), (4, 2)]
+    assert [event[1:] for event in tell.events if event[0] == "judged"] == [(1, 4), (1, 6), (2, 4), (4, 2)]
     assert sum(event[1] for event in tell.events if event[0] == "called") == 6 + 4 + 2 * 2
     assert tell.events[-2] == ("looked", 4, 2, 6 + 4 + 4)
     assert tell.events[-1] == ("ended", False)

@@ -107,7 +107,7 @@ def test_a_reward_that_fails_for_one_prompt_costs_that_one_only(whole, tmp_path,
 
 def test_a_prompt_that_cannot_be_encoded_costs_that_one_only(whole, tmp_path):
     outcome = here(toys.images(tmp_path / "tree", refuses=toys.PROMPTS[7]))
-    assert outcome.failures == {7: "RuntimeError: I cannot read this"}
+    assert outcome.failures == {7: "RuntimeError: ToyPipeline, prompt 'prompt 7', seed 28: I cannot read this"}
     found, expected = toys.files(tmp_path / "tree"), toys.files(whole / "tree")
     assert set(expected) - set(found) == {name for name in expected if name.startswith("p0007")}
 

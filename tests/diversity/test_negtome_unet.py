@@ -104,7 +104,7 @@ def test_nothing_to_do_is_stock_to_the_last_bit():
 
 
 @pytest.mark.parametrize(
-    "parameters", [STRONG, Negtome(3.0, 0.7, 0.2, t_end=400.0, min_attn_dim=4, repel=True)], ids=["all", "repel"]
+    "parameters", [STRONG, Negtome(3.0, 0.7, 0.2, t_end=400.0, min_attn_dim=4)], ids=["all", "some"]
 )
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}], ids=["guided", "plain"])
 def test_batches_do_not_matter_and_the_reference_stays(parameters, options):

@@ -468,8 +468,8 @@ class Grid:
         for place in asked:
             before = self.calls.pop(place, None)
             prompt, seed = self.prompts[place[0]], int(self.seeds[place])
-            if before is None:
-                call = sampler.begin(prompt, seed)
+            if before is None or (isinstance(before, Call) and not before.here and before.progress.last is None):
+                call = sampler.begin(prompt, seed)  # new, or left in the middle of a step in another thread
             elif isinstance(before, Call):
                 call = before if before.here else sampler.begin(prompt, seed, standing=before.standing())
             else:

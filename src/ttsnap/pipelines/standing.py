@@ -100,7 +100,8 @@ def _flat(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, np.ndarray):
         return {"array": _flat(torch.from_numpy(value.copy()), tensors)}
     if isinstance(value, Tensor):
-        order = sorted(range(value.ndim), key=lambda place: -value.stride(place))  # convolutions round by it
+        strides = value.stride()
+        order = sorted(range(value.ndim), key=lambda place: -strides[place])  # convolutions round by it
         tensors[str(len(tensors))] = value.detach().cpu().permute(order).contiguous().clone()
         return {"tensor": [str(len(tensors) - 1), order]}
     if isinstance(value, Mapping):
