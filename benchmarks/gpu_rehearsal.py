@@ -1,7 +1,7 @@
 """Full-size SDXL and FLUX with random weights on a GPU: candidates as suspended calls against one stock batch.
 
-    python benchmarks/gpu_rehearsal.py               # under five minutes on an H100; rows go to $OUT/gpu_rehearsal.md too
-    python benchmarks/gpu_rehearsal.py --tiny        # the same lines on a CPU, with small blocks
+    python benchmarks/gpu_rehearsal.py           # under five minutes on an H100; rows go to $OUT/gpu_rehearsal.md too
+    python benchmarks/gpu_rehearsal.py --tiny    # the same lines on a CPU, with small blocks
 
 Eight candidates of one prompt, from noise to the decoded picture. `stock` is one call with `num_images_per_prompt`; the
 ratio is of the fastest runs, made in turns. Peak memory is beyond the weights.

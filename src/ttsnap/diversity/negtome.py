@@ -187,6 +187,14 @@ class Repulsion:
         self.extra_calls += len(absent) if calls[0].passes == 0 else 0
         return [self._ask_of(sampler, *leader, calls[0].step, calls[0].passes) for leader in absent]
 
+    def answered(self, asks: Sequence[Ask], answers: Sequence[Any]) -> None:
+        """What was answered to the references that ran along, so that those on their own way need not ask again."""
+        for ask, answer in zip(asks, answers, strict=True):
+            for shadow in self._shadows.values():
+                if shadow.ask is ask:
+                    shadow.count_pass()
+                    shadow.answer(answer)
+
     def _leader(self, prompt: str) -> tuple[str, int]:
         return prompt, self.references[prompt]
 

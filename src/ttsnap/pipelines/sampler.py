@@ -608,6 +608,8 @@ class Sampler:
             if denoiser and isinstance(call, Call) and asks[0].model in self.probe.denoisers:
                 call.count_pass()
             call.answer(part)
+        if self.diversity and len(asks) > len(calls):
+            self.diversity.answered(asks[len(calls) :], parts[len(calls) :])
 
     def _parts_of(self, calls: Sequence[Waiting], asks: Sequence[Ask], layout: Layout) -> list[Any] | None:
         """Answers to asks that are run as one; None where that cannot be."""
