@@ -636,6 +636,8 @@ class Sampler:
                 known[known.index(layout)] = guess
                 self.probe.sure.add(name)
                 return parts
+        if len(calls) == 1:  # with a reference, which it cannot run without
+            raise trouble or RuntimeError(f"the {ask.model} does not run in batches, which pushing apart needs")
         self._part(ask, asks[1], layout, trouble)
         return None
 
