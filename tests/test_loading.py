@@ -228,9 +228,7 @@ def offload(pipe, how):
 
 LAYERS = pytest.param(
     "sequential",
-    marks=pytest.mark.xfail(
-        reason="a text encoder whose layers come one by one fails in FLUX's first call", strict=True
-    ),
+    marks=pytest.mark.xfail(reason="a text encoder fails whose layers come one by one", strict=True),
 )
 
 
