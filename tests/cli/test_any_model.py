@@ -1,4 +1,4 @@
-"""`generate` on models of a directory that no adapter serves, and with pictures."""
+"""`generate` on models of a directory, and with pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def picture(tmp_path):
     return path
 
 
-def test_a_scheduler_that_no_adapter_takes_gives_a_notice_and_a_winner_that_reproduces(models, tmp_path, ttsnap):
+def test_a_winner_of_a_multistep_scheduler_reproduces(models, tmp_path, ttsnap):
     from diffusers import StableDiffusionPipeline
 
     code, out, err = ttsnap(
@@ -38,8 +38,6 @@ def test_a_scheduler_that_no_adapter_takes_gives_a_notice_and_a_winner_that_repr
     )
     assert code == 0, err
     record = json.loads(out)
-    assert "the pipeline runs with its own call" in err
-    assert any("UniPCMultistepScheduler" in note for note in record["notes"])
     assert record["cost"]["nfe"] == 3 + 2 * 3
     pipe = StableDiffusionPipeline.from_pretrained(models / "sd", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
@@ -177,7 +175,7 @@ def test_wrong_pictures_are_one_sentence(models, tmp_path, picture, ttsnap):
         (["--image", picture, "--strength", "1.5"], "strength must be above 0 and at most 1, got 1.5"),
         (["--strength", "0.5"], "strength needs an image to start from"),
         (["--look-frames", "end"], "look frames are first, middle, last or indices"),
-        (["--sampler", "magic"], "a sampler is one of auto, adapter, fallback, got 'magic'"),
+        (["--call", "magic=1"], "StableDiffusionPipeline takes no magic; it takes"),
         (["--control-image", picture], "StableDiffusionPipeline takes no control image; load a ControlNet pipeline"),
     ):
         code, _, err = ttsnap(
