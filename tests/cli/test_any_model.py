@@ -42,7 +42,8 @@ def test_a_winner_of_a_multistep_scheduler_reproduces(models, tmp_path, ttsnap):
     pipe = StableDiffusionPipeline.from_pretrained(models / "sd", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     made = eval(record["reproduce"], {"pipe": pipe, "torch": torch}).images[0]
-    np.testing.assert_array_equal(np.asarray(made), np.asarray(Image.open(tmp_path / "o" / "best.png")))
+    best = np.asarray(Image.open(tmp_path / "o" / "best.png")).astype(int)
+    assert np.abs(np.asarray(made).astype(int) - best).max() <= 1  # a batch rounds otherwise than one alone
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_a_candidates_reward_does_not_depend_on_its_batch(sampler):
     prompts = held_out_prompts()[:8]
     state = sampler.advance(sampler.start(prompts, list(range(8))), 4)
     together = reward.early(sampler.features(state), prompts, sigma=0.85)
-    alone = [reward.early(sampler.features(state.row(i)), [prompts[i]], sigma=0.85) for i in range(8)]
+    alone = [reward.early(sampler.features(state.select([i])), [prompts[i]], sigma=0.85) for i in range(8)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
     assert (reward.early(sampler.features(state), prompts, sigma=0.6) - together).abs().max() > 1e-3
 
