@@ -226,13 +226,7 @@ def offload(pipe, how):
                     one.execution_device = torch.device("cpu")
 
 
-LAYERS = pytest.param(
-    "sequential",
-    marks=pytest.mark.xfail(reason="a text encoder fails whose layers come one by one", strict=True),
-)
-
-
-@pytest.mark.parametrize("how", ["model", LAYERS])
+@pytest.mark.parametrize("how", ["model", "sequential"])
 def test_offloaded_models_come_when_they_run_and_give_the_same(how, monkeypatch, tmp_path, folder, stock):
     """The hooks that would move weights to an accelerator fire, and are counted."""
     from accelerate import hooks

@@ -40,10 +40,8 @@ def test_a_winner_of_a_multistep_scheduler_reproduces(models, tmp_path, ttsnap):
     record = json.loads(out)
     assert record["cost"]["nfe"] == 3 + 2 * 3
     pipe = StableDiffusionPipeline.from_pretrained(models / "sd", safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
-    made = eval(record["reproduce"], {"pipe": pipe, "torch": torch}).images[0]
-    best = np.asarray(Image.open(tmp_path / "o" / "best.png")).astype(int)
-    assert np.abs(np.asarray(made).astype(int) - best).max() <= 1  # a batch rounds otherwise than one alone
+    best = np.asarray(Image.open(tmp_path / "o" / "best.png"))
+    assert difference(record, pipe, best) <= 1  # a batch rounds otherwise than one alone
 
 
 @pytest.mark.slow
@@ -66,12 +64,13 @@ def test_image_to_image(models, tmp_path, picture, ttsnap):
     assert "other settings (image differ)" in err
 
 
-def reproduced(record, pipe):
-    """What the stock pipeline makes by the line in the record."""
+def difference(record, pipe, made):
+    """Of 255, between a picture and what the stock pipeline makes by the line in the record, alone."""
     import PIL.Image
 
     pipe.set_progress_bar_config(disable=True)
-    return np.asarray(eval(record["reproduce"], {"pipe": pipe, "torch": torch, "PIL": PIL}).images[0])
+    stock = eval(record["reproduce"], {"pipe": pipe, "torch": torch, "PIL": PIL}).images[0]
+    return np.abs(np.asarray(stock).astype(int) - made).max()
 
 
 def test_a_mask_is_painted_over(tmp_path, picture, ttsnap):
@@ -91,7 +90,7 @@ def test_a_mask_is_painted_over(tmp_path, picture, ttsnap):
         record = json.loads(out)
         assert ".resize((32, 32)), mask_image=" in record["reproduce"]
         made[name] = np.asarray(Image.open(record["files"]["images"][0]))
-        np.testing.assert_array_equal(reproduced(record, pipe), made[name])
+        assert difference(record, pipe, made[name]) <= 1
     assert (made["some"] != made["all"]).any()
 
 
@@ -108,7 +107,7 @@ def test_a_control_image_leads(tmp_path, picture, ttsnap):
         assert code == 0, err
         record = json.loads(out)
         made.append(np.asarray(Image.open(record["files"]["images"][0])))
-        np.testing.assert_array_equal(reproduced(record, pipe), made[-1])
+        assert difference(record, pipe, made[-1]) <= 1
     assert (made[0] != made[1]).any()
 
 

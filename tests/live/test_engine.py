@@ -83,6 +83,22 @@ def test_a_decoder_that_runs_out_of_memory_leaves_the_calls_their_batch():
     assert sampler.pipe.vae.decoded == [2, 2, 2, 2]
 
 
+def test_a_reward_that_runs_out_of_memory_is_given_less_also_of_one_prompt():
+    asked, sampler = [], toy_sampler(max_batch=8)
+
+    def reward(images, prompts, *, sigma):
+        asked.append(len(images))
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("full")
+        return images.mean((1, 2, 3))
+
+    with pytest.warns(UserWarning, match="out of memory: going on with at most 4 in a batch"):
+        result = run(SuccessiveHalving((2,), keep=(1.0,)), live(sampler, reward, prompts=("a",), candidates=8))
+    assert asked == [8, 4, 4, 4, 4]  # the second look knows
+    assert np.isfinite(result.rewards).all()
+    assert sampler.pipe.transformer.batches == [8, 8, 8, 8]
+
+
 @pytest.mark.parametrize(
     ("reward", "shape"),
     [

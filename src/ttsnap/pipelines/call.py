@@ -115,7 +115,8 @@ def _stand_in(model: nn.Module, own: dict[str, Any]) -> nn.Module:
         if isinstance(getattr(type(model), name, None), property)
     }
     if known and not hasattr(model, "_orig_mod"):
-        if not any(hasattr(module, "_diffusers_hook") for module in model.modules()):
+        hooked = ("_diffusers_hook", "_hf_hook")  # which tell where inputs have to be
+        if not any(hasattr(module, name) for module in model.modules() for name in hooked):
             known["modules"] = _itself  # who looks for hooks finds none
         twin.__class__ = _settled(cast(Any, type(model)), tuple(known.items()))
     return twin
