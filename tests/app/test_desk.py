@@ -24,7 +24,7 @@ HALVING = SuccessiveHalving((1, 2), keep=(0.5, 0.5))
 
 
 class Toys:
-    """Searchers of the toy family; each denoiser call waits until the gate is open."""
+    """Sessions of the toy pipeline; each denoiser call waits until the gate is open."""
 
     def __init__(self):
         self.gate = threading.Event()

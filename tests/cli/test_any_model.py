@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.pipelines import tiny_any
 
-REWARD = ["--reward", "tests.pipelines.tiny_any:redness"]
+REWARD = ["--reward", "tests.pipelines.tiny:redness"]
 FEW = [*REWARD, "--candidates", "3", "--steps", "4", "--rungs", "1", "--keep", ".6", "--json"]
 
 

@@ -10,6 +10,7 @@ from tests.pipelines.toy import Time, ToyReward, toy_sampler
 from ttsnap.cost import Budget, CostModel, Seconds, affordable
 from ttsnap.live.calibration import calibrate
 from ttsnap.live.engine import Engine
+from ttsnap.observers import Interrupted, Observer, Stop
 from ttsnap.pipelines.outputs import PREVIEW_SIDE, shrink
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.search import run
@@ -176,3 +177,24 @@ def test_dropped_candidates_are_parked_and_come_back_when_they_are_asked_about()
     dropped = Query(~first.finished, 4)
     np.testing.assert_array_equal(kept.observe(dropped), parked.observe(dropped))
     assert parked.held() == 0
+
+
+def test_calls_that_another_question_paid_are_not_lost_when_a_parked_candidate_is_stopped():
+    """It comes back in a new call, which begins where the old one stood."""
+
+    class Impatient(Observer):
+        stopping = False
+
+        def called(self, calls):
+            if self.stopping:
+                raise Stop
+
+    observer = Impatient()
+    grid = live(toy_sampler(num_steps=6), prompts=("a",), candidates=2, park=True, observer=observer)
+    everybody, one = np.ones((1, 2), dtype=bool), np.array([[True, False]])
+    grid.observe(Query(everybody, 3))
+    grid.observe(Query(one, 4))  # the other is put away
+    observer.stopping = True
+    with pytest.raises(Interrupted) as stopped:
+        grid.observe(Query(~one, 6))
+    assert stopped.value.lost.tolist() == [1]

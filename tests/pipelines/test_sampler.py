@@ -291,7 +291,7 @@ def test_schedulers_that_draw_from_torch_follow_the_candidates_seed(kind):
 # Candidates outside their calls.
 
 
-@pytest.mark.parametrize("case", ["FLUX", "SDXL", "image-to-image", "perturbed attention", "inpainting"])
+@pytest.mark.parametrize("case", ["FLUX", "SDXL", "Z-Image", "image-to-image", "perturbed attention", "inpainting"])
 def test_a_candidate_taken_out_of_its_call_goes_on_in_another(case, tmp_path):
     sampler = sampler_of(case)
     last = sampler.num_steps

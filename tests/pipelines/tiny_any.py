@@ -1,38 +1,12 @@
-"""Tiny random pipelines of real classes that run with their own call."""
+"""Tiny random pipelines of more of the real classes."""
 
 from __future__ import annotations
 
 import torch
 
+from tests.pipelines.tiny_sd import ready, vae
+
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}  # of UniPC, as Wan has it
-
-
-def redness(images, prompts, *, sigma):
-    """A genuine if simple reward: how red an image is, compared with its other colours."""
-    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
-
-
-def _ready(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval().requires_grad_(False)
-    return pipe
-
-
-def _vae(**options):
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        sample_size=32,
-        **options,
-    )
 
 
 def _blocks():
@@ -61,7 +35,7 @@ def _parts(**unet):
     clip, t5 = tokenizers()
     clip_model, _ = encoders(clip, t5)
     return {
-        "vae": _vae(),
+        "vae": vae(),
         "text_encoder": clip_model,
         "tokenizer": clip,
         "unet": _unet(**unet),
@@ -90,7 +64,7 @@ def stable_diffusion(kind="DPMSolverMultistepScheduler", pipeline="StableDiffusi
         zeros = [parts["controlnet"].controlnet_cond_embedding.conv_out, *parts["controlnet"].controlnet_down_blocks]
         for block in zeros:  # which would hide the picture
             torch.nn.init.normal_(block.weight, std=0.3)
-    return _ready(getattr(diffusers, pipeline)(scheduler=scheduler(kind, **options), **parts))
+    return ready(getattr(diffusers, pipeline)(scheduler=scheduler(kind, **options), **parts))
 
 
 def _t5():
@@ -117,11 +91,11 @@ def pixart_alpha():
         sample_size=16,
         use_additional_conditions=False,
     )
-    return _ready(PixArtAlphaPipeline(tokenizer, encoder, _vae(), transformer, DPMSolverMultistepScheduler()))
+    return ready(PixArtAlphaPipeline(tokenizer, encoder, vae(), transformer, DPMSolverMultistepScheduler()))
 
 
 def aura_flow():
-    """AuraFlow, a flow-matching model without an adapter."""
+    """AuraFlow, a flow-matching model."""
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
     tokenizer, encoder = _t5()
@@ -138,7 +112,7 @@ def aura_flow():
         out_channels=4,
         pos_embed_max_size=64,
     )
-    return _ready(AuraFlowPipeline(tokenizer, encoder, _vae(), transformer, FlowMatchEulerDiscreteScheduler(shift=1.7)))
+    return ready(AuraFlowPipeline(tokenizer, encoder, vae(), transformer, FlowMatchEulerDiscreteScheduler(shift=1.7)))
 
 
 def latent_diffusion():
@@ -146,7 +120,7 @@ def latent_diffusion():
     from diffusers import LDMTextToImagePipeline
 
     tokenizer, encoder = _t5()
-    return _ready(LDMTextToImagePipeline(_vae(), encoder, tokenizer, _unet(), scheduler("DDIMScheduler")))
+    return ready(LDMTextToImagePipeline(vae(), encoder, tokenizer, _unet(), scheduler("DDIMScheduler")))
 
 
 def wan(kind="FlowMatchEulerDiscreteScheduler", **options):
@@ -166,7 +140,7 @@ def wan(kind="FlowMatchEulerDiscreteScheduler", **options):
         num_layers=1,
         rope_max_seq_len=32,
     )
-    vae = diffusers.AutoencoderKLWan(
+    decoder = diffusers.AutoencoderKLWan(
         base_dim=3,
         z_dim=4,
         dim_mult=[1, 1, 1, 1],
@@ -176,7 +150,7 @@ def wan(kind="FlowMatchEulerDiscreteScheduler", **options):
         latents_std=[1.5, 2.0, 0.5, 1.0],
     )
     scheduler = getattr(diffusers, kind)(**options)
-    return _ready(diffusers.WanPipeline(tokenizer, encoder, vae, scheduler, transformer))
+    return ready(diffusers.WanPipeline(tokenizer, encoder, decoder, scheduler, transformer))
 
 
 def ltx(timestep_conditioning=False):
@@ -198,7 +172,7 @@ def ltx(timestep_conditioning=False):
         num_layers=1,
         caption_channels=128,
     )
-    vae = AutoencoderKLLTXVideo(
+    decoder = AutoencoderKLLTXVideo(
         latent_channels=8,
         block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),
@@ -215,4 +189,4 @@ def ltx(timestep_conditioning=False):
         encoder_causal=True,
         decoder_causal=False,
     )
-    return _ready(LTXPipeline(FlowMatchEulerDiscreteScheduler(), vae, encoder, tokenizer, transformer))
+    return ready(LTXPipeline(FlowMatchEulerDiscreteScheduler(), decoder, encoder, tokenizer, transformer))

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from ttsnap.types import Combine, FloatArray, IntArray, Policy, Problem, Query, 
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.call import Call
-    from ttsnap.pipelines.sampler import Sampler, Trajectories
+    from ttsnap.pipelines.sampler import Sampler
     from ttsnap.pipelines.standing import Standing
     from ttsnap.pipelines.views import View
 
@@ -182,7 +182,7 @@ class Engine:
         start = time.perf_counter()
         with _noted(searches):
             try:
-                with self.clock.measure("calls", self.sampler.device) if self.clock else nullcontext():
+                with self._timed("calls"):
                     group = self.sampler.turn(calls)
             except MemoryError as error:
                 for search in searches:
@@ -226,8 +226,6 @@ class Engine:
 
     def _look(self, searches: Sequence[Searching]) -> None:
         """Judge candidates that have arrived, together where they stand at the same step."""
-        from ttsnap.pipelines.views import View
-
         arrived: dict[int, list[tuple[Searching, Place, Call]]] = {}
         for search in searches:
             for place, call in search.going.items():
@@ -237,20 +235,22 @@ class Engine:
             for first in range(0, len(everybody), self.sampler.max_batch):
                 part = everybody[first : first + self.sampler.max_batch]
                 start = time.perf_counter()
-                self._judge(part, step, View)
+                self._judge(part, step)
                 seconds = time.perf_counter() - start
                 for search, _, _ in part:
                     search.seconds += seconds / len(part)
 
-    def _judge(self, part: Sequence[tuple[Searching, Place, Call]], step: int, kind: type[View]) -> None:
+    def _judge(self, part: Sequence[tuple[Searching, Place, Call]], step: int) -> None:
         """Decode and judge; a reward that fails on the batch is asked about each search alone, and fails only that."""
+        from ttsnap.pipelines.views import View
+
         sampler = self.sampler
         mine: dict[int, list[int]] = {}
         for row, (search, _, _) in enumerate(part):
             mine.setdefault(search.number, []).append(row)
         owners = [part[rows[0]][0] for rows in mine.values()]
         try:
-            view = kind(sampler, sampler.gather([call for _, _, call in part], step))
+            view = View(sampler, sampler.gather([call for _, _, call in part], step))
         except Exception as failure:
             for owner in owners:
                 owner.end(error=failure)
@@ -282,10 +282,9 @@ class Engine:
         """Rewards [n, rewards] of a view."""
         from ttsnap.pipelines.views import need_pictures
 
-        device, clock = self.sampler.device, self.clock
         if need_pictures(self.rewards, view.sigma):
             self.picture(view)
-        with clock.measure("looks", device) if clock else nullcontext():
+        with self._timed("looks"):
             columns = [
                 judge_in_parts(self.sampler.limits, name, reward, view, view.group.prompts, view.sigma)
                 for name, reward in self.rewards.items()
@@ -294,9 +293,12 @@ class Engine:
 
     def picture(self, view: View) -> Any:
         """The pictures of a view, made here if they are not yet, where the clock knows what for."""
-        what = "previews" if self.sampler.preview_at(view.group.step) else "decodes"
-        with self.clock.measure(what, self.sampler.device) if self.clock else nullcontext():
+        with self._timed("previews" if self.sampler.preview_at(view.group.step) else "decodes"):
             return view.images
+
+    def _timed(self, what: str) -> AbstractContextManager[None]:
+        """Lets the clock, if there is one, add the time of a block to `what`."""
+        return self.clock.measure(what, self.sampler.device) if self.clock else nullcontext()
 
     # Questions and answers.
 
@@ -314,9 +316,8 @@ class Engine:
             search.end(error=error)
         else:
             search.answer, search.query = answer, query
-            search.begun = {}
             search.going = search.grid.resumed(query)
-            search.begun = {place: call.step for place, call in search.going.items()}
+            search.begun = {place: call.progress.paid for place, call in search.going.items()}
 
     def _interrupt(self, search: Searching) -> None:
         """End a search in the middle of its question."""
@@ -326,7 +327,7 @@ class Engine:
         lost = np.zeros(len(judged), dtype=np.int64)
         for place, call in search.going.items():
             judged[place] = False
-            lost[place[0]] += call.step - search.begun[place]
+            lost[place[0]] += call.progress.paid - search.begun[place]
             search.grid.calls[place] = call
         search.going = {}
         try:
@@ -349,7 +350,13 @@ class Searching:
         error: why it failed.
         seconds: its share, by candidates, of the time of the batches it was in.
         notes: warnings it met.
-        going: candidates that are wanted, on their way.
+        query: what it has asked,
+        answer: and what is known of the answer so far.
+        going: candidates that are wanted, on their way,
+        begun: and the steps they had made when they were asked about.
+        made: steps made for it in the last turn.
+        stopped: its observer wants it to end.
+        ended: it has.
     """
 
     number: int
@@ -477,16 +484,6 @@ class Grid:
             call.progress.target = query.step
             going[place] = call
         return going
-
-    def step_of(self, prompt: int, candidate: int) -> int:
-        """Denoiser calls a candidate has had."""
-        call = self.calls.get((prompt, candidate))
-        return call.step if call is not None else 0
-
-    def trajectories(self, prompt: int, candidate: int) -> Trajectories:
-        """A candidate where it stands."""
-        call = self.calls[prompt, candidate]
-        return self.engine.sampler.gather([call], call.step)  # type: ignore[list-item]
 
     def held(self) -> int:
         """Bytes that candidates take on the device, those that are parked in main memory left out."""

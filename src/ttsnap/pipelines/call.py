@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ttsnap.pipelines.batching import shapes
 from ttsnap.pipelines.estimates import Level, Step
 from ttsnap.pipelines.standing import Standing, own_state
 
@@ -50,7 +51,7 @@ class Ask:
 
     def __init__(self, model: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.method, self.args, self.kwargs = model, method, args, kwargs
-        self.tree: dict[Hashable, Any] = {**dict[Hashable, Any](enumerate(args)), **kwargs} if args else kwargs  # type: ignore[assignment, dict-item]
+        self.tree: dict[Any, Any] = {**dict(enumerate(args)), **kwargs} if args else kwargs
         self.key: Any = None
 
     @property
@@ -394,15 +395,22 @@ def _nothing() -> None:
     return None
 
 
-def own_arguments(value: Any) -> Any:
-    """Arguments for one call: lists, dictionaries and numbers of its own; objects and pictures are shared."""
-    if type(value) is dict:
-        return {name: own_arguments(item) for name, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(own_arguments, value))
-    if isinstance(value, Tensor):
-        return value.clone()
-    return value.copy() if isinstance(value, np.ndarray) else value
+def own_containers(tree: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:
+    """The same with lists, tuples and dictionaries of its own, and what `leaf` makes of all else."""
+    if type(tree) is dict:
+        return {name: own_containers(item, leaf) for name, item in tree.items()}
+    return type(tree)(own_containers(item, leaf) for item in tree) if type(tree) in (list, tuple) else leaf(tree)
+
+
+def own_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for one call: containers and numbers of its own; objects and pictures are shared."""
+
+    def own(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.clone()
+        return value.copy() if isinstance(value, np.ndarray) else value
+
+    return own_containers(arguments, own)  # type: ignore[no-any-return]
 
 
 # What a call has come to, and a call itself.
@@ -443,6 +451,7 @@ class Call:
         cells: what a `Tap` heard of a denoiser call, [1, cells, channels],
         heard: and how many steps had been made then.
         passes: denoiser calls answered since the last step.
+        random: state of torch's own generators as the call has them, the CPU's first.
         autocast: dtype of the autocast it waits in, if any.
     """
 
@@ -469,9 +478,9 @@ class Call:
         self._device = device
         self._cuda = device.type == "cuda"
         progress.generator, progress.devices = generator, (device,) if self._cuda else ()
-        self._random: tuple[Tensor, ...] = (torch.Generator().manual_seed(seed).get_state(),)
+        self.random: tuple[Tensor, ...] = (torch.Generator().manual_seed(seed).get_state(),)
         if self._cuda:
-            self._random += (torch.Generator(device).manual_seed(seed).get_state(),)
+            self.random += (torch.Generator(device).manual_seed(seed).get_state(),)
         self.autocast: Any = None
         self._thread = threading.get_ident()
         # The greenlet must not lead back to this object: nobody could see then that it is no longer referred to.
@@ -534,9 +543,9 @@ class Call:
     def within(self, work: Callable[[], Any]) -> Any:
         """Do something with the random state and autocast of this call; `random_kept` puts back those of the thread."""
         assert not torch.is_grad_enabled()
-        torch.set_rng_state(self._random[0])
+        torch.set_rng_state(self.random[0])
         if self._cuda:
-            torch.cuda.set_rng_state(self._random[1], self._device)
+            torch.cuda.set_rng_state(self.random[1], self._device)
         if self.autocast is not None:
             torch.set_autocast_enabled(self._device.type, True)
             torch.set_autocast_dtype(self._device.type, self.autocast)
@@ -548,12 +557,7 @@ class Call:
                 self.autocast = torch.get_autocast_dtype(self._device.type)
                 torch.set_autocast_enabled(self._device.type, False)
             state = torch.get_rng_state()
-            self._random = (state, torch.cuda.get_rng_state(self._device)) if self._cuda else (state,)
-
-    @property
-    def random(self) -> tuple[Tensor, ...]:
-        """State of torch's own generators as the call has them."""
-        return self._random
+            self.random = (state, torch.cuda.get_rng_state(self._device)) if self._cuda else (state,)
 
     def count_pass(self) -> None:
         """One more denoiser call of the present step is made."""
@@ -565,7 +569,7 @@ class Call:
         assert last is not None
         result = last.result if isinstance(last.result, tuple) else dict(last.result)
         state = state_of(last.scheduler)
-        return Standing(self.prompt, self.seed, self.step, result, state, self.generator.get_state(), self._random)
+        return Standing(self.prompt, self.seed, self.step, result, state, self.generator.get_state(), self.random)
 
     def close(self) -> None:
         """End the call where it waits."""
@@ -609,7 +613,7 @@ class Memo:
 
         @functools.wraps(method)
         def remembered(*args: Any, **kwargs: Any) -> Any:
-            key = _digest((args, kwargs))
+            key = shapes((args, kwargs))
             for asked, answer, versions in self._known.get(key, ()):
                 if same(asked, (args, kwargs)) and [t._version for t in tensors(answer)] == versions:
                     return own_containers(answer)
@@ -637,30 +641,12 @@ class Memo:
         self._known.clear()
 
 
-def _digest(tree: Any) -> Hashable:
-    """Equal for arguments that may be equal."""
-    if isinstance(tree, list | tuple):
-        return tuple(map(_digest, tree))
-    if isinstance(tree, dict):
-        return tuple((name, _digest(item)) for name, item in tree.items())
-    if isinstance(tree, Tensor):
-        return tree.shape, tree.dtype
-    return tree if isinstance(tree, str | int | float | bool) else type(tree).__name__
-
-
 def tensors(tree: Any) -> list[Tensor]:
     """All tensors in a tree."""
     if isinstance(tree, Tensor):
         return [tree]
     items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
     return [tensor for item in items for tensor in tensors(item)]
-
-
-def own_containers(tree: Any) -> Any:
-    """The same with lists, tuples and dictionaries of its own."""
-    if type(tree) is dict:
-        return {name: own_containers(item) for name, item in tree.items()}
-    return type(tree)(map(own_containers, tree)) if type(tree) in (list, tuple) else tree
 
 
 def same(a: Any, b: Any) -> bool:

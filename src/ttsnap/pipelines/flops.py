@@ -1,11 +1,10 @@
 """Counts the floating-point operations of one call, one decode, one look and one encoded prompt.
 
-Attention, matrix products and convolutions count, two operations per multiply-add, the same on every device. The
-model's parts are counted once per model, size and text length on copies without data (fake tensors), so that counting
-takes no memory and almost no time even for FLUX; the counts are kept in memory and on disk
-(`$XDG_CACHE_HOME/ttsnap/flops.json`). A reward can be any callable, of which nothing but its name is known: its look is
-counted on one image each time a search is prepared, twice at the same prompt. What only the first of the two takes is
-what it keeps of the prompt.
+Attention, matrix products and convolutions count, two operations per multiply-add, the same on every device. What the
+model's parts take is counted in the first call that is made of a pipeline (`ttsnap.pipelines.probe`). A reward can be
+any callable, of which nothing but its name is known: its look is counted on one image each time a search is prepared,
+twice at the same prompt; one that is a module on a copy without data. What only the first of the two takes is what it
+keeps of the prompt.
 """
 
 from __future__ import annotations
@@ -14,18 +13,19 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttsnap.cost import CostModel, LookCost, TextCost
-from ttsnap.pipelines.sampler import Sampler
 from ttsnap.pipelines.views import reads_features
 
-_VERSION = 2  # of the way of counting: counts of another version are not used
+if TYPE_CHECKING:
+    from ttsnap.pipelines.sampler import Sampler
+
 _numbers = itertools.count(1)
 
 
@@ -42,10 +42,24 @@ class LookCount(NamedTuple):
 
 def count_tflop(work: Callable[[], Any]) -> float:
     """TFLOP (1e12 operations) of a piece of work."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), plain_attention(), torch.compiler.set_stance("force_eager"), counter:
+    with torch.no_grad(), counting() as count:
         work()
-    return counter.get_total_flops() / 1e12
+        return count()
+
+
+@contextmanager
+def counting(device: torch.device | None = None) -> Iterator[Callable[[], float]]:
+    """Counts TFLOP; yields a function that tells how many there were so far.
+
+    Args:
+        device: where the work is done. On a GPU the counter knows the fused kernels, and attention as matrix products
+            could fill the memory; elsewhere, and where it is not said, attention is made of these.
+    """
+    counter = FlopCounterMode(display=False)
+    attention = nullcontext() if device is not None and device.type == "cuda" else plain_attention()
+    # A compiler that first sees a model under a counter never compiles it.
+    with attention, torch.compiler.set_stance("force_eager"), counter:
+        yield lambda: counter.get_total_flops() / 1e12
 
 
 @contextmanager
@@ -69,7 +83,7 @@ def cost_model(sampler: Sampler, rewards: Mapping[str, Any], prompt: str = "a") 
     in a block.
 
     Args:
-        sampler: its model is counted unless its counts are known already.
+        sampler: its first call was counted.
         rewards: counted on one image.
         prompt: what the rewards are asked about.
     """
@@ -203,24 +217,7 @@ def _twice(look: Callable[[str], Any], prompt: str) -> LookCount:
     return LookCount(second, max(0.0, first - second))
 
 
-def _without_data(model: torch.nn.Module, fake: Any, device: Any = None) -> torch.nn.Module:
-    """A copy of a model whose weights have shapes and dtypes but no data.
-
-    Of a model that is offloaded, what accelerate does around each forward is left out, and the weights are on `device`:
-    its hooks cannot bring data to where there is none (and fail in making parameters of fake tensors).
-    """
-    hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
-
-    def shape_of(tensor: torch.Tensor) -> torch.Tensor:
-        if not hooks:
-            return fake.from_tensor(tensor)  # type: ignore[no-any-return]
-        with fake:
-            return torch.empty_like(tensor, device=device)
-
-    known: dict[int, Any] = {id(tensor): shape_of(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    twin = copy.deepcopy(model, known | dict.fromkeys(map(id, hooks)))
-    for state in map(vars, twin.modules()):
-        if "_hf_hook" in state:
-            del state["_hf_hook"]
-            state["forward"] = state.pop("_old_forward")
-    return twin
+def _without_data(model: torch.nn.Module, fake: Any) -> torch.nn.Module:
+    """A copy of a model whose weights have shapes and dtypes but no data."""
+    known: dict[int, Any] = {id(t): fake.from_tensor(t) for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, known)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ttsnap.pipelines.batching import Layout, Scalar, Shared, Unlike, by_shape, grown, learn, rows_of
 from ttsnap.pipelines.call import END, Ask, Call, Progress, random_kept, watch_of
 from ttsnap.pipelines.estimates import Level, Step
+from ttsnap.pipelines.flops import counting
 from ttsnap.pipelines.outputs import as_images
 from ttsnap.pipelines.tail import Tail, Tape
 
@@ -38,6 +39,9 @@ class Blank:
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
 
 @dataclass
@@ -79,7 +83,9 @@ class Probe:
         alone: model calls that cannot be merged, and why.
         random: whether the pipeline draws from torch's own generator.
         tail: the way from latents to picture, where that is the same for all candidates.
-        image: what the first call returned [1, 3, h, w], of videos [1, frames, 3, h, w].
+        latents: what the last step of the first call returned,
+        decoded: what the pipeline asked a model first from there,
+        image: and returned [1, 3, h, w], of videos [1, frames, 3, h, w].
         tflop: `prompt` (to encode it), `decode` (what comes after the last step).
         guesses: what else the layouts might be; the first batch tells.
         sure: layouts that need not be tried.
@@ -97,6 +103,8 @@ class Probe:
     alone: dict[tuple[str, str], str] = field(default_factory=dict)
     random: bool = False
     tail: Tail | None = None
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    decoded: Ask | None = None
     image: Tensor = field(default_factory=lambda: torch.empty(0))
     tflop: dict[str, float] = field(default_factory=dict)
     guesses: dict[Any, list[Layout]] = field(default_factory=dict)
@@ -162,6 +170,17 @@ class Probe:
         known = self.layouts.get(ask.form, [])
         return known[0] if len(known) == 1 else next((layout for layout in known if layout.fits(ask.tree)), None)
 
+    def alike(self, ask: Ask) -> list[Forward]:
+        """The model calls that had arguments of the same shapes."""
+        size = _shapes(ask.tree)
+        return [f for f in self.forwards if f.ask.kind == ask.kind and _shapes(f.ask.tree) == size]
+
+    def like(self, ask: Ask) -> Forward:
+        """A model call whose answer has as many rows as this one's will have."""
+        same = [f for f in self.forwards if f.ask.kind == ask.kind]
+        layout = self.layout(ask)
+        return (self.alike(ask) or [f for f in same if self.layout(f.ask) is layout] or same)[0]
+
 
 ENCODERS = frozenset({"image_encoder", "vae", "feature_extractor", "safety_checker", "adapter"}) | {
     f"text_encoder{suffix}" for suffix in ("", "_2", "_3", "_4")
@@ -212,6 +231,7 @@ def _first(sampler: Sampler, probe: Probe, counted: Callable[[torch.device], Any
             if call.error:
                 raise call.error
             if call.ask is not None:
+                probe.decoded = probe.decoded or call.ask
                 if tape:
                     tape.asked(call.ask)
                 answer = _answer(sampler, probe, call, count)
@@ -224,13 +244,14 @@ def _first(sampler: Sampler, probe: Probe, counted: Callable[[torch.device], Any
                 steps.append(last)
                 if not probe.copies:
                     probe.levels.append(last.level)
-                    last.clean if len(steps) == 1 else None
+                    if len(steps) == 1:
+                        _ = last.clean  # complains here about schedulers that are not known
                 else:
                     probe.levels.append(_guess(last))
                 probe.timesteps.append(float(torch.as_tensor(last.timestep).flatten()[0]))
                 schedulers.append(watch_of(last.scheduler).origin)
                 sampler.notice_processors()
-                before = count()
+                before, probe.decoded = count(), None
                 tape = None if plainly else Tape(_latents(last))
                 progress.target += 1
     for memo in sampler.memos:
@@ -247,6 +268,7 @@ def _first(sampler: Sampler, probe: Probe, counted: Callable[[torch.device], Any
     last = steps[-1]
     probe.batched = len(last.sample) == 1
     probe.result, probe.sample = blank(last.result), last.sample.shape
+    probe.latents = next(iter(_latents(last)), probe.latents)
     probe.random = not torch.equal(drawn, call.random[0])
     probe.tflop["decode"] = count() - before
     texts = next(iter(sampler.texts.values()), None)
@@ -278,8 +300,7 @@ def _answer(sampler: Sampler, probe: Probe, call: Call, count: Callable[[], floa
     assert ask is not None
     step = call.step
     remembered = any(memo.asking for memo in sampler.memos)
-    size = _shapes(ask.tree)
-    alike = [f for f in probe.forwards if f.ask.kind == ask.kind and _shapes(f.ask.tree) == size]
+    alike = probe.alike(ask)
     first = alike[0].step if alike else step
     if first == step:
         before, state, random = count(), call.generator.get_state(), call.random[0]
@@ -431,23 +452,8 @@ def fake(answer: Any) -> Any:
 
 
 @contextmanager
-def counting(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Counts TFLOP; yields a function that tells how many there were so far."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from ttsnap.pipelines.flops import plain_attention
-
-    counter = FlopCounterMode(display=False)
-    # On a GPU the counter knows the fused kernels, and attention as matrix products could fill the memory. A compiler
-    # that first sees a model under a counter never compiles it.
-    attention = nullcontext() if device.type == "cuda" else plain_attention()
-    with attention, torch.compiler.set_stance("force_eager"), counter:
-        yield lambda: counter.get_total_flops() / 1e12
-
-
-@contextmanager
 def _not_counting(device: torch.device) -> Iterator[Callable[[], float]]:
     yield lambda: 0.0
 
 
-__all__ = ["Blank", "Forward", "Probe", "blank", "counting", "first_calls", "zeros"]
+__all__ = ["Blank", "Forward", "Probe", "blank", "first_calls", "zeros"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ttsnap.pipelines import batching
 from ttsnap.pipelines.batching import Layout, Values
@@ -31,14 +31,15 @@ from ttsnap.pipelines.call import (
     own_copy,
     quieten,
     random_kept,
+    same,
     stand_ins,
     taken_by,
 )
 from ttsnap.pipelines.limits import Limits
 from ttsnap.pipelines.outputs import as_images, chosen_frames, objections, warn_of_blanks, written
-from ttsnap.pipelines.probe import Probe, first_calls, zeros
+from ttsnap.pipelines.probe import Blank, Probe, first_calls, zeros
 from ttsnap.pipelines.standing import Standing
-from ttsnap.pipelines.text import telling
+from ttsnap.pipelines.text import warning_tokenizer
 
 if TYPE_CHECKING:
     from ttsnap.diversity.negtome import Repulsion
@@ -125,7 +126,9 @@ class Drawing:
         try:
             self.ask = self._way.send(answer)
         except StopIteration as end:
-            self.output, self.done = end.value, True
+            self.output, self.done = (end.value,), True
+        except Exception as error:
+            self.error = error
 
 
 Waiting = Call | Drawing
@@ -171,7 +174,6 @@ class Sampler:
         self.texts: dict[str, Memo] = {}
         self._pictures = Memo(limit=8)
         self._encoders: dict[str, Memo] = {}  # models that encode where no `encode_prompt` does
-        self._components = {id(model): name for name, model in models(pipe).items()}
         self._parts: dict[int, Any] = {}
         self._schedules: dict[Any, Any] = {}
         self._values = Values()
@@ -244,7 +246,6 @@ class Sampler:
         self.limits.start("decode", max(1, min(self.limits.most, DECODED_PIXELS // pixels)))
         self._encoders = {f.name: Memo(limit=16, before=self._make_room) for f in probe.encoders}
         self._parts = self._stand_ins(probe.merged)
-        self._levels = probe.levels
         for memo in self.memos:
             memo.forget()  # counting chose other kernels, which round differently
         if not self._tail_holds():
@@ -388,8 +389,7 @@ class Sampler:
 
         parts = self._everything if everything else self._parts
         own = own_copy(self.pipe, progress, parts, self._schedules, dress, self._execution_device)
-        call = Call(call_of(own, given), prompt, seed, progress, generator, self.device)
-        return call
+        return Call(call_of(own, given), prompt, seed, progress, generator, self.device)
 
     def _stand_ins(self, names: Any) -> dict[int, Any]:
         """What takes the place of a component in a call, by its `id`."""
@@ -407,7 +407,11 @@ class Sampler:
                     vars(own)["encode"] = self._pictures.wrap(encode)
                 parts[id(model)] = own
         for name, part in self.pipe.components.items():
-            if "tokenizer" in name and part is not None and (own := telling(part, type(self.pipe).__name__, name)):
+            if (
+                "tokenizer" in name
+                and part is not None
+                and (own := warning_tokenizer(part, type(self.pipe).__name__, name))
+            ):
                 parts[id(part)] = own
         return parts
 
@@ -525,13 +529,8 @@ class Sampler:
     def _skip(self, call: Call) -> None:
         """Answer zeros to a call that makes steps which another has made, until it stands where that did."""
         while call.progress.skipping and call.ask is not None and call.ask.model in self.probe.loop:
-            call.answer(zeros(self._like(call.ask).answer))
+            call.answer(zeros(self.probe.like(call.ask).answer))
             call.forward()
-
-    def _like(self, ask: Ask) -> Any:
-        alike = [f for f in self.probe.forwards if f.ask.kind == ask.kind]
-        same = [f for f in alike if f.ask.tree.keys() == ask.tree.keys()]
-        return (same or alike)[0]
 
     def _key(self, call: Waiting) -> Any:
         """What calls have in common that can be merged."""
@@ -577,7 +576,8 @@ class Sampler:
                 self._said.add(ask.form)
                 argument = batching.named(place)
                 self.note(
-                    f"{type(self.pipe).__name__} runs candidates apart that differ in {argument} of its {ask.model}"
+                    f"{type(self.pipe).__name__} runs candidates in separate batches where the {argument} of its "
+                    f"{ask.model} differs"
                 )
 
     def _run(self, calls: Sequence[Waiting]) -> None:
@@ -638,17 +638,17 @@ class Sampler:
                 return parts
         if len(calls) == 1:  # with a reference, which it cannot run without
             raise trouble or RuntimeError(f"the {ask.model} does not run in batches, which pushing apart needs")
-        self._part(ask, asks[1], layout, trouble)
+        self._never_again(ask, asks[1], layout, trouble)
         return None
 
-    def _part(self, ask: Ask, other: Ask, layout: Layout, trouble: Exception | None) -> None:
-        """From now on these run alone; says why."""
+    def _never_again(self, ask: Ask, other: Ask, layout: Layout, trouble: Exception | None) -> None:
+        """Do not try to merge such asks again; says why."""
         place = batching.difference(ask.tree, other.tree, layout, self._values)
         reason = f"does not run in batches ({trouble})"
-        if trouble is None:
-            reason = (
-                f"takes {batching.named(place)} from one only" if place else "answers otherwise to several than to one"
-            )
+        if trouble is None and place:
+            reason = f"takes one {batching.named(place)} for the whole batch, and candidates differ in it"
+        elif trouble is None:
+            reason = "does not give a candidate in a batch what it gives it alone"
         self.probe.alone[ask.kind] = reason
         self.note(f"{type(self.pipe).__name__} runs one candidate at a time: its {ask.model} {reason}")
 
@@ -821,8 +821,7 @@ class Sampler:
                 if self.exact and trajectories.x0 is not None:
                     calls += self._drawings(trajectories.x0[row : row + 1], [prompt], [seed], self.num_steps, False)
                     continue
-                else:
-                    call = self.begin(prompt, seed)
+                call = self.begin(prompt, seed)
             call.progress.target = END
             calls.append(call)
         return self._drawn(calls)
@@ -832,13 +831,9 @@ class Sampler:
         self.bring(drawings)
         images = []
         for drawing in drawings:
-            if isinstance(drawing, Call):
-                blank = objections(drawing.output) or [False]
-                warn_of_blanks(blank, [drawing.prompt], [drawing.seed])
-                images.append(as_images(drawing.output, self.device))
-                drawing.output = None
-            else:
-                images.append(as_images((drawing.output,), self.device))
+            warn_of_blanks(objections(drawing.output) or [False], [drawing.prompt], [drawing.seed])
+            images.append(as_images(drawing.output, self.device))
+            drawing.output = None
         made = torch.cat(images)
         if not bool(torch.isfinite(made).all()):
             wrong = next(d for d, image in zip(drawings, images, strict=True) if not bool(torch.isfinite(image).all()))
@@ -1000,38 +995,36 @@ class Sampler:
 
     @torch.no_grad()
     def _tail_holds(self) -> bool:
-        """Whether calls of two seeds do the same with their last latents; sees also whether this can be done apart."""
+        """Whether calls of two seeds and what was taken down do the same with last latents.
+
+        Sees also whether a call that is given last latents does with them what the one did that made them.
+        """
         probe = self.probe
         if probe.copies:
             self.exact = False
             return False
-        tail = probe.tail
-        generator = torch.Generator().manual_seed(0)
-        x0 = torch.randn(probe.sample, generator=generator).to(self.device, self._latents_dtype())
-        whole = x0 if probe.batched else x0[None]
-        theirs: list[list[Ask]] = []
+        whole = probe.latents if probe.batched else probe.latents[None]
         try:
-            for seed in (0, 0, 1):
-                theirs.append(self._tail_asks(self._tail_call(whole, self.some_prompt, seed)))
+            one, other = (self._tail_asks(self._tail_call(whole, self.some_prompt, seed)) for seed in (0, 1))
         except Exception:
             self.exact = False
             return False
-        self.exact = _alike(theirs[0], theirs[1])
-        if not self.exact or (probe.alone.keys() & {f.ask.kind for f in probe.forwards if f.ask.method == "decode"}):
-            self.exact = False
+        draws = probe.alone.keys() & {f.ask.kind for f in probe.forwards if f.ask.method == "decode"}
+        self.exact = not draws and (probe.decoded is None or _alike(one[:1], [probe.decoded]))
+        probe.decoded = None
+        if not self.exact:
             self.note(
                 f"{type(self.pipe).__name__} draws noise when it decodes, or decodes more than its last latents: early "
                 "looks show about what it would make of an x0 estimate; finished images are exact"
             )
             return False
-        if tail is None:
+        if probe.tail is None:
             return False
-        drawing = Drawing(tail.run(x0), self.some_prompt, 0, self.num_steps)
-        ours = self._tail_asks(drawing)
-        return _alike(ours, theirs[0]) and _alike(ours, theirs[2]) and same_output(drawing, theirs[0], self.device)
+        ours = self._tail_asks(Drawing(probe.tail.run(probe.latents), self.some_prompt, 0, self.num_steps))
+        return _alike(ours, one) and _alike(ours, other)
 
     def _tail_asks(self, call: Waiting) -> list[Ask]:
-        """What is asked for on the way from the last latents to the picture, answered without its models."""
+        """What is asked for on the way from the last latents to the picture, answered by noise; at last the picture."""
         asks: list[Ask] = []
         while True:
             self.go_on([call])
@@ -1044,19 +1037,13 @@ class Sampler:
                 call.answer(self.work(call.ask))
                 continue
             asks.append(call.ask)
-            like = self._like(call.ask).answer
-            call.answer(_noise(like))
-        asks.append(
-            Ask("", "", (as_images(call.output if isinstance(call, Call) else (call.output,), self.device),), {})
-        )
+            call.answer(_noise(self.probe.like(call.ask).answer))
+        asks.append(Ask("", "", (as_images(call.output, self.device),), {}))
         return asks
 
 
 def _noise(answer: Any) -> Any:
     """An answer of the same random numbers every time, in the place of one without data."""
-    from torch.utils._pytree import tree_map
-
-    from ttsnap.pipelines.probe import Blank
 
     def fill(x: Any) -> Any:
         if not isinstance(x, Blank) or not x.dtype.is_floating_point:
@@ -1084,7 +1071,6 @@ def _close(mine: Any, theirs: Any) -> bool:
 
 def _alike(mine: Sequence[Ask], theirs: Sequence[Ask]) -> bool:
     """Whether the same was asked for."""
-    from ttsnap.pipelines.call import same
 
     def tree(ask: Ask) -> Any:
         return {name: value for name, value in ask.tree.items() if not isinstance(value, torch.Generator)}
@@ -1094,19 +1080,10 @@ def _alike(mine: Sequence[Ask], theirs: Sequence[Ask]) -> bool:
     )
 
 
-def same_output(drawing: Drawing, theirs: Sequence[Ask], device: torch.device) -> bool:
-    """Whether a drawing came to the same picture."""
-    return torch.equal(as_images((drawing.output,), device), theirs[-1].args[0])
-
-
 def _infinite(answer: Any) -> bool:
     """Whether any number in an answer is not finite."""
-    items = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, list | tuple) else ()
-    if isinstance(answer, Tensor):
-        return answer.is_floating_point() and not bool(torch.isfinite(answer).all())
-    if hasattr(answer, "sample"):
-        items = (answer.sample,)
-    return any(map(_infinite, items))
+    numbers = [x for x in tree_leaves(getattr(answer, "sample", answer)) if isinstance(x, Tensor)]
+    return any(x.is_floating_point() and not bool(torch.isfinite(x).all()) for x in numbers)
 
 
 def _widened(value: Any) -> Any:

@@ -74,11 +74,6 @@ class Tail:
         image = known[self.image.number]
         return image.movedim(-1, -3) if self.last else image
 
-    @property
-    def asks(self) -> list[Ask]:
-        """Its model calls; their arguments are places."""
-        return [work.what.filled(work.args) for work in self.works if isinstance(work.what, Ask)]
-
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Takes down what is done with some tensors, while it is entered."""

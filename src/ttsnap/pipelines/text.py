@@ -17,7 +17,7 @@ def warn_if_cut(tokenizer: Any, prompt: str, limit: int, name: str) -> None:
         warnings.warn(f"{name} reads {limit} tokens, the prompt has {len(ids)}; not read: {unread!r}", stacklevel=2)
 
 
-def telling(tokenizer: Any, pipeline: str, component: str) -> Any:
+def warning_tokenizer(tokenizer: Any, pipeline: str, component: str) -> Any:
     """A copy of a tokenizer that warns whenever it cuts a text; None where it is of another kind."""
     from transformers import PreTrainedTokenizerBase
 
