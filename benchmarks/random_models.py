@@ -6,7 +6,9 @@ encoders have one layer each and a small vocabulary, with outputs of the right s
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -20,7 +22,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from ttsnap.shapes.make.text import tokenizers
+sys.path.append(str(Path(__file__).parents[1]))
+from tools.shapes.text import tokenizers
 
 
 @contextmanager

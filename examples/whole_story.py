@@ -19,9 +19,11 @@ from ttsnap.figures import save
 from ttsnap.live.session import load_sampler, prepare
 from ttsnap.recordings.recorder import record_rewards, seeds_of
 from ttsnap.shapes import foresight
-from ttsnap.shapes.make.foresight import distil, train, trajectories
 from ttsnap.shapes.scenes import held_out_prompts, train_prompts
 from ttsnap.simulation import Contender, EveryCall, cost_model_of, plots, simulate, tune
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tools.shapes.foresight import distil, train, trajectories
 
 scale = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
 out = Path("out") / "whole_story"

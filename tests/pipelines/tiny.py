@@ -8,8 +8,7 @@ import torch
 def flux(*, guidance_embeds: bool = False, dynamic_shifting: bool = False, shift: float = 1.0):
     """A random FluxPipeline that makes 32 x 32 images."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-
-    from ttsnap.shapes.make.text import encoders, tokenizers
+    from tools.shapes.text import encoders, tokenizers
 
     torch.manual_seed(0)
     clip, t5 = tokenizers()

@@ -29,7 +29,7 @@ def _unet(**options):
 
 
 def _parts(**unet):
-    from ttsnap.shapes.make.text import encoders, tokenizers
+    from tools.shapes.text import encoders, tokenizers
 
     torch.manual_seed(0)
     clip, t5 = tokenizers()
@@ -68,7 +68,7 @@ def stable_diffusion(kind="DPMSolverMultistepScheduler", pipeline="StableDiffusi
 
 
 def _t5():
-    from ttsnap.shapes.make.text import encoders, tokenizers
+    from tools.shapes.text import encoders, tokenizers
 
     torch.manual_seed(0)
     clip, t5 = tokenizers()

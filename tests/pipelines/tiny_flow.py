@@ -284,8 +284,7 @@ def sana(*, scheduler: str = "flow dpm"):
 def pixart(*, scheduler: str = "dpm"):
     """PixArt-Sigma with T5, and a variance that it learnt."""
     from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
-
-    from ttsnap.shapes.make.text import encoders, tokenizers
+    from tools.shapes.text import encoders, tokenizers
 
     torch.manual_seed(0)
     clip, t5 = tokenizers()

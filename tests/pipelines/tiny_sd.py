@@ -87,8 +87,7 @@ def safety():
 def stable_diffusion(schedule=None, *, safety_checker=False):
     """A random StableDiffusionPipeline."""
     from diffusers import StableDiffusionPipeline
-
-    from ttsnap.shapes.make.text import encoders, tokenizers
+    from tools.shapes.text import encoders, tokenizers
 
     torch.manual_seed(0)
     clip, t5 = tokenizers()
@@ -101,9 +100,8 @@ def stable_diffusion(schedule=None, *, safety_checker=False):
 def sdxl(schedule=None, *, zeros=True, second_width=128, **vae_config):
     """A random StableDiffusionXLPipeline."""
     from diffusers import StableDiffusionXLPipeline
+    from tools.shapes.text import encoders, tokenizers
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    from ttsnap.shapes.make.text import encoders, tokenizers
 
     torch.manual_seed(0)
     clip, t5 = tokenizers()
@@ -127,9 +125,8 @@ def sdxl(schedule=None, *, zeros=True, second_width=128, **vae_config):
 def sd3(*, dynamic_shifting=False, shift=3.0, t5=True):
     """A random StableDiffusion3Pipeline."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from tools.shapes.text import encoders, tokenizers
     from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
-
-    from ttsnap.shapes.make.text import encoders, tokenizers
 
     torch.manual_seed(0)
     clip, t5_tokenizer = tokenizers()

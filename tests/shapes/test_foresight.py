@@ -80,7 +80,7 @@ def test_features_and_diversity_do_not_go_together(sampler):
 
 
 def test_untrained_the_convolutions_learn_to_see_and_the_whole_to_foretell(tmp_path):
-    from ttsnap.shapes.make.foresight import distil, train, trajectories
+    from tools.shapes.foresight import distil, train, trajectories
 
     trails = trajectories(32, steps=3, seed=1)
     assert trails.cells.shape == (4, 8, 2, 16, 160)

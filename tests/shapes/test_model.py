@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tools.shapes.evaluate import opposite
 
 import ttsnap
 from ttsnap.live.session import prepare
 from ttsnap.shapes.checker import check
-from ttsnap.shapes.make.evaluate import opposite
 from ttsnap.shapes.pipeline import OPTIONS, load_pipeline
 from ttsnap.shapes.reward import WEIGHTS, load_reward
 from ttsnap.shapes.scenes import held_out_prompts, parse, render_batch, sample_scene

@@ -40,7 +40,7 @@ def test_it_makes_a_look_cheaper(sampler):
 
 
 def test_training_that_was_killed_goes_on_where_it_was(tmp_path):
-    from ttsnap.shapes.make import common, preview
+    from tools.shapes import common, preview
 
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(4, 8, 8, 8, generator=generator)

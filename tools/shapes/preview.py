@@ -1,6 +1,6 @@
 """Train the tiny preview decoder of the embedded model: the shipped VAE's pictures of x0 estimates, for less.
 
-    python -m ttsnap.shapes.make.preview     # the shipped weights; killed and run again, it goes on
+    python -m tools.shapes.preview     # the shipped weights; killed and run again, it goes on
 
 An `AutoencoderTiny` learns to repeat what the full decoder makes of x0 estimates of training prompts after every call:
 blurs and mixtures as well as finished images, for these are what early looks see. Its pictures have half the size:
@@ -18,9 +18,9 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional as F
 
+from tools.shapes import common
+from tools.shapes.vae import reconstruction_loss
 from ttsnap.pipelines.sampler import Sampler
-from ttsnap.shapes.make import common
-from ttsnap.shapes.make.vae import reconstruction_loss
 from ttsnap.shapes.pipeline import OPTIONS, PREVIEW_WEIGHTS, load_pipeline
 from ttsnap.shapes.scenes import train_prompts
 

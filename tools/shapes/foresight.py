@@ -1,6 +1,6 @@
 """The noise-aware reward `shapes-aware`: a student of the clean reward's eyes, then both against finished images.
 
-    python -m ttsnap.shapes.make.foresight --trajectories 20000 --out src/ttsnap/shapes/weights/foresight
+    python -m tools.shapes.foresight --trajectories 20000 --out src/ttsnap/shapes/weights/foresight
 
 Trajectories of half the steps serve as well as long ones, since the network knows noise levels and not steps: they give
 twice as many finished images for the same time. Training prompts from 800 on are kept for tuning and for checks.

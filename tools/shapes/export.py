@@ -1,6 +1,6 @@
 """Put the trained parts together as the directory that `FluxPipeline.from_pretrained` loads, in fp16.
 
-python -m ttsnap.shapes.make.export --vae runs/vae/vae_stage1 --text runs/text --transformer runs/transformer/final.pt
+python -m tools.shapes.export --vae runs/vae/vae_stage1 --text runs/text --transformer runs/transformer/final.pt
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from ttsnap.shapes.make import common
-from ttsnap.shapes.make.transformer import build
+from tools.shapes import common
+from tools.shapes.transformer import build
 from ttsnap.shapes.pipeline import WEIGHTS
 
 

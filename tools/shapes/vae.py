@@ -1,6 +1,6 @@
 """Train the VAE of the embedded model.
 
-    python -m ttsnap.shapes.make.vae --out runs/vae --minutes 10 --decoder-minutes 6
+    python -m tools.shapes.vae --out runs/vae --minutes 10 --decoder-minutes 6
 
 First everything together, then the decoder alone on frozen latents. Then the latents' scale is measured and the VAE is
 saved as a diffusers directory `<out>/vae`. Run it again after a kill: it goes on from the last checkpoint.
@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ttsnap.shapes.make import common
+from tools.shapes import common
 from ttsnap.shapes.scenes import COLOURS, SHAPES, Scene, Thing, render_batch, sample_scene, sample_spec
 
 KL = 3e-4

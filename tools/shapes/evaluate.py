@@ -1,6 +1,6 @@
 """Measure the gates of the embedded model on held-out prompts with the shipped weights.
 
-python -m ttsnap.shapes.make.evaluate --seeds 16
+python -m tools.shapes.evaluate --seeds 16
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import json
 import numpy as np
 import torch
 
+from tools.shapes import common
+from tools.shapes.reward import auc
 from ttsnap.pipelines.flops import cost_model
 from ttsnap.pipelines.outputs import to_uint8
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.shapes.checker import check
-from ttsnap.shapes.make import common
-from ttsnap.shapes.make.reward import auc
 from ttsnap.shapes.pipeline import OPTIONS, load_pipeline
 from ttsnap.shapes.reward import KINDS, load_reward, soft_minimum
 from ttsnap.shapes.scenes import Spec, held_out_prompts, parse, render_batch, sample_scene

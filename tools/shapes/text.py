@@ -1,6 +1,6 @@
 """Build the tokenizers of the embedded model and pretrain its CLIP and T5 text encoders on what prompts mean.
 
-    python -m ttsnap.shapes.make.text --out runs/text
+    python -m tools.shapes.text --out runs/text
 
 Each token of a noun phrase must tell its thing's colour, shape and place (left, right, top, bottom, middle) through
 T5; CLIP's pooled vector must tell what lies at each place. Trained through the denoiser alone, relations were never
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
-from ttsnap.shapes.make import common
+from tools.shapes import common
 from ttsnap.shapes.scenes import COLOURS, RELATIONS, SHAPES, Spec, sample_spec
 
 CLIP_LENGTH, T5_LENGTH, WIDTH = 16, 12, 128

@@ -1,6 +1,6 @@
 """Images that checkpoints of the transformer make of training prompts: more malformed images for the reward.
 
-python -m ttsnap.shapes.make.generated --transformer runs/transformer/final.pt --count 1024 --out runs/extra.pt
+python -m tools.shapes.generated --transformer runs/transformer/final.pt --count 1024 --out runs/extra.pt
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from ttsnap.shapes.make import common
-from ttsnap.shapes.make.transformer import Prompts, build, sample, to_images
+from tools.shapes import common
+from tools.shapes.transformer import Prompts, build, sample, to_images
 from ttsnap.shapes.scenes import train_prompts
 
 

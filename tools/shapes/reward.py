@@ -1,6 +1,6 @@
 """Train the clean reward of the embedded world.
 
-    python -m ttsnap.shapes.make.reward --vae runs/vae/vae_stage1 --out runs/reward --minutes 20
+    python -m tools.shapes.reward --vae runs/vae/vae_stage1 --out runs/reward --minutes 20
 
 Images: clean renders, VAE reconstructions, and malformed images (decoded mixtures of latents, noised latents, scenes
 with things missing, extra or elsewhere, blurred, bled and faded ones). Each is paired with its own prompt or with one
@@ -23,10 +23,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from tools.shapes import common
+from tools.shapes.transformer import encode
+from tools.shapes.vae import any_scene
 from ttsnap.shapes.checker import Found, detect, judge
-from ttsnap.shapes.make import common
-from ttsnap.shapes.make.transformer import encode
-from ttsnap.shapes.make.vae import any_scene
 from ttsnap.shapes.reward import GRID, KINDS, LENGTH, RewardNetwork, soft_minimum
 from ttsnap.shapes.scenes import COLOURS, RELATIONS, SHAPES, Spec, is_held_out, render_batch, sample_scene, sample_spec
 

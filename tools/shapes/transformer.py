@@ -1,6 +1,6 @@
 """Train the transformer of the embedded model by flow matching on VAE latents.
 
-    python -m ttsnap.shapes.make.transformer --vae runs/vae/vae_stage1 --out runs/transformer
+    python -m tools.shapes.transformer --vae runs/vae/vae_stage1 --out runs/transformer
 
 Two gloo processes of one thread each. Half of the noise levels lie above 0.75, where the layout is decided. Text
 encoders are frozen, so prompts are encoded once. In the last third captions are loose: see `miscaption`. Run it again
@@ -21,8 +21,8 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from ttsnap.shapes.make import common
-from ttsnap.shapes.make.text import WIDTH, token_ids
+from tools.shapes import common
+from tools.shapes.text import WIDTH, token_ids
 from ttsnap.shapes.scenes import (
     COLOURS,
     RELATIONS,

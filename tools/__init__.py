@@ -1,0 +1,1 @@
+"""What is not in the wheel: how the embedded model was made."""
