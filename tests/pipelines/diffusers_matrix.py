@@ -1,0 +1,353 @@
+"""Every tiny pipeline of diffusers' own test-suite, searched by ttsnap and compared with its stock call.
+
+    git -C DIFFUSERS archive HEAD tests | tar x -C CHECKOUT
+    pip install parameterized requests requests-mock opencv-python-headless beautifulsoup4
+    python -m tests.pipelines.diffusers_matrix CHECKOUT --out rows.jsonl --table docs/pipelines.md
+
+Three candidates of a best-of-N search, against three stock calls with the same seeds and against the line that the
+result gives to make the winner again. Nothing comes from a hub: tokenizers and T5 encoders which the suite would load
+from there are small ones made here. A test class is one row, a JSON object a line:
+
+    outcome     ok, else why the stock pipeline does not run here
+    spread      how far apart the pictures of two seeds are, of 1
+    apart       how far the pictures of the search are from those of the stock calls at most (8 bits round by .002)
+    winner      the same for the reproduced winner
+    batches     denoiser calls made, per call that the stock pipeline makes: 1/3 is full batches, 1 one by one
+    notes       what the search said
+    error       why ttsnap does not search it
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib
+import inspect
+import json
+import os
+import signal
+import sys
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+import transformers
+
+import ttsnap
+
+NEEDED = ("parameterized", "requests", "requests_mock", "cv2", "bs4")
+SEEDS = range(3)
+ROUNDED = 0.0025  # pictures are rounded to 1 / 255, and so may a batch be
+FULL = 0.8  # of the stock calls: less is batches
+DENOISERS = ("unet", "transformer", "transformer_2", "controlnet", "prior", "decoder")
+T5 = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+BEGIN, END = "<!-- matrix -->", "<!-- end -->"
+
+
+# What the suite takes from a hub.
+
+
+def byte_tokenizer(name: str) -> Any:
+    """A tokenizer that knows bytes, with the special tokens of the family that a hub id names."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    name = name.lower()
+    clip = "clip" in name or "stable-diffusion" in name
+    if not clip and not any(family in name for family in ("t5", "gemma", "qwen", "llama", "glm", "mistral")):
+        raise OSError(f"not to be had without a hub: {name}")
+    special = ["<pad>", "<bos>", "</s>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {word: number for number, word in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(words, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A </s>" if clip else "$A </s>", special_tokens=[("<bos>", 1), ("</s>", 2)]
+    )
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "</s>", "unk_token": "<unk>"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=77, **names)
+    fast.chat_template = "{% for m in messages %}{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+    return fast
+
+
+def t5_config(kind: Any, name: str) -> Any:
+    if "t5" not in name.lower():
+        raise OSError(f"not to be had without a hub: {name}")
+    return (transformers.UMT5Config if "umt5" in name else transformers.T5Config)(**T5)
+
+
+def t5_encoder(kind: Any, name: str) -> Any:
+    torch.manual_seed(0)
+    return kind((transformers.UMT5Config if "UMT5" in kind.__name__ else transformers.T5Config)(**T5)).eval()
+
+
+@contextlib.contextmanager
+def without_hub() -> Iterator[None]:
+    """What is asked for by a hub's name is made here."""
+    makers = {
+        transformers.PreTrainedTokenizerBase: lambda kind, name: byte_tokenizer(name),
+        transformers.AutoTokenizer: lambda kind, name: byte_tokenizer(name),
+        transformers.AutoConfig: t5_config,
+        transformers.T5EncoderModel: t5_encoder,
+        transformers.UMT5EncoderModel: t5_encoder,
+    }
+    before = {kind: vars(kind).get("from_pretrained") for kind in makers}
+
+    def replaced(kind: Any, make: Any) -> Any:
+        load = kind.from_pretrained.__func__
+
+        def from_pretrained(cls: Any, name: Any, *args: Any, **options: Any) -> Any:
+            return load(cls, name, *args, **options) if Path(str(name)).is_dir() else make(cls, str(name))
+
+        return classmethod(from_pretrained)
+
+    for kind, make in makers.items():
+        kind.from_pretrained = replaced(kind, make)
+    try:
+        yield
+    finally:
+        for kind, method in before.items():
+            if method is None:
+                del kind.from_pretrained
+            else:
+                kind.from_pretrained = method
+
+
+# One class.
+
+
+class Late(Exception):
+    """It took too long."""
+
+
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    def late(*_: Any) -> None:
+        raise Late(f"longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Passes:
+    """Counts the forward passes of a pipeline's denoisers while it is entered."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.count = 0
+        parts = [getattr(pipe, name, None) for name in DENOISERS]
+        self.parts = [part for part in parts if isinstance(part, torch.nn.Module)]
+
+    def __enter__(self) -> Passes:
+        self.hooks = [part.register_forward_hook(self.one) for part in self.parts]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def one(self, *_: Any) -> None:
+        self.count += 1
+
+
+def picture(output: Any) -> np.ndarray:
+    """The picture [h, w, 3] or video [frames, h, w, 3] in 0..1 that a pipeline returned."""
+    first = next(getattr(output, name) for name in ("images", "frames", 0) if name == 0 or hasattr(output, name))[0]
+    if isinstance(first, list):
+        first = np.stack([np.asarray(frame) for frame in first])
+    array = (first.float().numpy() if isinstance(first, torch.Tensor) else np.asarray(first)).astype(float)
+    return np.clip(array / 255 if array.max() > 1.5 else array, 0, 1)
+
+
+def farthest(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")
+
+
+def redness(images: Any, prompts: Any, *, sigma: float) -> Any:
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+
+def example(test: type) -> tuple[Any, str, dict[str, Any]]:
+    """The pipeline of a test class, the prompt and the other arguments of its call, with three or four steps."""
+    case: Any = test.__new__(test)
+    with contextlib.suppress(Exception):
+        unittest.TestCase.__init__(case, "get_dummy_components")
+    pipe = case.pipeline_class(**case.get_dummy_components())
+    pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    on_device = "device" in inspect.signature(case.get_dummy_inputs).parameters
+    given = case.get_dummy_inputs("cpu") if on_device else case.get_dummy_inputs()
+    for name in ("generator", "output_type", "return_dict"):
+        given.pop(name, None)
+    if "num_inference_steps" in given:
+        given["num_inference_steps"] = max(3, min(4, given["num_inference_steps"]))
+    prompt = given.pop("prompt", None)
+    prompt = prompt[0] if isinstance(prompt, list) else prompt
+    return pipe, prompt or "a squirrel", given
+
+
+def compared(test: type, seconds: int) -> dict[str, Any]:
+    """The row of a test class."""
+    kind: Any = test
+    row: dict[str, Any] = {"test": test.__module__.split("pipelines.")[-1], "class": test.__name__}
+    row["pipeline"] = kind.pipeline_class.__name__
+    taken = inspect.signature(kind.pipeline_class.__call__).parameters
+    if not {"prompt", "generator"} <= set(taken):
+        return row | {"outcome": "takes no prompt or no generator"}
+    try:
+        with at_most(seconds):
+            pipe, prompt, given = example(test)
+            if not hasattr(pipe, "scheduler"):
+                return row | {"outcome": "has no scheduler"}
+            as_numbers = {"output_type": "np"} if "output_type" in taken else {}
+
+            def stock(seed: int) -> np.ndarray:
+                generator = torch.Generator("cpu").manual_seed(seed)
+                with torch.no_grad():
+                    return picture(pipe(prompt=prompt, **copy.deepcopy(given), **as_numbers, generator=generator))
+
+            with Passes(pipe) as theirs:
+                pictures = [stock(seed) for seed in SEEDS]
+            if pictures[0].ndim not in (3, 4) or pictures[0].shape[-1] not in (1, 3):
+                return row | {"outcome": "makes no pictures"}
+    except (Exception, Late) as error:
+        return row | {"outcome": f"does not run here: {type(error).__name__} {str(error)[:90]}"}
+    row |= {"outcome": "ok", "spread": round(farthest(pictures[0], pictures[1]), 3)}
+    try:
+        with at_most(seconds):
+            ask: dict[str, Any] = {
+                "reward": {"red": redness},
+                "candidates": len(SEEDS),
+                "policy": "best-of-n",
+                "seed": 0,
+            }
+            with Passes(pipe) as mine:
+                found = ttsnap.search(pipe, prompt, top=len(SEEDS), **ask, **given)
+            own = {one.seed: one.image if one.frames is None else one.frames for one in found.images}
+            row["apart"] = max(farthest(np.asarray(own[s]) / 255, pictures[s]) for s in SEEDS)
+            row["batches"] = round(mine.count / max(1, theirs.count), 2)
+            row["notes"] = found.notes
+            with torch.no_grad():
+                again = eval(found.reproduce.split("; ")[-1], {"pipe": pipe, "torch": torch, **copy.deepcopy(given)})
+            row["winner"] = farthest(picture(again), pictures[found.best.seed])
+    except (Exception, Late) as error:
+        row["error"] = f"{type(error).__name__}: {error}"[:300]
+    return row
+
+
+# All of them.
+
+
+def tests_of(root: Path, only: str) -> Iterator[type | dict[str, Any]]:
+    """Test classes of pipelines in a checkout; rows of the files that cannot be imported."""
+    for file in sorted((root / "tests" / "pipelines").rglob("test_*.py")):
+        if only not in str(file):
+            continue
+        name = ".".join(file.relative_to(root).with_suffix("").parts)
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            yield {"test": name.split("pipelines.")[-1], "outcome": f"is not imported: {str(error)[:90]}"}
+            continue
+        yield from classes(module)
+
+
+def classes(module: ModuleType) -> Iterator[type]:
+    for name, kind in sorted(vars(module).items()):
+        own = inspect.isclass(kind) and kind.__module__ == module.__name__
+        named = inspect.isclass(getattr(kind, "pipeline_class", None)) and not name.endswith(("Memory", "TesterConfig"))
+        if own and named and hasattr(kind, "get_dummy_components"):
+            yield kind
+
+
+def matrix(root: Path, only: str = "", seconds: int = 120) -> Iterator[dict[str, Any]]:
+    """All rows. The checkout's package `tests` takes the place of the project's meanwhile."""
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "tests"}
+    sys.path.insert(0, str(root))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with without_hub():
+            for test in tests_of(root, only):
+                yield compared(test, seconds) if isinstance(test, type) else test
+    finally:
+        torch.set_num_threads(threads)
+        sys.path.remove(str(root))
+        for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+            del sys.modules[name]
+        sys.modules.update(ours)
+
+
+def is_exact(row: dict[str, Any]) -> bool:
+    return row.get("apart", 9.0) < ROUNDED
+
+
+def by_pipeline(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each pipeline class whose stock call runs here."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["outcome"] == "ok":
+            found.setdefault(row["pipeline"], []).append(row)
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What the matrix says, in Markdown: figures, what is not as it should be, and all classes that are."""
+    found = by_pipeline(rows)
+    exact = {name for name, own in found.items() if all(map(is_exact, own))}
+    full = {name for name in exact if all(row["batches"] < FULL for row in found[name])}
+    winners = sum(row.get("winner", 9.0) < ROUNDED for own in found.values() for row in own)
+    lines = [
+        f"Of {len(found)} pipeline classes whose stock calls run without a hub, {len(exact)} give the pictures of the "
+        f"stock calls (rounding apart), {len(full)} of them in batches; the line that makes the winner again does so "
+        f"in {winners} of {sum(map(len, found.values()))} tests. Not among them:",
+        "",
+        "| pipeline | what | why |",
+        "|---|---|---|",
+    ]
+    for name in sorted(found.keys() - full):
+        for row in found[name]:
+            if not is_exact(row) or row["batches"] >= FULL:
+                what = "one by one" if is_exact(row) else (row.get("error") and "not searched") or "not exact"
+                why = row.get("error") or (" ".join(row["notes"]) if is_exact(row) else f"{row['apart']:.4f} apart")
+                lines.append(f"| `{name}` | {what} | {' '.join(why.split())} |")
+    lines += ["", f"In batches: {', '.join(f'`{name}`' for name in sorted(full))}."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path, help="folder that holds `tests/` of diffusers' repository")
+    parser.add_argument("--only", default="", help="part of a test's path")
+    parser.add_argument("--seconds", type=int, default=120, help="at most, for each side of a comparison")
+    parser.add_argument("--out", type=Path, help="rows, one JSON object a line")
+    parser.add_argument("--table", type=Path, help="a Markdown file with the marks between which the table goes")
+    asked = parser.parse_args()
+    rows = []
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(asked.out.open("w")) if asked.out else sys.stdout
+        for row in matrix(asked.checkout, asked.only, asked.seconds):
+            rows.append(row)
+            print(json.dumps(row), file=file, flush=True)
+    if asked.table:
+        text = asked.table.read_text()
+        before, rest = text.split(BEGIN)
+        asked.table.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+    print(table(rows), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
