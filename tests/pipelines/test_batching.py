@@ -19,9 +19,12 @@ from ttsnap.pipelines.batching import (
     difference,
     key,
     learn,
+    mark_texts,
     merge,
+    padded,
     rows_of,
     split,
+    unmark_texts,
 )
 
 sizes = st.integers(1, 4)
@@ -124,3 +127,38 @@ def test_an_answer_that_does_not_divide_is_refused():
     with pytest.raises(Unlike, match="5 entries for 2 times 1 rows"):
         split(torch.zeros(5, 2), 2, Layout(1, {}))
     assert rows_of(([torch.zeros(3, 1)] * 7, torch.zeros(3, 2))) == 3
+
+
+def texts_of(*lengths, masks=True):
+    torch.manual_seed(0)
+    made = []
+    for length in lengths:
+        mask = torch.ones(1, length, dtype=torch.int64) if masks else None
+        text = torch.randn(1, length, 3)
+        rows = {"hidden_states": torch.randn(1, 5, 3), "encoder_hidden_states": text}
+        made.append({**rows, "encoder_attention_mask": mask})
+    return made
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_texts_of_any_length_are_merged_where_there_is_a_mask(masks):
+    trees = texts_of(4, 2, masks=masks)
+    layout = Layout(1, {("hidden_states",): Row(), ("encoder_hidden_states",): Row()})
+    values = Values()
+    assert key(trees[0], layout, values) != key(trees[1], layout, values)
+    mark_texts(layout, trees[0])
+    assert key(trees[0], layout, values) == key(trees[1], layout, values)
+    merged = merge(padded(trees, layout), layout)
+    assert merged["encoder_hidden_states"].shape == (2, 4, 3)
+    assert merged["encoder_attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    torch.testing.assert_close(merged["encoder_hidden_states"][1, :2], trees[1]["encoder_hidden_states"][0])
+    assert not merged["encoder_hidden_states"][1, 2:].any()
+    unmark_texts(layout)
+    assert key(trees[0], layout, values) != key(trees[1], layout, values)
+
+
+def test_texts_of_one_length_stay_without_a_mask():
+    trees = texts_of(4, 4, masks=False)
+    layout = Layout(1, {("hidden_states",): Row(), ("encoder_hidden_states",): Row()})
+    mark_texts(layout, trees[0])
+    assert merge(padded(trees, layout), layout)["encoder_attention_mask"] is None

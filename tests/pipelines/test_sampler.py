@@ -157,6 +157,25 @@ def test_candidates_of_several_prompts_and_steps_share_batches(name):
     torch.testing.assert_close(sampler.look(sampler.gather(calls[:1], 3)), stock(sampler, A, 7), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("heeded", [True, False])
+@torch.no_grad()
+def test_texts_of_unequal_length_share_batches_where_the_model_heeds_their_mask(heeded):
+    pipe = tiny_flow.qwen_image()
+    plain = pipe.transformer.forward
+    if not heeded:
+        pipe.transformer.forward = lambda encoder_hidden_states_mask=None, **given: plain(**given)
+    sampler = Sampler(pipe, num_inference_steps=3, **SMALL)
+    texts = ["a fox", "a fox in the snow", "a fox"]
+    sampler.advance(sampler.start(texts[:1], [0]), 1)  # what it is asked for the first time is tried
+    sampler.advance(sampler.start(texts[:2], [0, 1]), 1)
+    sizes, hook = counted(pipe.transformer)
+    finished = sampler.look(sampler.advance(sampler.start(texts, [1, 2, 3]), 3))
+    hook.remove()
+    assert sizes == ([3, 3, 3] if heeded else [2, 2, 2, 1, 1, 1])
+    for text, seed, image in zip(texts, [1, 2, 3], finished, strict=True):
+        torch.testing.assert_close(image, stock(sampler, text, seed)[0].float(), atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("build", [tiny.flux, tiny_sd.stable_diffusion], ids=["flux", "sd"])
 def test_in_half_precision_one_candidate_is_the_stock_one_bit_by_bit(build):
     more = T5 if build is tiny.flux else {}

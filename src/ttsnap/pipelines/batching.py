@@ -22,9 +22,17 @@ class Unlike(ValueError):
 
 
 class Row(NamedTuple):
-    """A tensor with `size` neighbouring entries of its first dimension per row: 1, or frames folded into the batch."""
+    """A tensor with `size` neighbouring entries of its first dimension per row: 1, or frames folded into the batch.
+
+    With `mask`: texts [rows, words, width] of any length; the argument of that name tells which words are there.
+    """
 
     size: int = 1
+    mask: str | None = None
+
+
+class Mask(NamedTuple):
+    """Which words of texts are there [rows, words]; None where all of them are."""
 
 
 class RowList(NamedTuple):
@@ -39,7 +47,7 @@ class Scalar(NamedTuple):
     """A timestep without dimension, which the model takes with one entry per row just as well."""
 
 
-Mark = Row | RowList | Shared | Scalar
+Mark = Row | Mask | RowList | Shared | Scalar
 Path = tuple[Hashable, ...]
 
 
@@ -168,6 +176,53 @@ def grown(layout: Layout, guess: Layout) -> Layout:
     return Layout(layout.rows, both)
 
 
+def mark_texts(layout: Layout, tree: Any) -> None:
+    """Mark texts that the model takes a mask for, by the names that models of diffusers give to it."""
+    for (name, *inside), mark in list(layout.marks.items()):
+        text = tree.get(name)
+        if mark != Row() or inside or not isinstance(name, str) or not isinstance(text, Tensor) or text.ndim != 3:
+            continue
+        for mask in {f"{name}_mask", name.replace("hidden_states", "attention_mask")} & tree.keys() - {name}:
+            if tree[mask] is None or (isinstance(tree[mask], Tensor) and tree[mask].shape == text.shape[:2]):
+                layout.marks[name,] = Row(mask=mask)
+                layout.marks[mask,] = Mask()
+
+
+def unmark_texts(layout: Layout) -> None:
+    """From now on texts must have one length to be merged."""
+    for path, mark in list(layout.marks.items()):
+        if type(mark) is Row and mark.mask is not None:
+            layout.marks[path] = Row()
+        elif isinstance(mark, Mask):
+            del layout.marks[path]
+
+
+def texts(layout: Layout) -> list[tuple[Any, str]]:
+    """Arguments that are texts of any length, each with that of its mask."""
+    return [(path[0], mark.mask) for path, mark in layout.marks.items() if type(mark) is Row and mark.mask is not None]
+
+
+def padded(trees: Sequence[dict[Any, Any]], layout: Layout) -> Sequence[dict[Any, Any]]:
+    """Arguments with the same `key`, their texts as long as the longest: zeros where the mask tells of no word."""
+    found = texts(layout)
+    if not found:
+        return trees
+    made = [dict(tree) for tree in trees]
+    for name, mask in found:
+        longest = max(tree[name].shape[1] for tree in trees)
+        given = [tree[mask] for tree in trees if tree[mask] is not None]
+        if not given and all(tree[name].shape[1] == longest for tree in trees):
+            continue
+        for tree in made:
+            text, words = tree[name], tree[mask]
+            if words is None:
+                words = text.new_ones(text.shape[:2], dtype=given[0].dtype if given else torch.bool)
+            missing = longest - text.shape[1]
+            tree[name] = torch.nn.functional.pad(text, (0, 0, 0, missing))
+            tree[mask] = torch.nn.functional.pad(words, (0, missing))
+    return made
+
+
 class Values:
     """Numbers for values that candidates share, equal for equal ones, without waiting for an accelerator each time.
 
@@ -211,11 +266,13 @@ class Values:
 def key(tree: Any, layout: Layout, values: Values, path: Path = ()) -> Hashable:
     """What calls must have in common to be merged: structure, shapes of rows, and what is shared."""
     if tree is None or type(tree) is bool:
-        return tree
+        return tree if type(layout.marks.get(path)) is not Mask else "mask"
     if isinstance(tree, Tensor):
         mark = layout.marks.get(path) or layout.mark(path, tree)
         if type(mark) is Row:
-            return tree.dtype, tree.shape
+            return tree.dtype, tree.shape if mark.mask is None else (tree.shape[0], tree.shape[2:])
+        if type(mark) is Mask:
+            return "mask"
         if isinstance(mark, Scalar) and not tree.ndim:
             return tree.dtype
         return values.number(tree)
@@ -273,7 +330,7 @@ def merge(parts: Sequence[Any], layout: Layout, path: Path = ()) -> Any:
     first = parts[0]
     if isinstance(first, Tensor):
         mark = layout.mark(path, first)
-        if isinstance(mark, Row):
+        if isinstance(mark, Row | Mask):
             return join(parts, layout.rows)
         if isinstance(mark, Scalar) and not first.ndim:
             if all(part.data_ptr() == first.data_ptr() for part in parts):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ttsnap.pipelines.batching import Layout, Scalar, Shared, Unlike, by_shape, grown, learn, rows_of
+from ttsnap.pipelines.batching import Layout, Scalar, Shared, Unlike, by_shape, grown, learn, mark_texts, rows_of
 from ttsnap.pipelines.call import END, Ask, Call, Progress, random_kept, watch_of
 from ttsnap.pipelines.estimates import Level, Step
 from ttsnap.pipelines.flops import counting
@@ -89,6 +89,7 @@ class Probe:
         tflop: `prompt` (to encode it), `decode` (what comes after the last step).
         guesses: what else the layouts might be; the first batch tells.
         sure: layouts that need not be tried.
+        masked: layouts of models that were seen to leave out what the mask of a text leaves out.
     """
 
     levels: list[Level] = field(default_factory=list)
@@ -109,6 +110,7 @@ class Probe:
     tflop: dict[str, float] = field(default_factory=dict)
     guesses: dict[Any, list[Layout]] = field(default_factory=dict)
     sure: set[Any] = field(default_factory=set)
+    masked: set[Any] = field(default_factory=set)
 
     @property
     def num_steps(self) -> int:
@@ -347,8 +349,11 @@ def _two_images(sampler: Sampler, probe: Probe) -> None:
         known = found.setdefault((forward.ask.form, layout.rows), layout)
         known.marks.update({path: mark for path, mark in layout.marks.items() if not isinstance(mark, Shared)})
     for forward in needed:
-        guesses = by_shape(fake(forward.ask.tree), forward.rows)
+        tree = fake(forward.ask.tree)
+        guesses = by_shape(tree, forward.rows)
         learnt = [layout for (form, _), layout in found.items() if form == forward.ask.form]
+        for layout in (*learnt, *guesses):
+            mark_texts(layout, tree)
         for layout in learnt or guesses[:1]:
             name = forward.ask.form, layout.rows
             if name not in probe.guesses:  # what models are given without rows beside rows can have them too
