@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ttsnap.core.driver import run
 from ttsnap.cost import Budget, affordable
 from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, default_policy
-from ttsnap.search import run
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.scenes import held_out_prompts
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from random_models import MODELS
+from ttsnap.core.driver import run
 from ttsnap.live.engine import Clock, Engine
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import SuccessiveHalving
-from ttsnap.search import run
 
 PROMPT = "a red circle left of a blue square"
 BATCH = 8

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from batches import PROMPT, Idle, difference, fixed_part, in_turns, now, one_by_one, ours, seconds, stock, wait
 from random_models import MODELS
+from ttsnap.core.driver import run
 from ttsnap.cost import Budget, affordable
 from ttsnap.live.engine import Clock, Engine
 from ttsnap.live.session import prepare
@@ -33,7 +34,6 @@ from ttsnap.pipelines import previews
 from ttsnap.pipelines.flops import cost_model
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import BestOfN, default_policy
-from ttsnap.search import run
 from ttsnap.shapes.scenes import held_out_prompts
 
 

@@ -15,13 +15,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ttsnap.core.driver import run
 from ttsnap.live.engine import Clock, Engine
 from ttsnap.live.session import prepare
-from ttsnap.search import run
 from ttsnap.shapes.scenes import held_out_prompts
 
 IMAGES = 64
-HELP = "import sys; sys.argv = ['ttsnap', '--help']; from ttsnap.cli import app\ntry: app()\nexcept SystemExit: pass"
+HELP = "import sys; sys.argv = ['ttsnap', '--help']; from ttsnap.cli import main\ntry: main()\nexcept SystemExit: pass"
 
 
 def seconds(work) -> float:

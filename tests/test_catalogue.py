@@ -41,35 +41,36 @@ def test_figures_are_of_known_families_and_plausible():
     assert flux.tflop(1024) == pytest.approx((74.38, 10.47), abs=0.01)
 
 
-def test_commands_are_understood(monkeypatch):
+def test_commands_are_understood(ttsnap, monkeypatch):
     """Up to the search itself."""
     import shlex
 
-    from typer.testing import CliRunner
-
-    from ttsnap.cli import app, generating
+    from ttsnap.live import settings
 
     seen = []
-    monkeypatch.setattr(generating, "execute", lambda request, *, as_json: seen.append(request))
+
+    def prepare(search, model, *rest):
+        seen.append(model.model)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(settings.SearchSettings, "prepare", prepare)
     for family in catalogue.FAMILIES:
         program, *arguments = shlex.split(family.command)
         assert program == "ttsnap"
-        assert CliRunner().invoke(app, arguments).exit_code == 0, family.command
-    assert [request.model for request in seen] == [family.model for family in catalogue.FAMILIES]
+        code, _, err = ttsnap(*arguments)
+        assert (code, "far enough" in err) == (2, True), (family.command, err)
+    assert seen == [family.model for family in catalogue.FAMILIES]
 
 
-def test_the_verb_shows_the_same():
-    from typer.testing import CliRunner
-
-    from ttsnap.cli import app
-
-    shown = CliRunner().invoke(app, ["models"]).stdout
+def test_the_verb_shows_the_same(ttsnap):
+    shown = ttsnap("models")[1]
     assert all(family.name.split()[0] in shown for family in catalogue.FAMILIES)
-    more = re.sub(r"\s+", " ", CliRunner().invoke(app, ["models", "klein"]).stdout)
+    more = re.sub(r"\s+", " ", ttsnap("models", "klein")[1])
     assert "not measured on this model" in more
     assert "ttsnap generate" in more
-    found = json.loads(CliRunner().invoke(app, ["models", "--json", "FLUX.1 dev"]).stdout)
+    found = json.loads(ttsnap("models", "--json", "FLUX.1 dev")[1])
     assert [(family["name"], family["looks"]) for family in found] == [("FLUX.1 dev", [3, 7, 12])]
     assert found[0]["cost"]["512"]["call_tflop"] == pytest.approx(21.5, abs=0.1)
-    with pytest.raises(ValueError, match="no model fits 'midjourney'; known are shapes, FLUX"):
-        CliRunner().invoke(app, ["models", "midjourney"], catch_exceptions=False)
+    code, _, err = ttsnap("models", "midjourney")
+    assert code == 2
+    assert "no model fits 'midjourney'; known are shapes, FLUX" in err

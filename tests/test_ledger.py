@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ttsnap.core.driver import run
 from ttsnap.cost import Ledger
 from ttsnap.policies import BestOfN, SuccessiveHalving
-from ttsnap.search import run
 from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.types import Problem, Query
 

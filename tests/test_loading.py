@@ -46,7 +46,7 @@ def copy(folder, tmp_path):
 
 
 def fresh(folder):
-    return load_model(str(folder), Loading("cpu"))
+    return load_model(str(folder), Loading(device="cpu"))
 
 
 def finished(pipe):
@@ -59,7 +59,7 @@ def same(pipe, other, **close):
 
 
 def test_a_directory_is_loaded_in_the_dtype_asked_for(folder, stock):
-    pipe = load_model(str(folder), Loading("cpu", "bfloat16"))
+    pipe = load_model(str(folder), Loading(device="cpu", dtype="bfloat16"))
     assert {part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder_2)} == {torch.bfloat16}
     same(fresh(folder), stock)
 
@@ -95,7 +95,7 @@ def test_a_broken_directory_is_one_sentence(case, copy):
     change, message = BROKEN[case]
     change(copy)
     with pytest.raises(ValueError, match=message) as caught:
-        load_model(str(copy), Loading("cpu"))
+        load_model(str(copy), Loading(device="cpu"))
     assert "\n" not in str(caught.value)
 
 
@@ -121,7 +121,7 @@ def test_what_is_no_pipeline_is_told_apart(tmp_path, folder):
         tmp_path / "absent.ckpt": "is a pickle, which can run code",
     }.items():
         with pytest.raises(ValueError, match=message):
-            load_model(str(model), Loading("cpu"))
+            load_model(str(model), Loading(device="cpu"))
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -157,7 +157,7 @@ from ttsnap.loading import Loading, load_model
 told = {}
 for owner in sys.argv[1:]:
     try:
-        load_model(owner if "." in owner else owner + "/model", Loading("cpu"))
+        load_model(owner if "." in owner else owner + "/model", Loading(device="cpu"))
     except ValueError as error:
         told[owner] = str(error)
 print(json.dumps(told))
@@ -199,11 +199,11 @@ def test_no_network_and_offline_say_so(tmp_path):
 
 def test_options_are_checked(folder, stock):
     for loading, message in (
-        (Loading("cpu", offload="disk"), "offload is none, model, sequential, got 'disk'"),
-        (Loading("cpu", offload="model"), "needs an accelerator"),
-        (Loading("cpu", offload="sequential"), "offload sequential needs an accelerator"),
-        (Loading("cpu", offload="sequential", compile=True), "does not go with offload sequential"),
-        (Loading("cpu", config="x"), "config belongs to a single"),
+        (Loading(device="cpu", offload="disk"), "offload is none, model, sequential, got 'disk'"),
+        (Loading(device="cpu", offload="model"), "needs an accelerator"),
+        (Loading(device="cpu", offload="sequential"), "offload sequential needs an accelerator"),
+        (Loading(device="cpu", offload="sequential", compile=True), "does not go with offload sequential"),
+        (Loading(device="cpu", config="x"), "config belongs to a single"),
     ):
         with pytest.raises(ValueError, match=message):
             load_model(str(folder), loading)
@@ -307,7 +307,7 @@ def finished_alone(pipe):
 
 
 def test_slices_and_tiles_change_nothing(folder, stock):
-    pipe = load_model(str(folder), Loading("cpu", attention_slicing=True, vae_slicing=True))
+    pipe = load_model(str(folder), Loading(device="cpu", attention_slicing=True, vae_slicing=True))
     assert pipe.vae.use_slicing
     same(pipe, stock)
     save_memory(pipe, Loading(vae_tiling=True))

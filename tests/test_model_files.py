@@ -28,7 +28,7 @@ def write(weights, path):
 
 
 def load(path, config):
-    return load_model(str(path), Loading("cpu", config=str(config)))
+    return load_model(str(path), Loading(device="cpu", config=str(config)))
 
 
 def check_same_weights(found, pipe):
@@ -66,7 +66,10 @@ def whole(request, tmp_path_factory):
 def test_a_whole_model_in_its_original_layout_is_the_model_of_the_directory(whole):
     pipe, file, folder = whole
     check_same(load(file, folder / "config"), pipe)
-    assert load_model(str(file), Loading("cpu", "bfloat16", config=str(folder / "config"))).unet.dtype == torch.bfloat16
+    assert (
+        load_model(str(file), Loading(device="cpu", dtype="bfloat16", config=str(folder / "config"))).unet.dtype
+        == torch.bfloat16
+    )
 
 
 def test_what_a_file_lacks_comes_from_the_directory_or_is_asked_for(whole, tmp_path):
@@ -139,9 +142,11 @@ def test_flux_in_the_layout_of_black_forest_labs(tmp_path):
     for weights in (tmp_path / "flux" / "transformer").glob("*.safetensors*"):
         weights.unlink()
     file = write(original_layout.flux(pipe.transformer, "model.diffusion_model."), tmp_path / "flux.safetensors")
-    check_same_weights(load_model(str(file), Loading("cpu", "bfloat16", config=str(tmp_path / "flux"))), pipe)
+    check_same_weights(
+        load_model(str(file), Loading(device="cpu", dtype="bfloat16", config=str(tmp_path / "flux"))), pipe
+    )
     with pytest.raises(ValueError, match="holds a FluxPipeline without its vae, text_encoder, text_encoder_2; give"):
-        load_model(str(file), Loading("cpu"))
+        load_model(str(file), Loading(device="cpu"))
 
 
 def test_a_flux_file_without_text_encoders_says_what_to_do(tmp_path):
@@ -149,7 +154,7 @@ def test_a_flux_file_without_text_encoders_says_what_to_do(tmp_path):
     with pytest.raises(
         ValueError, match=r"holds a FluxPipeline without its .*text_encoder.*; give the directory or hub"
     ):
-        load_model(str(file), Loading("cpu"))
+        load_model(str(file), Loading(device="cpu"))
 
 
 @pytest.mark.slow

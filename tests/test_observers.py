@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.pipelines.toy import ToyReward, toy_sampler
+from ttsnap.core.driver import run
 from ttsnap.cost import CostModel
 from ttsnap.live.open_search import OpenSearch
 from ttsnap.live.session import Session
 from ttsnap.observers import Observer, Stop, spread
 from ttsnap.policies import BestOfN, SuccessiveHalving
-from ttsnap.search import run
 
 HALVING = SuccessiveHalving((1, 2), sizes=(4, 2))
 MODEL = CostModel("toy", 1.0, 0.5, 0.25)

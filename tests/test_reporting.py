@@ -134,11 +134,7 @@ def test_weighted_rewards_end_to_end():
         search(reward=both, report={"bright": brightness})
 
 
-def test_on_the_command_line(tmp_path, monkeypatch, capsys):
-    from typer.testing import CliRunner
-
-    from ttsnap.cli import app
-
+def test_on_the_command_line(tmp_path, monkeypatch, ttsnap):
     (tmp_path / "tones.py").write_text(
         "def bright(images, prompts, *, sigma):\n    return images.mean(dim=(1, 2, 3))\n"
         "def dark(images, prompts, *, sigma):\n    return -images.mean(dim=(1, 2, 3))\n"
@@ -146,24 +142,24 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = ["generate", PROMPT, "--candidates", "4", "--steps", "4", "--policy", "best-of-n", "--out", "out"]
     command += ["--reward", "tones:bright,shapes", "--weights", "1,.0", "--report-reward", "tones:dark"]
-    done = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
-    assert done.exit_code == 0
-    record = json.loads(done.stdout)
+    code, out, err = ttsnap(*command, "--json")
+    assert code == 0
+    record = json.loads(out)
     assert record["weights"] == [1.0, 0.0]
     assert record["held_out"][0]["name"] == "tones:dark"
     assert record["held_out"][0]["parted"] is True
-    assert "worse than the median" in done.stderr
-    shown = CliRunner().invoke(app, command, catch_exceptions=False)
-    assert "held out, tones:dark: -0." in shown.stdout
-    assert "median of 4 finished -0." in shown.stdout
-    assert "worse than the median on 1 of 1 prompts" in shown.stdout
-    assert "they may part (reward hacking)" in shown.stdout
+    assert "worse than the median" in err
+    _, shown, _ = ttsnap(*command)
+    assert "held out, tones:dark: -0." in shown
+    assert "median of 4 finished -0." in shown
+    assert "worse than the median on 1 of 1 prompts" in shown
+    assert "they may part (reward hacking)" in shown
     assert Image.open(tmp_path / "out" / "board.png").size[0] > 100
     for wrong, message in (
         (["--weights", "1"], "one number per reward"),
         (["--weights", "1,x"], "numbers separated by commas"),
         (["--report-reward", "magic"], "unknown reward 'magic'"),
     ):
-        failed = CliRunner().invoke(app, [*command[:-6], "--reward", "tones:bright,shapes", *wrong])
-        assert failed.exit_code != 0
-        assert message in str(failed.exception)
+        code, _, err = ttsnap(*command[:-6], "--reward", "tones:bright,shapes", *wrong)
+        assert code == 2
+        assert message in err

@@ -1,10 +1,22 @@
-"""ttsnap: test-time scaling for text-to-image diffusion.
+"""Test-time scaling for text-to-image diffusion: start many candidates, drop the poor ones early, finish the rest."""
 
-Start many candidates, look at each one's predicted clean image early, drop the poor ones, finish the promising ones.
-"""
+from __future__ import annotations
 
-# `ttsnap.search` is the function; the module of that name is reached with `from ttsnap.search import run`.
-from ttsnap.search import search
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["search"]
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from ttsnap.live.session import Session as Session
+    from ttsnap.live.session import prepare as prepare
+    from ttsnap.live.session import search as search
+
+__version__ = "2.0.0.dev0"
+__all__ = ["Session", "__version__", "prepare", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for; `import ttsnap` alone imports nothing else."""
+    if name not in ("Session", "prepare", "search"):
+        raise AttributeError(f"module 'ttsnap' has no attribute {name!r}")
+    from ttsnap.live import session
+
+    return getattr(session, name)

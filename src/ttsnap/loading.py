@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +31,19 @@ MODULAR = "modular_model_index.json"  # describes a pipeline that is made of blo
 OFFLOADS = ("none", "model", "sequential")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loading:
     """How a model that is named is loaded.
 
     Attributes:
-        device: where it runs (default: the best there is).
+        device: Where it runs: cpu, cuda, cuda:1, mps (default: the best there is).
         dtype: float32, bfloat16 or float16 (default: bfloat16 on accelerators, float32 on the CPU).
-        offload: `model`: whole models wait in main memory until they run; `sequential`: every layer does (slow, least
-            memory); `none`.
-        compile: compile the denoiser's repeated blocks with `torch.compile`.
-        attention_slicing: attention of UNets in slices, for less memory.
-        vae_slicing: decode image by image.
-        vae_tiling: decode in tiles.
-        config: the directory or hub id of the pipeline that a single file belongs to.
+        offload: model: keep models that do not run in main memory; sequential: every layer; none.
+        compile: Compile the denoiser's repeated blocks (torch.compile).
+        attention_slicing: Attention in slices (UNets), for less memory.
+        vae_slicing: Decode image by image, for less memory.
+        vae_tiling: Decode large images in tiles.
+        config: Directory or hub id of the pipeline that a single .safetensors file belongs to.
     """
 
     device: str | None = None
@@ -92,6 +93,18 @@ def load_model(model: str, loading: Loading | None = None) -> Any:
     if loading.compile:
         compile_denoiser(pipe)
     return pipe
+
+
+def quiet_libraries() -> None:
+    """No loading bars and notes of diffusers and transformers."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity(CRITICAL)  # what they log as errors, tracebacks and all, is raised as well
+        logging.disable_progress_bar()
 
 
 def check_model(model: str) -> None:

@@ -11,7 +11,7 @@ from ttsnap.cost import CostModel, Ledger
 from ttsnap.types import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
 
 if TYPE_CHECKING:
-    from ttsnap.search import Look, Result
+    from ttsnap.core.driver import Look, Result
 
 
 class Stop(Exception):

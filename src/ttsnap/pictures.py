@@ -15,15 +15,15 @@ MOST_PIXELS = 64_000_000
 LONGEST_SIDE = 16_384
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pictures:
     """Files of pictures, and how far an image may be left.
 
     Attributes:
-        image: start from this one (image-to-image).
-        mask: paint only where this one is white (inpainting); needs `image`.
-        control_image: led by this one (ControlNet).
-        strength: how far from `image`, above 0 and at most 1 (default: the pipeline's own).
+        image: Start from this picture (image-to-image).
+        mask: Paint only where this picture is white (inpainting).
+        control_image: Be led by this picture (ControlNet pipelines).
+        strength: How far from the image, above 0 and at most 1.
     """
 
     image: Path | None = None

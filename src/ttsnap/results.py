@@ -16,8 +16,8 @@ from ttsnap.storage import AnyPath, atomically, location, write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ttsnap.core.driver import Result
     from ttsnap.reporting import HeldOut
-    from ttsnap.search import Result
     from ttsnap.types import IntArray
 
 

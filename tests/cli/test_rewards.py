@@ -12,7 +12,9 @@ from ttsnap.rewards.catalogue import ENTRIES
 
 def run(*arguments, forbidden=("torch", "transformers")):
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in forbidden)
-    code = f"import sys; {blocked}; from ttsnap.cli import app; app({['rewards', *arguments]!r})"
+    code = (
+        f"import sys; {blocked}; from ttsnap.cli import main; sys.argv = {['ttsnap', 'rewards', *arguments]!r}; main()"
+    )
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 

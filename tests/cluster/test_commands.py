@@ -14,11 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import ttsnap
 from tests.cluster import toys
 from ttsnap.recordings import Recording
 
-__all__ = ["ttsnap"]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cores")]
 PROMPTS = ["--prompts", "shapes:held-out", "--prompt-range", "0:12", "--per-prompt", 4, "--max-batch", 8]
 

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.conftest import ttsnap
-
-__all__ = ["ttsnap"]
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 SCRIPT = ROOT / "examples" / "slurm.sh"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.pipelines import tiny
+from ttsnap.core.driver import run
 from ttsnap.cost import CostModel
 from ttsnap.live.calibration import calibrate
 from ttsnap.live.engine import Clock, Engine
@@ -15,7 +16,6 @@ from ttsnap.pipelines.flops import cost_model
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import SuccessiveHalving
 from ttsnap.recordings.recorder import judge_all, record_rewards
-from ttsnap.search import run
 from ttsnap.simulation import Contender, EveryCall, cost_model_of, simulate
 from ttsnap.simulation.replay import ReplayEnvironment
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.pipelines.toy import ToyReward, toy_sampler
+from ttsnap.core.driver import run
 from ttsnap.live import engine as engines
 from ttsnap.live.engine import Engine, prompts_per_block
 from ttsnap.live.judging import judge_in_parts
 from ttsnap.observers import Observer
 from ttsnap.pipelines.limits import Limits
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
-from ttsnap.search import run
 from ttsnap.types import Query
 
 PAPER = SuccessiveHalving((3, 7, 12), keep=(0.4, 0.4, 0.5))

@@ -267,9 +267,9 @@ def tests_of(root: Path, only: str) -> Iterator[type | dict[str, Any]]:
 
 def classes(module: ModuleType) -> Iterator[type]:
     for name, kind in sorted(vars(module).items()):
-        own = inspect.isclass(kind) and kind.__module__ == module.__name__
-        named = inspect.isclass(getattr(kind, "pipeline_class", None)) and not name.endswith(("Memory", "TesterConfig"))
-        if own and named and hasattr(kind, "get_dummy_components"):
+        if not inspect.isclass(kind) or kind.__module__ != module.__name__ or name.endswith(("Memory", "TesterConfig")):
+            continue
+        if hasattr(kind, "get_dummy_components") and inspect.isclass(getattr(kind, "pipeline_class", None)):
             yield kind
 
 

@@ -566,7 +566,7 @@ def test_a_modular_pipeline_is_searched_and_loaded_by_the_same_means(tmp_path):
         assert np.abs(np.asarray(made).astype(int) - to_uint8(images)[row]).max() <= 1
     pipe.save_pretrained(str(tmp_path / "saved"))
     (tmp_path / "saved").rename(tmp_path / "moved")
-    again = Sampler(load_model(str(tmp_path / "moved"), Loading("cpu")), **options)
+    again = Sampler(load_model(str(tmp_path / "moved"), Loading(device="cpu")), **options)
     torch.testing.assert_close(again.look(again.advance(again.start([A] * 2, [1, 2]), 3)), images)
     with pytest.raises(ValueError, match="takes no strength; it takes "):
         Sampler(pipe, strength=0.5)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttsnap import policies
+from ttsnap.core.driver import run
 from ttsnap.cost import CostModel
 from ttsnap.policies import BestOfN, EarlySelection, HandPicked, SuccessiveHalving
-from ttsnap.search import run
 from ttsnap.simulation.replay import ReplayEnvironment
 
 MODEL = CostModel("test", call_tflop=1.0, decode_tflop=0.25, look_tflop=0.125)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttsnap.core.driver import run
 from ttsnap.observers import Stop
 from ttsnap.policies import BestOfN, EarlySelection, HandPicked, SuccessiveHalving
-from ttsnap.search import run
 from ttsnap.simulation.replay import ReplayEnvironment
 
 HALVING = SuccessiveHalving((1, 3), sizes=(3, 2))

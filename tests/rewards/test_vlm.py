@@ -193,12 +193,12 @@ def test_named_by_the_environment(server, monkeypatch):
 
 
 def test_its_seconds_are_in_the_cost_and_in_budgets(server):
+    from ttsnap.core.driver import run
     from ttsnap.live.calibration import calibrate
     from ttsnap.live.engine import Clock, Engine
     from ttsnap.live.session import load_sampler
     from ttsnap.pipelines.flops import cost_model
     from ttsnap.policies import BestOfN
-    from ttsnap.search import run
 
     server.delay = lambda number: 0.1
     judges = {"vlm": VlmJudge(server.url, "m", concurrency=4)}

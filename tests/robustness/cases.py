@@ -188,11 +188,12 @@ def reward_broken(here):
 )
 def reward_fails_for_one(here):
     module = (
+        "import os\n"
         "def judge(images, prompts, *, sigma):\n"
-        "    assert not {} & set(prompts), 'cannot'\n"
+        "    assert os.path.exists('able') or 'a blue circle' not in prompts, 'cannot'\n"
         "    return images.mean((1, 2, 3))\n"
     )
-    here.file("picky_reward.py", module.format("{'a blue circle'}"))
+    here.file("picky_reward.py", module)
     file = here.file("p.txt", "a red circle\na blue circle\na green circle")
     out = here.folder / "out"
     options = ("--prompts", file, "--reward", "picky_reward:judge", "--candidates", 1, "--steps", 2, "--no-board")
@@ -203,12 +204,34 @@ def reward_fails_for_one(here):
     assert failures == json.loads(text)["failures"]
     assert failures == [{"prompt": 1, "text": "a blue circle", "error": "AssertionError: cannot"}]
     assert len(json.loads(text)["results"]) == 2
-    here.file("picky_reward.py", module.format("set()"))
-    sys.modules.pop("picky_reward")
+    here.file("able", "")
     code, text, err = here.command("generate", *options)
     assert code == 0, err
     assert len(json.loads(text)["results"]) == 3
     assert not (out / "failures.json").exists()
+
+
+@case("generate", "a run whose reward's code or model's files have changed since", "the change is named, exit code 2")
+def inputs_changed(here):
+    module = "def judge(images, prompts, *, sigma):\n    return images.{}((1, 2, 3))\n"
+    here.file("own_reward.py", module.format("mean"))
+    out = here.folder / "out"
+    options = (
+        "generate",
+        "a red circle",
+        "--reward",
+        "own_reward:judge",
+        "--candidates",
+        1,
+        "--steps",
+        2,
+        "--out",
+        out,
+    )
+    assert here.command(*options)[0] == 0
+    assert "complete already" in here.command(*options)[1]
+    here.file("own_reward.py", module.format("amax"))
+    here.refused(*options, message="the content of reward own_reward:judge differ); give another --out")
 
 
 @case("generate", "a model folder whose weights are a pickle", "one sentence, exit code 2; nothing in it is run")
@@ -288,7 +311,7 @@ def lock_of_the_dead(here):
 
 @case("generate", "`settings.json` or `result.json` of a run that are cut off", "that part is done again")
 def records_cut_off(here):
-    from ttsnap.cli.generating import open_directory
+    from ttsnap.cli.generate import open_directory
     from ttsnap.cluster.generate import read_record
 
     here.file("settings.json", '{"settings": {"a"')

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from ttsnap.core.driver import run
 from ttsnap.cost import NAMED_COST_MODELS, Budget, CostModel
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
-from ttsnap.search import run
 from ttsnap.simulation.replay import ReplayEnvironment
 
 pytest.importorskip("zarr")

@@ -7,10 +7,10 @@ pytest.importorskip("zarr")
 pytest.importorskip("scipy")
 
 from tests.simulation.synthetic import recording, rewards
+from ttsnap.core.driver import run
 from ttsnap.cost import Budget, parse_budgets
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.ranking import WeightedSum
-from ttsnap.search import run
 from ttsnap.simulation import Contender, EveryCall, cost_model_of, simulate
 from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.simulation.simulator import draw

@@ -52,5 +52,7 @@ def config(folder, **changes):
 
 def options(folder, *more):
     """The same on the command line."""
-    data = [folder / "tree", folder / "labels", "--levels", "3,2", "--batch", "8", "--held-out", "0"]
-    return ["train", *map(str, data), "--learning-rate", "1e-3", "--cpu", *map(str, more)]
+    more = list(map(str, more))
+    usual = {"--levels": "3,2", "--batch": "8", "--held-out": "0", "--learning-rate": "1e-3"}
+    rest = [part for name, value in usual.items() if name not in more for part in (name, value)]
+    return ["train", str(folder / "tree"), str(folder / "labels"), *rest, "--cpu", *more]

@@ -29,13 +29,12 @@ class Models:
     def searcher(self, order: Order) -> Any:
         """A prepared searcher for what was ordered."""
         from ttsnap import rewards
-        from ttsnap.cli.generating import quiet_libraries
         from ttsnap.live.session import prepare
-        from ttsnap.loading import Loading, find_device, load_model
+        from ttsnap.loading import Loading, find_device, load_model, quiet_libraries
 
         quiet_libraries()
         if order.model not in self._pipes:
-            self._pipes[order.model] = load_model(order.model, Loading(self.device, self.dtype))
+            self._pipes[order.model] = load_model(order.model, Loading(device=self.device, dtype=self.dtype))
         pipe = self._pipes[order.model]
         for name in order.rewards:
             if name not in self._judges:

@@ -21,10 +21,10 @@ from ttsnap.policies.hand_picked import Proposal
 
 if TYPE_CHECKING:
     from ttsnap.app.desk import Desk
+    from ttsnap.core.driver import Look, Result
     from ttsnap.cost import Ledger
     from ttsnap.live.open_search import OpenSearch
     from ttsnap.results import SearchResult
-    from ttsnap.search import Look, Result
     from ttsnap.types import BoolArray, FloatArray, Query
 
 logger = logging.getLogger(__name__)

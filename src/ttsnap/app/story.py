@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ttsnap.core.driver import Look, Result
 from ttsnap.cost import Cost, CostModel, Ledger
 from ttsnap.observers import Observer, Start
-from ttsnap.search import Look, Result
 from ttsnap.types import FloatArray, Query
 
 WAITING, RUNNING, ALIVE, CUT, FINISHED, WINNER = "waiting", "running", "alive", "cut", "finished", "winner"

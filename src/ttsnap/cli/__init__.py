@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.config import Toml
 
 import ttsnap
+from ttsnap.cli import options
 from ttsnap.cli.app import open_page
 from ttsnap.cli.generate import generate
 from ttsnap.cli.import_values import import_values
@@ -23,49 +27,67 @@ from ttsnap.cli.simulate import simulate
 from ttsnap.cli.train import train
 from ttsnap.cli.tune import tune
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+SETTINGS_FILE = "ttsnap.toml"
+
+app = App(
+    name="ttsnap",
     help="A better picture for the same compute: start many candidates, look early, drop the poor, finish the best.",
+    version=f"ttsnap {ttsnap.__version__}",
+    help_format="plaintext",
+    result_action="return_value",
+    default_parameter=Parameter(negative=(), show_default=False),
 )
-app.command()(generate)
-app.command()(record)
-app.command()(label)
-app.command()(train)
-app.command("import-values")(import_values)
-app.command()(simulate)
-app.command()(tune)
-app.command()(models)
-app.command()(rewards)
-app.command("app")(open_page)
+VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("generate", generate),
+    ("record", record),
+    ("label", label),
+    ("train", train),
+    ("import-values", import_values),
+    ("simulate", simulate),
+    ("tune", tune),
+    ("app", open_page),
+    ("models", models),
+    ("rewards", rewards),
+)
+for place, (name, verb) in enumerate(VERBS):
+    app.command(verb, name=name, sort_key=place)
+app.register_install_completion_command()
+app.meta.group_parameters = Group("Options of every verb", sort_key=9)
 
 
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"ttsnap {ttsnap.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+@app.meta.default
+def run(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    settings: Path | None = None,
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"))] = False,
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"))] = False,
+    debug: bool = False,
 ) -> None:
-    """Options of ttsnap itself."""
+    """Run a verb.
+
+    Args:
+        settings: A TOML file with options, a table per verb such as [generate] (default: ttsnap.toml, if it is there).
+        quiet: No progress and no notes.
+        verbose: Also what diffusers and transformers have to say.
+        debug: Show the traceback of an error.
+    """
+    if debug:
+        os.environ["TTSNAP_DEBUG"] = "1"
+    options.verbosity = verbose - quiet
+    if settings is not None and not settings.is_file():
+        raise ValueError(f"there is no settings file {settings}")
+    app.config = Toml(settings or SETTINGS_FILE, must_exist=settings is not None, search_parents=False)
+    app(tokens, exit_on_error=False, print_error=False)
 
 
 def main() -> None:
     """Entry point: errors of use are one sentence on stderr and exit code 2, never a traceback.
 
-    Set TTSNAP_DEBUG=1 to see the traceback.
+    `--debug` or TTSNAP_DEBUG=1 shows it.
     """
     try:
-        app()
-    except (ValueError, OSError, ModuleNotFoundError, RecursionError) as error:
+        app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError, MemoryError, CycloptsError) as error:
         if os.environ.get("TTSNAP_DEBUG"):
             raise
         if isinstance(error, BrokenPipeError):
@@ -89,6 +111,8 @@ def explain(error: Exception) -> str:
         return f"{error.name} is not installed; it comes with: pip install 'ttsnap[{extra}]'"
     if isinstance(error, RecursionError):
         return "a file is nested too deeply to be read"
+    if isinstance(error, MemoryError) and not str(error):
+        return "memory ran out; fewer candidates, a smaller --max-batch or a smaller --size need less"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__

@@ -5,38 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-_OFFER, _SERVE = "What is offered", "Who may come"
+from ttsnap.cli.options import OFFER, OUTPUT, SERVER
+
+Offer, Server = Parameter(group=OFFER), Parameter(group=SERVER)
 
 
 def open_page(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="`shapes`, a hub id, or a diffusers directory; may be repeated.", rich_help_panel=_OFFER),
-    ] = None,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Reward on offer; may be repeated.", rich_help_panel=_OFFER)
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Results are written here, and recordings and runs are opened from here.")
-    ] = Path("app"),
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 127.0.0.1: only this machine.", rich_help_panel=_SERVE)
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.", rich_help_panel=_SERVE)] = 7860,
-    auth: Annotated[
-        list[str] | None, typer.Option(help="user:password; may be repeated.", rich_help_panel=_SERVE)
-    ] = None,
-    max_candidates: Annotated[int, typer.Option(help="Most candidates of a search.", rich_help_panel=_OFFER)] = 128,
-    max_size: Annotated[int, typer.Option(help="Largest image side in pixels.", rich_help_panel=_OFFER)] = 2048,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_OFFER)] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_OFFER)] = None,
+    *,
+    model: Annotated[tuple[str, ...], Offer] = (),
+    reward: Annotated[tuple[str, ...], Offer] = (),
+    out: Annotated[Path, Parameter(group=OUTPUT)] = Path("app"),
+    host: Annotated[str, Server] = "127.0.0.1",
+    port: Annotated[int, Server] = 7860,
+    auth: Annotated[tuple[str, ...], Server] = (),
+    max_candidates: Annotated[int, Offer] = 128,
+    max_size: Annotated[int, Offer] = 2048,
+    device: Annotated[str | None, Offer] = None,
+    dtype: Annotated[str | None, Offer] = None,
 ) -> None:
     """Open a page on this machine: watch the search, pick by hand, compare policies, explore recordings.
 
     Try: ttsnap app
+
+    Args:
+        model: `shapes`, a hub id, or a diffusers directory; may be repeated.
+        reward: Reward on offer; may be repeated.
+        out: Results are written here, and recordings and runs are opened from here.
+        host: Address to listen on; 127.0.0.1: only this machine.
+        port: Port.
+        auth: user:password; may be repeated.
+        max_candidates: Most candidates of a search.
+        max_size: Largest image side in pixels.
+        device: cpu, cuda, cuda:1, mps.
+        dtype: float32, bfloat16, float16.
     """
+    import sys
+
     import gradio  # noqa: F401  # missing, it is named with its install command
 
     from ttsnap.app.desk import Desk
@@ -44,7 +50,7 @@ def open_page(
     from ttsnap.app.server import serve
 
     users = []
-    for pair in auth or []:
+    for pair in auth:
         user, colon, password = pair.partition(":")
         if not (user and colon and password):
             raise ValueError(f"--auth takes user:password, got {pair!r}")
@@ -57,8 +63,8 @@ def open_page(
     try:
         desk = Desk(
             out,
-            model or ["shapes"],
-            reward or [],
+            list(model) or ["shapes"],
+            list(reward),
             device,
             dtype,
             Limits(candidates=max_candidates, side=max_size),
@@ -66,6 +72,6 @@ def open_page(
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; give another --out") from error
     page, url = serve(desk, host=host, port=port, auth=users or None, block=False)
-    typer.echo(f"ttsnap is at {url} (Ctrl-C ends it); results are in {desk.out}", err=True)
+    print(f"ttsnap is at {url} (Ctrl-C ends it); results are in {desk.out}", file=sys.stderr)
     desk.warm()
     page.block_thread()

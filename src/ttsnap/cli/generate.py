@@ -2,221 +2,227 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from ttsnap.cli.options import (
-    MAX_SEED,
-    MAX_STEPS,
-    AttentionSlicing,
-    CallArguments,
-    Compile,
-    Config,
-    Offload,
-    RayAddress,
-    VaeSlicing,
-    VaeTiling,
-    Weights,
-    Workers,
-    check_ranges,
-    given,
-    read_call,
-    read_policy,
-    read_prompts,
-    read_size,
-    read_weights,
-)
+from ttsnap.cli.options import OUTPUT, SEARCH, AsJson, Given, ManyWorkers, Model, Search, Workers, read_prompts
+from ttsnap.live.settings import ModelSettings, SearchSettings, changes, key
+from ttsnap.pictures import Pictures
 
-_SEARCH, _MODEL, _PICTURES, _OUTPUT = "Search", "Model", "Pictures and videos", "Output"
+if TYPE_CHECKING:
+    from ttsnap.cluster.generate import Generate
+    from ttsnap.storage import AnyPath
 
 
 def generate(
-    prompt: Annotated[
-        list[str] | None, typer.Argument(help="What to paint; several prompts give several images.")
-    ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="File with prompts: .txt (one per line) or .json (a list of strings).")
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="Output folder, local or such as s3://bucket/x (default: out/ and the prompt).",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="`shapes` (embedded), a hub id, a diffusers directory or a .safetensors file.", rich_help_panel=_MODEL
-        ),
-    ] = "shapes",
-    reward: Annotated[
-        str | None,
-        typer.Option(
-            help="Reward (see `ttsnap rewards`), module:function, or several by commas (rank sum).",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    weights: Weights = None,
-    report_reward: Annotated[
-        str | None,
-        typer.Option(
-            help="Held-out reward(s): judge finished images only, warn when they part from --reward.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            help="best-of-n, halving, early-selection, or a policy FILE.json (default: tuned, else halving).",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    candidates: Annotated[
-        int | None,
-        typer.Option(help="Candidates started per prompt (default: 32; 8 for shapes).", rich_help_panel=_SEARCH),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Or what a prompt may cost: 200NFE, 2000TFLOP, 50GFLOP or 30s.", rich_help_panel=_SEARCH),
-    ] = None,
-    rungs: Annotated[
-        str | None, typer.Option(help="Steps at which to look, such as 3,7,12.", rich_help_panel=_SEARCH)
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Share that survives each look, such as .4,.4,.5.", rich_help_panel=_SEARCH)
-    ] = None,
-    preview: Annotated[
-        str | None,
-        typer.Option(
-            help="What early looks see: full, tiny[=DIR], small[=PIXELS] or linear; finished images are always full.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    diversity: Annotated[
-        str | None,
-        typer.Option(help="Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).", rich_help_panel=_SEARCH),
-    ] = None,
-    diversity_options: Annotated[
-        str | None, typer.Option(help="Its parameters, such as merging_alpha=1.2,t_end=800.", rich_help_panel=_SEARCH)
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoiser calls of a finished image.", rich_help_panel=_MODEL)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first candidate; the others count up.")] = 0,
-    size: Annotated[
-        str | None, typer.Option(help="Image size in pixels: 512 or 768x512 (width x height).", rich_help_panel=_MODEL)
-    ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the model.", rich_help_panel=_MODEL)] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What guidance leads away from.", rich_help_panel=_MODEL)
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(help="euler, euler-karras, ddim, dpm, dpm-karras, in place of its own.", rich_help_panel=_MODEL),
-    ] = None,
-    call: CallArguments = None,
-    image: Annotated[
-        Path | None, typer.Option(help="Start from this picture (image-to-image).", rich_help_panel=_PICTURES)
-    ] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="How far from it, above 0 and at most 1.", rich_help_panel=_PICTURES)
-    ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(help="Paint only where this picture is white (inpainting).", rich_help_panel=_PICTURES),
-    ] = None,
-    control_image: Annotated[
-        Path | None, typer.Option(help="Be led by this picture (ControlNet pipelines).", rich_help_panel=_PICTURES)
-    ] = None,
-    look_frames: Annotated[
-        str | None,
-        typer.Option(
-            help="Of videos, the frames that are judged: first,middle,last or 0,8.", rich_help_panel=_PICTURES
-        ),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = None,
-    offload: Offload = None,
-    compile: Compile = False,
-    attention_slicing: AttentionSlicing = False,
-    vae_slicing: VaeSlicing = False,
-    vae_tiling: VaeTiling = False,
-    config: Config = None,
-    max_batch: Annotated[
-        int | None,
-        typer.Option(help="Most candidates in one batch (halved when memory runs out).", rich_help_panel=_MODEL),
-    ] = None,
-    top: Annotated[int, typer.Option(help="Save this many of the best finished images.", rich_help_panel=_OUTPUT)] = 1,
-    compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Also run best-of-N at the same cost and show it.", rich_help_panel=_OUTPUT),
-    ] = False,
-    board: Annotated[bool, typer.Option(help="Draw the pruning board.", rich_help_panel=_OUTPUT)] = True,
-    workers: Workers = None,
-    ray_address: RayAddress = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel=_OUTPUT)
-    ] = False,
+    *prompt: str,
+    prompts: Annotated[str | None, Parameter(group=SEARCH)] = None,
+    search: Search = SearchSettings(),
+    model: Model = ModelSettings(),
+    pictures: Given = Pictures(),
+    out: Annotated[str | None, Parameter(group=OUTPUT)] = None,
+    top: Annotated[int, Parameter(group=OUTPUT)] = 1,
+    compare: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    board: Annotated[bool, Parameter(group=OUTPUT, negative="--no-board")] = True,
+    workers: ManyWorkers = Workers(),
+    json: AsJson = False,
 ) -> None:
     """Find the best image for a prompt under a compute budget.
 
     Try: ttsnap generate "a red circle left of a blue square"
+
+    Args:
+        prompt: What to paint; several prompts give several images.
+        prompts: File with prompts: .txt (one per line) or .json (a list of strings).
+        out: Output folder, local or such as s3://bucket/x (default: out/ and the prompt).
+        top: Save this many of the best finished images.
+        compare: Also run best-of-N at the same cost and show it.
+        board: Draw the pruning board.
     """
-    from ttsnap.cli.generating import Request, execute
-    from ttsnap.cli.scaling import Scale
-    from ttsnap.cost import MAX_CANDIDATES
-    from ttsnap.diversity import parse
-    from ttsnap.pictures import Pictures, parse_frames
+    from ttsnap.cli.workers import quietly
+    from ttsnap.cluster.generate import Generate, read_record
     from ttsnap.storage import location
 
-    check_ranges(
-        candidates=(candidates, 1, MAX_CANDIDATES),
-        seed=(seed, 0, MAX_SEED),
-        steps=(steps, 1, MAX_STEPS),
-        max_batch=(max_batch, 1, MAX_CANDIDATES),
+    # Everything that can be wrong without a model is said before one is loaded.
+    texts = read_prompts(prompt, prompts)
+    if top < 1:
+        raise ValueError(f"--top must be at least 1, got {top}")
+    workers.check_device(model.device)
+    if len(texts) == 1 and not workers.alone:
+        raise ValueError("--workers and --ray-address are for many prompts; one prompt runs in one process")
+    asked = {"prompts": texts}, model.key(), pictures.settings(), search.key()
+    settings = key(*asked, {"top": top, "compare": compare, "board": board})
+    folder, fixed = open_directory(None if out is None else location(out, absolute=True), settings)
+    prepare = partial(quietly, search.prepare, model, texts[0], pictures, fixed)
+    job = Generate(prepare, texts, folder, settings, fixed, search.seed, top, compare, board)
+    if len(texts) > 1:
+        _many(job, workers, json)
+        return
+    resumed = read_record(folder) is not None
+    if not resumed:
+        _one(job, json)
+    _report([read_record(folder)], [folder], folder, json, resumed=resumed)
+
+
+def _one(job: Generate, as_json: bool) -> None:
+    """Search for one prompt, with a display of its own."""
+    import sys
+    import warnings
+
+    from ttsnap.cli.progress import Display, say
+    from ttsnap.cli.workers import interruptible
+    from ttsnap.locks import locked
+
+    show = Display(silent=as_json)
+    try:
+        with interruptible(), locked(job.out, say):
+            show.status("loading the model")
+            session = job.prepare()
+            job.settle(session)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                results = session.block(
+                    job.prompts, seed=job.seed, top=job.top, compare=job.compare, previews=job.board, observer=show
+                )
+            for note in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
+                say(f"warning: {note}")
+            results[0].save(job.out, board=job.board)
+    except KeyboardInterrupt:
+        show.close()
+        print(f"stopped: the same command begins again ({job.out})", file=sys.stderr)
+        raise SystemExit(130) from None
+    show.close()
+
+
+def _many(job: Generate, workers: Workers, as_json: bool) -> None:
+    """Many prompts, here or on many workers; one that fails takes nobody with it."""
+    from ttsnap.cli.progress import Board, say
+    from ttsnap.cli.workers import PARTLY, failures_file, report_failures, run
+    from ttsnap.cluster.generate import read_record
+
+    folders = [job.folder(p) for p in range(len(job.prompts))]
+    records = [read_record(folder) for folder in folders]
+    failures, resumed = [], None not in records
+    if not resumed:
+        show = Board("searching", "prompts", silent=as_json, workers=not workers.alone)
+        outcome = run(job, workers, job.out, show)
+        records = [read_record(folder) for folder in folders]
+        failures = report_failures(outcome, failures_file(job.out, inside=True), lambda p: job.prompts[p])
+        if not as_json:
+            say(f"{len(outcome.stored)} prompts, {show.summary()}")
+    done = [p for p, record in enumerate(records) if record is not None]
+    _report(
+        [records[p] for p in done], [folders[p] for p in done], job.out, as_json, resumed=resumed, failures=failures
     )
-    execute(
-        Request(
-            prompts=read_prompts(prompt or [], prompts),
-            out=None if out is None else location(out, absolute=True),
-            model=model,
-            reward=reward,
-            policy=read_policy(policy, rungs, keep),
-            candidates=candidates,
-            budget=budget,
-            seed=seed,
-            top=top,
-            compare=compare,
-            board=board,
-            options=given(
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                negative_prompt=negative_prompt,
-                scheduler=scheduler,
-                max_batch=max_batch,
-                look_frames=parse_frames(look_frames),
-                **read_size(size),
-                **read_call(call),
-            ),
-            pictures=Pictures(image, mask, control_image, strength),
-            device=device,
-            dtype=dtype,
-            loading={
-                "offload": offload,
-                "compile": compile,
-                "attention_slicing": attention_slicing,
-                "vae_slicing": vae_slicing,
-                "vae_tiling": vae_tiling,
-                "config": config,
-            },
-            diversity=parse(diversity, diversity_options),
-            preview=preview,
-            scale=Scale(workers, ray_address),
-            weights=read_weights(weights),
-            report=report_reward,
-        ),
-        as_json=json,
-    )
+    if failures:
+        raise SystemExit(PARTLY)
+
+
+def open_directory(out: AnyPath | None, settings: dict[str, Any]) -> tuple[AnyPath, int | None]:
+    """The output directory, and the number of candidates if a run with these settings has begun there.
+
+    Raises:
+        ValueError: the path is a file, not writable, or holds a run with other settings.
+    """
+    import re
+    from pathlib import Path
+
+    from ttsnap.storage import check_writable
+
+    if out is None:
+        slug = re.sub(r"[^a-z0-9]+", "-", settings["prompts"][0].lower()).strip("-")[:48].strip("-") or "image"
+        name, number = Path("out").absolute() / slug, 1
+        out = name
+        while (before := _settings_in(out)) is not None and before["settings"] != settings:
+            number += 1
+            out = name.with_name(f"{slug}-{number}")
+    check_writable(out)
+    before = _settings_in(out)
+    if before is None:
+        return out, None
+    if before["settings"] != settings:
+        different = ", ".join(changes(before["settings"], settings))
+        raise ValueError(f"{out} holds a run with other settings ({different} differ); give another --out")
+    return out, int(before["candidates"])
+
+
+def _settings_in(folder: AnyPath) -> dict[str, Any] | None:
+    import json
+
+    from ttsnap.cluster.generate import SETTINGS
+
+    try:
+        data = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) and {"settings", "candidates"} <= set(data) else None
+
+
+def _report(
+    records: list[Any],
+    folders: list[AnyPath],
+    out: AnyPath,
+    as_json: bool,
+    resumed: bool,
+    failures: list[dict[str, Any]] | None = None,
+) -> None:
+    """Print what was found."""
+    import json
+
+    from ttsnap.cost import Cost
+    from ttsnap.results import cost_line
+
+    for record, folder in zip(records, folders, strict=True):
+        record["files"] = {
+            kind: [str(folder / name) for name in names] if isinstance(names, list) else str(folder / names)
+            for kind, names in record["files"].items()
+        }
+    if as_json:
+        whole = records[0] if failures is None else {"results": records, "failures": failures}
+        print(json.dumps(whole | {"out": str(out)}, indent=1, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if resumed:
+        console.print(f"{out} is complete already; nothing was run again.", highlight=False)
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    for name in ("prompt", "reward", "seed", "best-of-N for the same cost", "image"):
+        table.add_column(name, justify="right" if name in ("reward", "seed") else "left")
+    for record in records[:20]:
+        other = record["best_of_n_at_this_cost"]
+        got = f"reward {other['reward']:.3f}" if other["reward"] is not None else "not run (--compare)"
+        table.add_row(
+            record["prompt"],
+            f"{record['reward']:.3f}",
+            str(record["seed"]),
+            f"N = {other['candidates']}: {got}",
+            record["files"]["images"][0],
+        )
+    console.print(table)
+    if len(records) > 20:
+        console.print(f"… and {len(records) - 20} more in {out}")
+    for line in _held_out_lines(records):
+        console.print(line, highlight=False, soft_wrap=True)
+    if len(records) == 1:
+        cost = records[0]["cost"]
+        text = cost_line(Cost(**{**cost, "seconds": cost["seconds"] if cost["seconds"] is not None else float("nan")}))
+        console.print(f"cost: {text} ({cost['looks']} looks)", highlight=False)
+        if "board" in records[0]["files"]:
+            console.print(f"how it was found: {records[0]['files']['board']}", highlight=False)
+
+
+def _held_out_lines(records: list[Any]) -> list[str]:
+    """What each held-out reward says, over all prompts."""
+    lines = []
+    for of_reward in zip(*(record["held_out"] for record in records if record.get("held_out")), strict=True):
+        winner, median = (sum(h[key] for h in of_reward) / len(of_reward) for key in ("reward", "median"))
+        images = sum(h["images"] for h in of_reward)
+        compared = [h["parted"] for h in of_reward if h["parted"] is not None]
+        worse = f"; worse than the median on {sum(compared)} of {len(compared)} prompts" if compared else ""
+        worse += ": they may part (reward hacking)" if 2 * sum(compared) > len(compared) else ""
+        lines.append(f"held out, {of_reward[0]['name']}: {winner:.3f}, median of {images} finished {median:.3f}{worse}")
+    return lines

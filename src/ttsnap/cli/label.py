@@ -2,72 +2,154 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from ttsnap.cli.options import RayAddress, Workers
+from ttsnap.cli.options import LABELS, AsJson, ManyWorkers, Workers, read_prompts
 
-_TRUTH = "Published labels"
+if TYPE_CHECKING:
+    from ttsnap.storage import AnyPath
+
+Published = Parameter(group=LABELS)
 
 
 def label(
-    source: Annotated[str, typer.Argument(metavar="TREE", help="Image tree, as `ttsnap record` writes it.")],
-    out: Annotated[
-        str, typer.Argument(help="Recording to write, local or s3://bucket/x; the same command goes on with it.")
-    ],
-    reward: Annotated[str | None, typer.Option(help="Reward, or several separated by commas.")] = None,
-    final_only: Annotated[bool, typer.Option("--final-only", help="Judge finished images only.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that is missing or damaged.")] = False,
-    prompts: Annotated[
-        str | None, typer.Option(help="File with the prompts, for a tree without a manifest (.txt or .json).")
-    ] = None,
-    max_batch: Annotated[int, typer.Option(help="Most images in one look.")] = 32,
-    threads: Annotated[int | None, typer.Option(help="Threads that decode images (default: one per core).")] = None,
-    workers: Workers = None,
-    ray_address: RayAddress = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
-    ground_truth: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]FILE",
-            help="Import labels of finished images (`p0000: {id000: value}`) instead of judging; "
-            "TREE can then be a file with prompts.",
-            rich_help_panel=_TRUTH,
-        ),
-    ] = None,
-    steps: Annotated[
-        int, typer.Option(help="Denoiser calls of a finished image, where no tree tells.", rich_help_panel=_TRUTH)
-    ] = 20,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    tree: str,
+    out: str,
+    /,
+    *,
+    reward: str | None = None,
+    final_only: bool = False,
+    strict: bool = False,
+    prompts: str | None = None,
+    max_batch: int = 32,
+    threads: int | None = None,
+    device: str | None = None,
+    ground_truth: Annotated[tuple[str, ...], Published] = (),
+    steps: Annotated[int, Published] = 20,
+    workers: ManyWorkers = Workers(),
+    json: AsJson = False,
 ) -> None:
     """Judge the images of a tree into a recording, which simulate, tune and train read.
 
     A prompt with a missing or damaged image is reported and left out; record it again, and label takes it up.
 
     Try: ttsnap label tree tree.zarr --reward shapes
+
+    Args:
+        tree: Image tree, as `ttsnap record` writes it.
+        out: Recording to write, local or s3://bucket/x; the same command goes on with it.
+        reward: Reward, or several separated by commas.
+        final_only: Judge finished images only.
+        strict: Stop at an image that is missing or damaged.
+        prompts: File with the prompts, for a tree without a manifest (.txt or .json).
+        max_batch: Most images in one look.
+        threads: Threads that decode images (default: one per core).
+        device: cpu, cuda, cuda:1, mps.
+        ground_truth: [NAME=]FILE: import labels of finished images (`p0000: {id000: value}`) instead of judging; TREE
+            can then be a file with prompts.
+        steps: Denoiser calls of a finished image, where no tree tells.
     """
-    from ttsnap.cli.labelling import Request, import_labels, judge_tree
-    from ttsnap.cli.scaling import Scale
+    import json as encoder
+
     from ttsnap.storage import location
 
     if (reward is None) == (not ground_truth):
         raise ValueError("give --reward, such as --reward shapes, or --ground-truth FILE")
-    if ground_truth:
-        import_labels(location(source), location(out), ground_truth, prompts, steps, as_json=json)
+    for name, value in (("--max-batch", max_batch), ("--threads", threads), ("--steps", steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    texts = read_prompts([], prompts) if prompts else None
+    if reward is None:
+        report = _imported(location(tree), location(out), ground_truth, texts, steps)
+        names = ", ".join(report["rewards"])
+        lines = [f"{out}: {names} of {report['prompts']} prompts x {report['candidates']} finished images"]
     else:
-        judge_tree(
-            Request(
-                location(source, absolute=True),
-                location(out, absolute=True),
-                reward or "",
-                prompts,
-                final_only,
-                strict,
-                max_batch,
-                threads,
-                device,
-                Scale(workers, ray_address),
-            ),
-            as_json=json,
-        )
+        choices = (final_only, strict, max_batch, threads)
+        source, place = location(tree, absolute=True), location(out, absolute=True)
+        report, lines = _judged(source, place, reward, texts, choices, device, workers, json)
+    print(encoder.dumps(report, indent=1) if json else "\n".join(lines))
+    if report.get("failures"):
+        from ttsnap.cli.workers import PARTLY
+
+        raise SystemExit(PARTLY)
+
+
+def _judged(
+    source: AnyPath,
+    out: AnyPath,
+    reward: str,
+    texts: list[str] | None,
+    choices: tuple[bool, bool, int, int | None],
+    device: str | None,
+    workers: Workers,
+    silent: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """Label what is not labelled yet; the report, as an object and in lines."""
+    from ttsnap import rewards
+    from ttsnap.cli.progress import Board, say
+    from ttsnap.cli.workers import SHOWN, failures_file, report_failures, run
+    from ttsnap.cluster.label import Label
+    from ttsnap.loading import find_device
+    from ttsnap.recordings.image_tree import ImageTree
+    from ttsnap.recordings.recording import Recording
+
+    names = rewards.names_of(reward)
+    workers.check_device(device)
+    tree = ImageTree.open(source, texts)
+    job = Label(tree, partial(rewards.load, reward), partial(find_device, device), out, *choices)
+    show = Board("labelling", "images", silent=silent, workers=not workers.alone)
+    outcome = run(job, workers, out, show)
+    bad = outcome.bad
+    for path, fault in bad[:SHOWN]:
+        say(f"warning: image {path} {fault}")
+    recorded = int(Recording(out).done.sum())
+    if bad:
+        more = f" ({len(bad) - SHOWN} more like these)" if len(bad) > SHOWN else ""
+        left = f"{len(outcome.failures)} prompts are left out until these are recorded again"
+        say(f"warning: {len(bad)} bad images{more}; {left}")
+    if not recorded and bad:
+        raise ValueError(f"no prompt of {source} has all its images, so that {out} is empty")
+    failures = report_failures(outcome, failures_file(out, inside=False), lambda p: tree.prompts[p])
+    if not recorded:
+        raise ValueError(f"nothing is recorded in {source}, so that {out} is empty")
+    missing = outcome.plan.report["prompts_not_recorded"]
+    report = {
+        "out": str(out),
+        "rewards": names,
+        "prompts": recorded,
+        "candidates": tree.num_candidates,
+        "bad_images": [{"path": path, "fault": fault} for path, fault in bad],
+        "prompts_left_out": sorted(outcome.failures),
+        "prompts_not_recorded": missing,
+        "failures": failures,
+        **show.report(),
+    }
+    rest = f"; nothing is recorded of {missing} more prompts" if missing else ""
+    done = show.summary() if show.images else "it was complete already; nothing was judged again."
+    return report, [f"{out}: {recorded} prompts x {tree.num_candidates} candidates{rest}", done]
+
+
+def _imported(
+    source: AnyPath, out: AnyPath, files: tuple[str, ...], texts: list[str] | None, steps: int
+) -> dict[str, Any]:
+    """Import published labels of finished images."""
+    from ttsnap.recordings.image_tree import ImageTree
+    from ttsnap.recordings.labelling import ground_truth_name, import_ground_truth
+
+    named: dict[str, str] = {}
+    for file in files:
+        name, equals, path = file.partition("=")
+        name, path = (name, path) if equals else (ground_truth_name(file), file)
+        if name in named:
+            raise ValueError(f"--ground-truth gives {name!r} twice")
+        named[name] = path
+    if source.is_dir():
+        tree = ImageTree.open(source, texts)
+        recording = import_ground_truth(named, tree.prompts, out, num_steps=tree.num_steps, seeds=tree.seeds)
+    else:
+        recording = import_ground_truth(named, read_prompts([], str(source)), out, num_steps=steps)
+    prompts, candidates = int(recording.done.sum()), recording.shape[1]
+    return {"out": str(out), "rewards": list(recording.rewards), "prompts": prompts, "candidates": candidates}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from ttsnap.cli.options import AsJson
 
@@ -12,21 +10,21 @@ if TYPE_CHECKING:
     from ttsnap.catalogue import Family
 
 
-def models(
-    name: Annotated[list[str] | None, typer.Argument(help="Tell more about those whose name contains this.")] = None,
-    json: AsJson = False,
-) -> None:
+def models(*name: str, json: AsJson = False) -> None:
     """The supported models: memory, cost at full size, a schedule to start with, and a command for each.
 
     Try: ttsnap models FLUX
+
+    Args:
+        name: Tell more about those whose name contains this.
     """
     from ttsnap import catalogue
 
-    families = catalogue.find(name or [])
+    families = catalogue.find(list(name))
     if json:
         import json as encoder
 
-        typer.echo(encoder.dumps([family.to_dict() for family in families], indent=2))
+        print(encoder.dumps([family.to_dict() for family in families], indent=2))
         return
     from rich.console import Console
     from rich.table import Table

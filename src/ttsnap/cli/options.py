@@ -1,89 +1,99 @@
-"""Options that several verbs share, from text to values."""
+"""Options that several verbs share: the groups of the help, and prompts and calls from text to values."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Group, Parameter
+
+from ttsnap.live.settings import ModelSettings, SearchSettings, read_numbers
+from ttsnap.pictures import Pictures
 
 if TYPE_CHECKING:
-    from ttsnap.types import Policy
+    from ttsnap.cluster.scheduling import Pool
 
 MAX_PROMPT = 10_000  # characters
 MAX_FILE = 64 << 20  # bytes of a file with prompts
-MAX_SEED = 2**62  # seeds of candidates count up from the first
-MAX_STEPS = 1000
-MAX_SIDE = 16_384  # pixels
 
-RecordingPath = Annotated[Path, typer.Argument(help="A recording (see import-values and record).")]
+verbosity = 0  # -1: nothing is shown but results and errors; 1: libraries may speak
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many workers, and where; one without an address is this process.
+
+    Attributes:
+        workers: Worker processes, one per GPU, with the same results as one (needs the extra `cluster`).
+        ray_address: Of a Ray cluster, such as auto or ray://host:10001.
+    """
+
+    workers: int | None = None
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"--workers must be at least 1, got {self.workers}")
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process does everything."""
+        return self.ray_address is None and self.workers in (None, 1)
+
+    def check_device(self, device: str | None) -> None:
+        """With several workers each takes the accelerator that Ray gives it."""
+        if not self.alone and device not in (None, "cpu", "cuda", "mps"):
+            raise ValueError(
+                f"with --workers each worker has a GPU of its own; --device is cpu or cuda, got {device!r}"
+            )
+
+    def pool(self) -> Pool:
+        """The workers."""
+        from ttsnap.cluster.scheduling import ThisProcess
+
+        if self.alone:
+            return ThisProcess()
+        from ttsnap.cluster.ray_pool import RayPool
+
+        return RayPool(self.workers, self.ray_address)
+
+
+def _group(name: str, order: int) -> Group:
+    return Group(name, sort_key=order)
+
+
+SEARCH, RECORDED, POLICIES, DATA = (_group(name, 1) for name in ("Search", "What is recorded", "Policies", "Data"))
+COST, TRAINING, LABELS = (_group(name, 2) for name in ("Cost", "How it is trained", "Published labels"))
+MODEL, PICTURES, OFFER, SERVER = (_group(name, 3) for name in ("Model", "Pictures", "What is offered", "Who may come"))
+WORKERS, OUTPUT = _group("Many workers", 4), _group("Output", 5)
+
+Model = Annotated[ModelSettings, Parameter(name="*", group=MODEL)]
+Search = Annotated[SearchSettings, Parameter(name="*", group=SEARCH)]
+Given = Annotated[Pictures, Parameter(name="*", group=PICTURES)]
+ManyWorkers = Annotated[Workers, Parameter(name="*", group=WORKERS)]
+AsJson = Annotated[bool, Parameter(group=OUTPUT, help="Print one JSON object on stdout and nothing else.")]
+Budgets = Parameter(name=("--budgets", "--budget"), group=COST)
 Accounting = Annotated[
-    str, typer.Option(help="calls: everything counts; published: as the TTSnap authors charge.", rich_help_panel="Cost")
+    str, Parameter(group=COST, help="calls: everything counts; published: as the TTSnap authors charge.")
 ]
 CostModelName = Annotated[
     str | None,
-    typer.Option(
-        help="flux-512, flux-512-counted, flux-1024, sdxl-512, sdxl-1024 (default: as recorded).",
-        rich_help_panel="Cost",
-    ),
+    Parameter(group=COST, help="flux-512, flux-512-counted, flux-1024, sdxl-512, sdxl-1024 (default: as recorded)."),
 ]
-CallTflop = Annotated[float | None, typer.Option(help="Or: TFLOP of one call ...", rich_help_panel="Cost")]
-LookTflop = Annotated[float | None, typer.Option(help="... and of one look, decode included.", rich_help_panel="Cost")]
+CallTflop = Annotated[float | None, Parameter(group=COST, help="Or: TFLOP of one call ...")]
+LookTflop = Annotated[float | None, Parameter(group=COST, help="... and of one look, decode included.")]
 Weights = Annotated[
-    str | None,
-    typer.Option(help="Weights of several rewards, such as 1,.5 (default: rank sum).", rich_help_panel="Policies"),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel="Output")
-]
-_MODEL = "Model"
-Offload = Annotated[
-    str | None,
-    typer.Option(
-        help="model: keep models that do not run in main memory; sequential: every layer; none.", rich_help_panel=_MODEL
-    ),
-]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the denoiser (torch.compile).", rich_help_panel=_MODEL)
-]
-AttentionSlicing = Annotated[
-    bool, typer.Option("--attention-slicing", help="Attention in slices (UNets).", rich_help_panel=_MODEL)
-]
-VaeSlicing = Annotated[
-    bool, typer.Option("--vae-slicing", help="Decode image by image, for less memory.", rich_help_panel=_MODEL)
-]
-VaeTiling = Annotated[bool, typer.Option("--vae-tiling", help="Decode large images in tiles.", rich_help_panel=_MODEL)]
-Config = Annotated[
-    str | None,
-    typer.Option(
-        help="Directory or hub id of the pipeline a single .safetensors file belongs to.", rich_help_panel=_MODEL
-    ),
-]
-CallArguments = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--call",
-        help="Any other argument of the pipeline's call, such as true_cfg_scale=4 or eta=.5 (may be repeated).",
-        rich_help_panel=_MODEL,
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        help="Worker processes, one per GPU, with the same results as one (needs the extra `cluster`).",
-        rich_help_panel="Many workers",
-    ),
-]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(help="Of a Ray cluster, such as auto or ray://host:10001.", rich_help_panel="Many workers"),
+    str | None, Parameter(group=POLICIES, help="Weights of several rewards, such as 1,.5 (default: rank sum).")
 ]
 
 
-def read_prompts(given: list[str], source: str | None, *, verb: str = "generate") -> list[str]:
+def read_prompts(given: Sequence[str], source: str | None, *, verb: str = "generate") -> list[str]:
     """Prompts of the command line, or of a file or built-in list."""
     if source is None:
-        prompts = given
+        prompts = list(given)
     elif given:
         raise ValueError("give prompts on the command line or in a file, not both")
     elif source.startswith("shapes:"):
@@ -102,15 +112,6 @@ def read_prompts(given: list[str], source: str | None, *, verb: str = "generate"
     return [" ".join(prompt.split()) for prompt in prompts]
 
 
-def check_ranges(**options: tuple[int | None, int, int]) -> None:
-    """Raise ValueError about the first option (value, least, most) that is given and out of range."""
-    for name, (value, least, most) in options.items():
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-        if value is not None and value > most:
-            raise ValueError(f"--{name.replace('_', '-')} must be at most {most}, got {value}")
-
-
 def _shapes_prompts(source: str) -> list[str]:
     """The lists of the embedded world: `shapes:train` and `shapes:held-out`."""
     from ttsnap.shapes.scenes import held_out_prompts, train_prompts
@@ -123,8 +124,6 @@ def _shapes_prompts(source: str) -> list[str]:
 
 def _read_file(file: Path) -> list[str]:
     """A text file with one prompt per line, or a JSON list of strings."""
-    import json
-
     try:
         if file.stat().st_size > MAX_FILE:
             raise ValueError(f"{file} is larger than {MAX_FILE >> 20} MiB; split the prompts")
@@ -142,58 +141,6 @@ def _read_file(file: Path) -> list[str]:
     if not isinstance(data, list) or not all(isinstance(item, str) for item in data):
         raise ValueError(f'{file} must hold a JSON list of strings, such as ["a red circle", "a blue square"]')
     return data
-
-
-def read_numbers(text: str, name: str, example: str) -> tuple[float, ...]:
-    """Numbers separated by commas; the option's name and an example serve the error message."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{name} takes numbers separated by commas, such as {example}, got {text!r}") from None
-
-
-def read_weights(text: str | None) -> tuple[float, ...] | None:
-    """Weights of several rewards, such as `1,.5`."""
-    if text is None:
-        return None
-    weights = read_numbers(text, "--weights", "1,.5")
-    if not any(weights) or not all(abs(weight) < float("inf") for weight in weights):
-        raise ValueError(f"--weights takes finite numbers that are not all 0, got {text!r}")
-    return weights
-
-
-def read_size(text: str | None) -> dict[str, int]:
-    """Height and width of `512` or `768x512`."""
-    if text is None:
-        return {}
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"--size takes pixels such as 512 or 768x512 (width x height), got {text!r}")
-    if max(map(int, parts)) > MAX_SIDE:
-        raise ValueError(f"--size is at most {MAX_SIDE} pixels a side, got {text}")
-    return {"width": int(parts[0]), "height": int(parts[-1])}
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """Options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def read_call(arguments: list[str] | None) -> dict[str, Any]:
-    """Arguments of the pipeline's call, such as `true_cfg_scale=4`; values are JSON, or else text."""
-    import json
-
-    found: dict[str, Any] = {}
-    for argument in arguments or []:
-        name, equals, value = argument.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"--call takes an argument such as true_cfg_scale=4, got {argument!r}")
-        number = f"0{value}" if value.startswith(".") else value
-        try:
-            found[name] = json.loads(number)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def read_range(text: str | None, count: int) -> range:
@@ -217,18 +164,3 @@ def read_calls(text: str | None) -> list[int] | None:
     if any(number != int(number) for number in numbers):
         raise ValueError(f"--calls takes whole numbers, such as 1,5,20, got {text!r}")
     return [int(number) for number in numbers]
-
-
-def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | Policy | None:
-    """The policy that the options describe: a name or file, or halving with these rungs and ratios."""
-    if rungs is None and keep is None:
-        return name
-    if name not in (None, "halving"):
-        raise ValueError(f"--rungs and --keep belong to the policy halving, not to {name}")
-    if rungs is None:
-        raise ValueError("--keep needs --rungs, such as --rungs 3,7,12 --keep .4,.4,.5")
-    from ttsnap.policies import SuccessiveHalving
-
-    steps = tuple(int(value) if value == int(value) else value for value in read_numbers(rungs, "--rungs", "3,7,12"))
-    ratios = read_numbers(keep, "--keep", ".4,.4,.5") if keep is not None else None
-    return SuccessiveHalving(steps, ratios)  # type: ignore[arg-type]  # it checks that rungs are whole

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from ttsnap.cli.options import AsJson
 
 
-def rewards(
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
-) -> None:
+def rewards(*, json: AsJson = False) -> None:
     """List the rewards: what they judge, where their weights come from, what a look costs.
 
     Try: ttsnap generate "a corgi" --model DIR --reward imagereward,hpsv2 --report-reward pickscore
@@ -20,7 +18,7 @@ def rewards(
         import json as format_json
 
         data = {"rewards": [entry.to_dict() for entry in ENTRIES], "others": [list(other) for other in OTHERS]}
-        typer.echo(format_json.dumps(data, indent=1))
+        print(format_json.dumps(data, indent=1))
         return
     from rich.console import Console
     from rich.table import Table

@@ -2,85 +2,241 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from ttsnap.cli.options import Accounting, AsJson, CallTflop, CostModelName, LookTflop, RecordingPath, Weights
+from ttsnap.cli.options import (
+    OUTPUT,
+    POLICIES,
+    Accounting,
+    AsJson,
+    Budgets,
+    CallTflop,
+    CostModelName,
+    LookTflop,
+    Weights,
+)
+from ttsnap.live.settings import read_numbers, read_policy
 
-_POLICIES, _COST, _OUTPUT = "Policies", "Cost", "Output"
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ttsnap.recordings import Recording
+    from ttsnap.simulation.results import Simulation
+    from ttsnap.simulation.simulator import Contender
+
+GUIDES = {"aware": ("aware",), "clean": ("clean",), "both": ("aware", "clean")}
+METHODS = {"aware": "TTSnap", "clean": "TTSp"}
 
 
 def simulate(
-    recording: RecordingPath,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="halving, early-selection, or a policy FILE.json; several by repeating (default: halving).",
-            rich_help_panel=_POLICIES,
-        ),
-    ] = None,
-    rungs: Annotated[
-        str | None,
-        typer.Option(help="Another halving: steps at which to look, such as 3,7,12.", rich_help_panel=_POLICIES),
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Share that survives each look, such as .4,.4,.5.", rich_help_panel=_POLICIES)
-    ] = None,
-    guide: Annotated[
-        str | None,
-        typer.Option(
-            help="What policies see: aware (noise-aware rewards, clean where there are none), clean, or both "
-            "(default: what is recorded).",
-            rich_help_panel=_POLICIES,
-        ),
-    ] = None,
+    recording: Path,
+    /,
+    *,
+    policy: Annotated[tuple[str, ...], Parameter(group=POLICIES)] = (),
+    rungs: Annotated[str | None, Parameter(group=POLICIES)] = None,
+    keep: Annotated[str | None, Parameter(group=POLICIES)] = None,
+    guide: Annotated[str | None, Parameter(group=POLICIES)] = None,
     weights: Weights = None,
-    budgets: Annotated[
-        str | None,
-        typer.Option(
-            "--budgets",
-            "--budget",
-            help="400:4000:200TFLOP, or 500TFLOP,2000TFLOP; also NFE (default: best-of-2 to best-of-20).",
-            rich_help_panel=_COST,
-        ),
-    ] = None,
+    budgets: Annotated[str | None, Budgets] = None,
     accounting: Accounting = "calls",
     cost_model: CostModelName = None,
     call_tflop: CallTflop = None,
     look_tflop: LookTflop = None,
-    trials: Annotated[int, typer.Option(help="Draws of candidates per prompt, the same for all policies.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    plots: Annotated[
-        Path | None, typer.Option(help="Write the pictures (PNG and SVG) into this folder.", rich_help_panel=_OUTPUT)
-    ] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the whole table here.", rich_help_panel=_OUTPUT)] = None,
+    trials: int = 50,
+    seed: int = 0,
+    plots: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    csv: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     json: AsJson = False,
 ) -> None:
     """Replay policies on recorded rewards and compare them with best-of-N at equal cost.
 
     Try: ttsnap simulate flux.zarr --plots plots/
-    """
-    from ttsnap.cli.simulating import Request, execute
 
-    execute(
-        Request(
-            recording=recording,
-            policies=policy or [],
-            rungs=rungs,
-            keep=keep,
-            guide=guide,
-            weights=weights,
-            budgets=budgets,
-            accounting=accounting,
-            cost_model=cost_model,
-            call_tflop=call_tflop,
-            look_tflop=look_tflop,
+    Args:
+        recording: A recording (see import-values and record).
+        policy: halving, early-selection, or a policy FILE.json; several by repeating (default: halving).
+        rungs: Another halving: steps at which to look, such as 3,7,12.
+        keep: Share that survives each look, such as .4,.4,.5.
+        guide: What policies see: aware (noise-aware rewards, clean where there are none), clean, or both (default:
+            what is recorded).
+        budgets: 400:4000:200TFLOP, or 500TFLOP,2000TFLOP; also NFE (default: best-of-2 to best-of-20).
+        trials: Draws of candidates per prompt, the same for all policies.
+        seed: Seed of the draws.
+        plots: Write the pictures (PNG and SVG) into this folder.
+        csv: Write the whole table here.
+    """
+    import json as encoder
+
+    from rich.progress import Progress
+
+    from ttsnap.cli.progress import console
+    from ttsnap.cost import parse_budgets
+    from ttsnap.recordings import Recording
+    from ttsnap.simulation import accounting_of, cost_model_of, default_budgets
+    from ttsnap.simulation import simulate as replay
+    from ttsnap.storage import atomically
+
+    budget = parse_budgets(budgets) if budgets else None
+    numbers = read_numbers(weights, "--weights", "1,.5") if weights else None
+    opened = Recording.open(recording)
+    model = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
+    charged = accounting_of(accounting, model)
+    field = contenders(opened, policy, rungs, keep, guide)
+    shown = console(json)
+    with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
+        task = bar.add_task(f"{len(field)} policies", total=None)
+        simulation = replay(
+            opened,
+            field,
+            budget or default_budgets(model, opened.shape[2]),
+            charged,
             trials=trials,
             seed=seed,
-            plots=plots,
-            csv=csv,
-        ),
-        as_json=json,
+            weights=numbers,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    written: list[Path] = []
+    if plots:
+        from ttsnap.figures import save
+        from ttsnap.simulation import plots as drawing
+
+        written = save(drawing.plot(simulation, opened), plots)
+    if csv:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        atomically(csv, lambda temporary: simulation.table.to_csv(temporary, index=False))
+        written.append(csv)
+    if json:
+        print(encoder.dumps(simulation.to_dict() | {"files": [str(path) for path in written]}))
+    else:
+        show(simulation, written)
+
+
+def contenders(
+    recording: Recording, names: Sequence[str], rungs: str | None, keep: str | None, guide: str | None
+) -> list[Contender]:
+    """Every policy with every guide that is asked for and recorded, under names that tell them apart."""
+    from ttsnap import policies
+    from ttsnap.simulation import Contender
+
+    if guide is not None and guide not in GUIDES:
+        raise ValueError(f"unknown guide {guide!r}; known are {', '.join(GUIDES)}")
+    if guide in ("aware", "both") and not recording.has_aware:
+        raise ValueError(f"{recording.path} has no noise-aware rewards; use --guide clean")
+    steps = recording.shape[2]
+    chosen: list[tuple[str, Any]] = []
+    for name in names or ([] if rungs else ["halving"]):
+        if name == "best-of-n":
+            continue  # always beside the others, exact
+        label = name.removesuffix(".json").split("/")[-1]
+        chosen.append((label, policies.named(name) or policies.default_policy(steps)))
+    if rungs or keep:
+        chosen.append((f"halving {rungs}", read_policy(None, rungs, keep)))
+    if not chosen:
+        raise ValueError("best-of-n is in every table already; name another policy to compare it with")
+    field = []
+    for label, policy in chosen:
+        policy.plan(1, steps)  # complains here about rungs beyond the steps
+        for seen in GUIDES[guide or ("both" if recording.has_aware else "clean")]:
+            method = METHODS[seen]
+            name = method if label == "halving" else f"{method} {label}".replace("halving ", "")
+            field.append(Contender(name, policy, seen))
+    return field
+
+
+def show(simulation: Simulation, written: Iterable[Path]) -> None:
+    """Tables for people, and what they rest on."""
+    from rich.console import Console
+
+    from ttsnap.cost import format_amount
+
+    console = Console()
+    attrs = simulation.dataset.attrs
+    tables(simulation, console)
+    console.print(
+        f"{simulation.dataset.sizes['prompt']} prompts, {attrs['pool']} candidates each, "
+        f"{attrs['trials']} paired trials; "
+        f"accounting {attrs['accounting']}, {attrs['cost_model']}: "
+        f"{format_amount(attrs['call_tflop'], 'TFLOP')} a call, {format_amount(attrs['look_tflop'], 'TFLOP')} a look"
+        + (f", early {attrs['early_looks']}" if attrs["early_looks"] else ""),
+        style="dim",
+        highlight=False,
     )
+    for note in simulation.notes():
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    if paths := [str(path) for path in written]:
+        console.print("written: " + ", ".join(paths), highlight=False, soft_wrap=True)
+
+
+def tables(simulation: Simulation, console: Console) -> None:
+    """For each reward the gain at every budget, and over all budgets."""
+    from ttsnap.cost import format_amount
+
+    rows, summary = simulation.rows
+    for name in map(str, simulation.dataset.reward.values):
+        table = _table(
+            f"{name} of the chosen image at equal cost, and its gain over best-of-N",
+            ("budget", "policy", "started", "reward", "gain (95 %)", "compute"),
+        )
+        mine = sorted((row for row in rows if row["reward_name"] == name), key=lambda row: row["budget"])
+        for budget, group in itertools.groupby(mine, key=lambda row: row["budget"]):
+            of_budget = list(group)
+            first = of_budget[0]
+            known = first["best_of_n_reward"] is not None
+            table.add_row(
+                format_amount(budget, first["budget_unit"]),
+                "best-of-N",
+                str(first["best_of_n_candidates"]),
+                _number(first["best_of_n_reward"]),
+                "",
+                _times(1.0 if known else None),
+            )
+            for row in of_budget:
+                low, high = row["gain_ci95"]
+                gain = "" if row["gain"] is None else f"{row['gain']:+.4f} \N{PLUS-MINUS SIGN} {(high - low) / 2:.4f}"
+                multiplier = _times(row["compute_multiplier"])
+                table.add_row("", row["policy"], str(row["candidates"]), _number(row["reward"]), gain, multiplier)
+        console.print(table)
+        if len(simulation.dataset.budget) == 1:
+            continue
+        table = _table(
+            f"{name} over all budgets", ("", "policy", "relative increase (95 %)", "compute multiplier (95 %)")
+        )
+        for row in summary:
+            if row["reward_name"] == name:
+                increase, multiple = row["relative_increase_percent"], row["compute_multiplier"]
+                spans = _span(row["relative_increase_ci95"], "+.1f"), _span(row["compute_multiplier_ci95"], ".2f")
+                table.add_row(
+                    "",
+                    row["policy"],
+                    "" if increase is None else f"{increase:+.1f} % ({spans[0]})",
+                    "" if multiple is None else f"{_times(multiple)} ({spans[1]})",
+                )
+        console.print(table)
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"x{value:.2f}"
+
+
+def _span(pair: list[Any], kind: str) -> str:
+    return " to ".join("?" if value is None else format(value, kind) for value in pair)

@@ -3,76 +3,83 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-_DATA, _HOW = "Data", "How it is trained"
+from ttsnap.cli.options import DATA, OUTPUT, TRAINING, AsJson, read_calls
+
+if TYPE_CHECKING:
+    from ttsnap.cli.progress import ImageProgress
+    from ttsnap.training import Report
+
+Data, How = Parameter(group=DATA), Parameter(group=TRAINING)
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Directory of the run; the same command goes on with it.")],
-    tree: Annotated[Path | None, typer.Argument(help="Image tree, as `ttsnap record` writes it.")] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Argument(metavar="RECORDING", help="Its recording, as `ttsnap label --final-only` writes it."),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings; options given here win.")] = None,
-    reward: Annotated[str | None, typer.Option(help="Clean reward to start from (shapes).")] = None,
-    train_prompts: Annotated[
-        int | None, typer.Option(help="Train on so many prompts at most.", rich_help_panel=_DATA)
-    ] = None,
-    per_prompt: Annotated[
-        int | None, typer.Option(help="Train on so many candidates of each at most.", rich_help_panel=_DATA)
-    ] = None,
-    held_out: Annotated[
-        int | None,
-        typer.Option(help="Prompts from the end of TREE to evaluate on (a tenth).", rich_help_panel=_DATA),
-    ] = None,
-    eval_tree: Annotated[
-        Path | None, typer.Option(help="Evaluate on the images of this tree instead.", rich_help_panel=_DATA)
-    ] = None,
-    eval_labels: Annotated[Path | None, typer.Option(help="Its recording.", rich_help_panel=_DATA)] = None,
-    levels: Annotated[
-        str | None,
-        typer.Option(
-            help="Denoiser calls whose x0 estimates to learn, such as 15:1 or 12,9,6 (three quarters of the way down "
-            "to 1); always trained from clean to noisy.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    epochs_per_level: Annotated[
-        int | None, typer.Option(help="How often each image is seen (1).", rich_help_panel=_HOW)
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="lora, full, or auto: LoRA where the reward is large (auto).", rich_help_panel=_HOW),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Images in one update, over all processes (64).", rich_help_panel=_HOW)
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its peak (1e-4).", rich_help_panel=_HOW)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of order, adapters and dropout (0).", rich_help_panel=_HOW)] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other setting of the config, such as preference=1 or precision=bf16.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Do not use an accelerator that is there.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    tree: Path | None = None,
+    labels: Path | None = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(group=OUTPUT)],
+    config: Path | None = None,
+    reward: str | None = None,
+    train_prompts: Annotated[int | None, Data] = None,
+    per_prompt: Annotated[int | None, Data] = None,
+    held_out: Annotated[int | None, Data] = None,
+    eval_tree: Annotated[Path | None, Data] = None,
+    eval_labels: Annotated[Path | None, Data] = None,
+    levels: Annotated[str | None, How] = None,
+    epochs_per_level: Annotated[int | None, How] = None,
+    method: Annotated[str | None, How] = None,
+    batch: Annotated[int | None, How] = None,
+    learning_rate: Annotated[float | None, How] = None,
+    seed: Annotated[int | None, How] = None,
+    more: Annotated[tuple[str, ...], Parameter(name="--set", group=TRAINING)] = (),
+    cpu: bool = False,
+    json: AsJson = False,
 ) -> None:
     """Train a reward to foretell, from noisy x0 estimates, what the finished image will be worth (TTSnap).
 
     The run is then a reward: --reward OUT, or shapes+OUT. On several devices: accelerate launch -m ttsnap train ...
 
     Try: ttsnap train tree tree.zarr --reward shapes --out run
-    """
-    from ttsnap.cli.training import execute, read_levels
 
+    Args:
+        tree: Image tree, as `ttsnap record` writes it.
+        labels: Its recording, as `ttsnap label --final-only` writes it.
+        out: Directory of the run; the same command goes on with it.
+        config: YAML file with settings; options given here win.
+        reward: Clean reward to start from (shapes).
+        train_prompts: Train on so many prompts at most.
+        per_prompt: Train on so many candidates of each at most.
+        held_out: Prompts from the end of TREE to evaluate on (a tenth).
+        eval_tree: Evaluate on the images of this tree instead.
+        eval_labels: Its recording.
+        levels: Denoiser calls whose x0 estimates to learn, such as 15:1 or 12,9,6 (three quarters of the way down to
+            1); always trained from clean to noisy.
+        epochs_per_level: How often each image is seen (1).
+        method: lora, full, or auto: LoRA where the reward is large (auto).
+        batch: Images in one update, over all processes (64).
+        learning_rate: At its peak (1e-4).
+        seed: Of order, adapters and dropout (0).
+        more: NAME=VALUE, any other setting of the config, such as preference=1 or precision=bf16.
+        cpu: Do not use an accelerator that is there.
+    """
+    import json as encoder
+    import os
+    import sys
+    from dataclasses import asdict
+
+    from ttsnap.cli.progress import ImageProgress
+    from ttsnap.training.config import Config, read_config
+
+    values = read_config(config) if config else {}
+    for setting in more:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE, such as preference=1, got {setting!r}")
+        values[name.strip()] = value.strip()
     given = {
         "tree": tree,
         "labels": labels,
@@ -89,4 +96,61 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
     }
-    execute(given, set_ or [], config, out, cpu=cpu, as_json=json)
+    for name, option in given.items():
+        if option is not None:
+            values[name] = str(option) if isinstance(option, Path) else option
+    resolved = Config.of(values)
+    from ttsnap.training import train as fit
+
+    with ImageProgress("training", silent=json or os.environ.get("RANK", "0") != "0") as progress:
+        try:
+            report = fit(resolved, out, cpu=cpu, on_start=progress.start, on_images=progress.advance)
+        except KeyboardInterrupt:
+            print(f"stopped: the same command goes on from its last checkpoint ({out})", file=sys.stderr)
+            raise SystemExit(130) from None
+    if not report.main:
+        return
+    if json:
+        plain = {name: value for name, value in asdict(report).items() if name not in ("main", "levels")}
+        plain |= {"out": str(out), "levels": [level._asdict() for level in report.levels], **progress.report()}
+        print(encoder.dumps(plain, indent=1))
+        return
+    _show(report, progress)
+
+
+def read_levels(text: str | None) -> list[int] | None:
+    """Calls such as `12,9,6`, or `15:1` for all from 15 down to 1."""
+    first, colon, last = (text or "").partition(":")
+    try:
+        if not colon:
+            return read_calls(text)
+        low, high = sorted((int(first), int(last)))
+    except ValueError:
+        raise ValueError(f"--levels takes calls such as 15:1 or 12,9,6, got {text!r}") from None
+    return list(range(high, low - 1, -1))
+
+
+def _show(report: Report, progress: ImageProgress) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    levels = report.levels
+    print(
+        f"{report.out}: {len(levels)} noise levels, calls {levels[0].call} to {levels[-1].call}; {report.method}, "
+        f"{report.parameters:,} parameters, {report.prompts} prompts"
+    )
+    print(progress.summary() if progress.images else "it was complete already; nothing was trained again.")
+    if "after" not in report.evaluation:
+        return
+    table = Table("call", "Kendall tau", "MSE", "best kept at 25 %", "reward lost at 25 %", box=None)
+    names = ("kendall_tau", "mse", "top_accuracy_25", "top_gap_25")
+    before, after = report.evaluation["before"], report.evaluation["after"]
+    for call in sorted(after, key=int):
+        cells = [f"{_number(before[call][name])} -> {_number(after[call][name])}" for name in names]
+        table.add_row(call, *cells)
+    Console().print(table)
+    print(f"on held-out prompts, clean -> noise-aware; all in {report.out / 'evaluation.json'}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -5,70 +5,75 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-from ttsnap.cli.options import Accounting, AsJson, CallTflop, CostModelName, LookTflop, RecordingPath, Weights
+from ttsnap.cli.options import (
+    OUTPUT,
+    POLICIES,
+    Accounting,
+    AsJson,
+    Budgets,
+    CallTflop,
+    CostModelName,
+    LookTflop,
+    Weights,
+)
+from ttsnap.live.settings import read_numbers
 
 if TYPE_CHECKING:
     from ttsnap.simulation.tuning import Tuning
 
-_COST, _SEARCH, _OUTPUT = "Cost", "Search", "Output"
-
 
 def tune(
-    recording: RecordingPath,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--budget",
-            "--budgets",
-            help="2000TFLOP, or a range 400:4000:200TFLOP for one schedule that serves all; also NFE; "
-            "several by repeating (default: best-of-2 to best-of-20).",
-            rich_help_panel=_COST,
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the policy file here.", rich_help_panel=_OUTPUT)] = None,
+    recording: Path,
+    /,
+    *,
+    budget: Annotated[tuple[str, ...], Budgets] = (),
+    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     cost_model: CostModelName = None,
     call_tflop: CallTflop = None,
     look_tflop: LookTflop = None,
     accounting: Accounting = "calls",
-    guide: Annotated[
-        str,
-        typer.Option(
-            help="What schedules see: aware (noise-aware rewards, clean where there are none) or clean.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = "aware",
+    guide: Annotated[str, Parameter(group=POLICIES)] = "aware",
     weights: Weights = None,
-    folds: Annotated[
-        int, typer.Option(help="Parts of the prompts; each is reported by a schedule fitted on the others.")
-    ] = 4,
-    trials: Annotated[int, typer.Option(help="Schedules to try, for all folds together.")] = 3200,
-    seconds: Annotated[
-        float | None, typer.Option(help="Stop the search early after so long; results then depend on the machine.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of folds, draws and proposals.")] = 0,
+    folds: int = 4,
+    trials: int = 3200,
+    seconds: float | None = None,
+    seed: int = 0,
     json: AsJson = False,
 ) -> None:
     """Find the best schedule for a budget or a range of budgets, and say what it is worth on held-out prompts.
 
     Try: ttsnap tune flux.zarr --budgets 400:4000:200TFLOP --out tuned.json, then: ttsnap generate --policy tuned.json
+
+    Args:
+        recording: A recording (see import-values and record).
+        budget: 2000TFLOP, or a range 400:4000:200TFLOP for one schedule that serves all; also NFE; several by repeating
+            (default: best-of-2 to best-of-20).
+        out: Write the policy file here.
+        guide: What schedules see: aware (noise-aware rewards, clean where there are none) or clean.
+        folds: Parts of the prompts; each is reported by a schedule fitted on the others.
+        trials: Schedules to try, for all folds together.
+        seconds: Stop the search early after so long; results then depend on the machine.
+        seed: Seed of folds, draws and proposals.
     """
-    from rich.console import Console
+    import json as encoder
+
     from rich.progress import Progress
 
-    from ttsnap.cli.options import read_numbers
+    from ttsnap.cli.progress import console
     from ttsnap.cost import parse_budgets
     from ttsnap.recordings import Recording
     from ttsnap.simulation import accounting_of, cost_model_of, default_budgets
     from ttsnap.simulation.tuning import tune as fit
 
-    budgets = sorted({b for text in budget or [] for b in parse_budgets(text)}, key=lambda b: b.amount)
+    budgets = sorted({b for text in budget for b in parse_budgets(text)}, key=lambda b: b.amount)
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
     opened = Recording.open(recording)
     model = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
-    with Progress(console=Console(stderr=True), transient=True, disable=json) as bar:
+    shown = console(json)
+    with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
         task = bar.add_task("tuning", total=None)
         tuning = fit(
             opened,
@@ -87,9 +92,7 @@ def tune(
     if out is not None:
         tuning.save(out)
     if json:
-        import json as encoder
-
-        typer.echo(encoder.dumps(tuning.to_dict() | {"file": None if out is None else str(out)}, allow_nan=False))
+        print(encoder.dumps(tuning.to_dict() | {"file": None if out is None else str(out)}, allow_nan=False))
     else:
         _show(tuning, out)
 
@@ -98,7 +101,7 @@ def _show(tuning: Tuning, out: Path | None) -> None:
     """The table of held-out figures, and the policy."""
     from rich.console import Console
 
-    from ttsnap.cli.simulating import tables
+    from ttsnap.cli.simulate import tables
     from ttsnap.policies import to_dict
 
     console = Console()

@@ -52,6 +52,12 @@ class Generate:
         """Load model and rewards."""
         return _Search(self, self.prepare())
 
+    def settle(self, session: Session) -> None:
+        """Fix the number of candidates: a budget in seconds is turned into it once, so that all do the same."""
+        session.candidates = self.candidates or session.candidates
+        if self.candidates is None:
+            write_json({"settings": dict(self.settings), "candidates": session.candidates}, self.out / SETTINGS)
+
 
 class _Search:
     def __init__(self, job: Generate, searcher: Session) -> None:
@@ -59,9 +65,7 @@ class _Search:
 
     def plan(self) -> Plan:
         job, searcher = self.job, self.searcher
-        searcher.candidates = job.candidates or searcher.candidates
-        if job.candidates is None:  # a budget in seconds is turned into candidates once, so that all do the same
-            write_json({"settings": dict(job.settings), "candidates": searcher.candidates}, job.out / SETTINGS)
+        job.settle(searcher)
         size = searcher.block_size()
         everybody = range(len(job.prompts))
         with ThreadPoolExecutor(16) as pool:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.core.driver import Result, drive
 from ttsnap.live.judging import apart, judge_in_parts
 from ttsnap.observers import SILENT, Interrupted, Observer, Stop
-from ttsnap.search import Result, drive
 from ttsnap.types import Combine, FloatArray, IntArray, Policy, Problem, Query, Rung
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap import policies, reporting
+from ttsnap.core.driver import Result, check, run
 from ttsnap.cost import Budget, Cost, affordable
 from ttsnap.observers import SILENT, Observer, Start, Stop
 from ttsnap.policies import BestOfN
 from ttsnap.ranking import WeightedSum, choose, order
 from ttsnap.results import BestOfNComparison, Finished, SearchResult, history_of
-from ttsnap.search import Result, check, run
 from ttsnap.types import BoolArray, IntArray, Policy, Problem, Query, Rung, Search
 
 if TYPE_CHECKING:

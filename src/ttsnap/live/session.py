@@ -44,7 +44,13 @@ def model_name(pipe: Any) -> str:
 
 
 def load_sampler(
-    pipe: Any, device: str | None = None, dtype: str | None = None, prompt: str = "a", **options: Any
+    pipe: Any,
+    device: str | None = None,
+    dtype: str | None = None,
+    prompt: str = "a",
+    diversity: Negtome | None = None,
+    preview: str | Preview | None = None,
+    **options: Any,
 ) -> Sampler:
     """The sampler of a model, which is loaded where it is named.
 
@@ -53,6 +59,9 @@ def load_sampler(
         device: where a model that is named runs.
         dtype: its dtype.
         prompt: one that the pipeline takes.
+        diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
+        preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
+            `ttsnap.pipelines.previews`); finished images always use the full decoder.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.loading.Loading` for a model that is named; `pictures` (a `ttsnap.pictures.Pictures`) are
             given to the pipeline, or to its variant that takes them; `scheduler` is a name of
@@ -61,11 +70,15 @@ def load_sampler(
     Raises:
         ValueError: no such model, device, dtype or option value.
     """
+    from ttsnap.pipelines import previews
+
+    if isinstance(preview, str):
+        previews.parse(preview)  # complains here, before a model is loaded
     name = model_name(pipe)
     own = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in own if (value := options.pop(key)) is not None}
     if isinstance(pipe, str):
-        loading = Loading(device, dtype, **given)
+        loading = Loading(device=device, dtype=dtype, **given)
         pipe = load_model(pipe, loading)
     else:
         loading = Loading()
@@ -86,6 +99,11 @@ def load_sampler(
     sampler.prelude = prelude
     if loading.compile:
         warm_up(sampler)
+    if diversity:
+        from ttsnap.diversity.negtome import attach
+
+        attach(sampler, diversity)
+    previews.attach(sampler, preview)
     return sampler
 
 
@@ -207,11 +225,7 @@ class Session:
 
     def _seeds(self, prompts: Sequence[str], seed: int) -> IntArray:
         """Seeds [prompts, candidates]; complains about prompts that cannot be searched for."""
-        if not prompts:
-            raise ValueError("a search needs at least one prompt")
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("a prompt is empty; it needs at least one word")
+        check_prompts(prompts)
         return np.broadcast_to(seed + np.arange(self.candidates), (len(prompts), self.candidates))
 
 
@@ -228,7 +242,6 @@ def prepare(
     device: str | None = None,
     dtype: str | None = None,
     diversity: Negtome | None = None,
-    preview: str | Preview | None = None,
     **options: Any,
 ) -> Session:
     """Load and count everything a search needs.
@@ -246,21 +259,21 @@ def prepare(
         device: where a model that is named runs.
         dtype: its dtype.
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
-        preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
-            `ttsnap.pipelines.previews`); finished images always use the full decoder.
         **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
-            `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and of `ttsnap.loading.Loading` for a model
-            that is named: offload, compile, attention_slicing, vae_slicing, vae_tiling, config.
+            `preview`, `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and of `ttsnap.loading.Loading`
+            for a model that is named: offload, compile, attention_slicing, vae_slicing, vae_tiling, config.
 
     Raises:
         ValueError: what was wrong and what would work.
     """
     if budget is not None and candidates is not None:
         raise ValueError("give a budget or a number of candidates, not both")
-    if candidates is not None and candidates < 1:
-        raise ValueError(f"candidates must be at least 1, got {candidates}")
+    if candidates is not None and (isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1):
+        raise ValueError(f"candidates must be a whole number of at least 1, got {candidates!r}")
     if isinstance(budget, str):
         budget = Budget.parse(budget)
+    if budget is not None and not isinstance(budget, Budget):
+        raise ValueError(f"a budget is a text such as '200NFE', '2000TFLOP' or '30s', got {budget!r}")
     name = model_name(pipe)
     if reward is None:
         if name not in DEFAULT_REWARDS:
@@ -272,18 +285,10 @@ def prepare(
         raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")
     if report is not None and (both := set(rewards.names_of(report)) & set(names)):
         raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
-    chosen = _policy(policy) if policy is not None else None
-    from ttsnap.pipelines import features, previews
-
-    if isinstance(preview, str):
-        previews.parse(preview)  # complains here, before a model is loaded
-    sampler = load_sampler(pipe, device, dtype, prompt, **options)
-    if diversity:
-        from ttsnap.diversity.negtome import attach
-
-        attach(sampler, diversity)
-    previews.attach(sampler, preview)
+    chosen = policies.named(policy) if isinstance(policy, str) else policy
+    sampler = load_sampler(pipe, device, dtype, prompt, diversity, **options)
     from ttsnap.live.calibration import calibrate
+    from ttsnap.pipelines import features
     from ttsnap.pipelines.flops import cost_model, count_look
 
     if policy is None:
@@ -313,17 +318,51 @@ def prepare(
     )
 
 
-def _policy(policy: str | Policy) -> Policy | None:
-    """A policy by name or file; None for plain `halving`, whose rungs depend on the steps."""
-    if not isinstance(policy, str):
-        return policy
-    if policy == "halving":
-        return None
-    if policy in policies.POLICIES:
-        made: Policy = policies.POLICIES[policy]()
-        return made
-    if policy.endswith(".json") or Path(policy).exists():
-        return policies.load(policy)
-    raise ValueError(
-        f"unknown policy {policy!r}; known are {', '.join(policies.POLICIES)}, or a file such as tuned.json"
-    )
+def search(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    *,
+    seed: int = 0,
+    top: int = 1,
+    compare: bool = False,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> SearchResult | list[SearchResult]:
+    """Find the best image for a prompt under a compute budget.
+
+    To search again and again, prepare once with `ttsnap.prepare`.
+
+    Args:
+        pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
+        prompt: what to paint, or a list of prompts, which share batches.
+        seed: first seed; candidates use `seed`, `seed` + 1, ...
+        top: how many of the best finished images to return.
+        compare: also run best-of-N at the same cost, on the first of the same seeds.
+        observer: is told what happens, and may raise `ttsnap.observers.Stop`: what is finished by then is kept.
+        **settings: those of `prepare` (`reward`, `budget` or `candidates`, `policy`, `preview`, `device`, `dtype` ...),
+            and all that the pipeline's own call takes, by its own names: `num_inference_steps`, `guidance_scale`,
+            `negative_prompt`, `image`, `callback_on_step_end` ...
+
+    Returns:
+        The image, its reward and seed, the cost, and the history of every candidate; of a list of prompts, a list.
+
+    Raises:
+        ValueError: what was wrong and what would work.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    check_prompts(prompts)
+    check_top(top)
+    session = prepare(pipe, prompt=prompts[0], **settings)
+    results = session.block(prompts, seed=seed, top=top, compare=compare, observer=observer)
+    return results[0] if isinstance(prompt, str) else results
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """ValueError about prompts that cannot be searched for."""
+    if not prompts:
+        raise ValueError("a search needs at least one prompt")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"a prompt is a text, got {type(prompt).__name__} {prompt!r}")
+        if not prompt.strip():
+            raise ValueError("a prompt is empty; it needs at least one word")

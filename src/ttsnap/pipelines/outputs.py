@@ -103,7 +103,20 @@ def chosen_frames(frames: Sequence[int | str] | None, count: int) -> list[int]:
 
 def written(name: str, value: Any) -> str:
     """An argument as Python writes it; a picture by its file, other objects by the argument's own name."""
+    return _written(value) or name
+
+
+def _written(value: Any) -> str | None:
     if file := getattr(value, "filename", None):
         resized = f".resize({value.size})" if getattr(value, "resized", False) else ""
         return f"PIL.Image.open({str(file)!r}).convert({value.mode!r}){resized}"
-    return repr(value) if isinstance(value, str | int | float | bool | list | tuple | None) else name
+    if isinstance(value, list | tuple):
+        items = [_written(item) for item in value]
+        if None in items:
+            return None
+        inside = ", ".join(map(str, items))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(items) == 1)})"
+    if isinstance(value, dict):
+        pairs = [(_written(key), _written(item)) for key, item in value.items()]
+        return None if any(None in pair for pair in pairs) else f"{{{', '.join(f'{k}: {v}' for k, v in pairs)}}}"
+    return repr(value) if isinstance(value, str | int | float | bool | None) else None

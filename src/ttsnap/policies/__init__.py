@@ -34,10 +34,29 @@ __all__ = [
     "from_dict",
     "load",
     "load_with_notes",
+    "named",
     "save",
     "to_dict",
     "tuned_policy",
 ]
+
+
+def named(name: str) -> Policy | None:
+    """A policy by its name, or from a file; None for plain `halving`, whose rungs depend on the steps.
+
+    Raises:
+        ValueError: no such policy, or one that is not searched with by name.
+    """
+    if name == "halving":
+        return None
+    if name == "hand-picked":
+        raise ValueError("the policy hand-picked needs a person at each look: open the page with ttsnap app")
+    if name in POLICIES:
+        made: Policy = POLICIES[name]()
+        return made
+    if name.endswith(".json") or Path(name).exists():
+        return load(name)
+    raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}, or a file such as tuned.json")
 
 
 def default_policy(num_steps: int) -> Policy:

@@ -9,7 +9,9 @@ module:function     a callable of one's own (see `ttsnap.types.Reward`), from th
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +99,22 @@ def names_of(rewards: Rewards) -> list[str]:
     return names
 
 
+def files_of(rewards: str) -> dict[str, Path]:
+    """Files and directories that decide what rewards by name say, by what they are: weights, runs, one's own code."""
+    found: dict[str, Path] = {}
+    for text in _split(rewards):
+        spec = parse(text)
+        if spec is None:
+            _look_here()
+            with contextlib.suppress(ImportError, ValueError):  # which is told when the reward is loaded
+                module = importlib.util.find_spec(text.partition(":")[0])
+                found |= {f"reward {text}": Path(module.origin)} if module and module.origin else {}
+            continue
+        named = {f"reward {spec.clean}": spec.path, f"reward {spec.levels}": spec.levels}
+        found |= {name: Path(path) for name, path in named.items() if path}
+    return found
+
+
 def _split(rewards: str | Sequence[str]) -> list[str]:
     return [text.strip() for text in (rewards.split(",") if isinstance(rewards, str) else rewards)]
 
@@ -157,8 +175,7 @@ def own(name: str) -> Callable[..., Any]:
         ValueError: there is no such module, or no such callable in it.
     """
     module_name, _, function = name.partition(":")
-    if "" not in sys.path and "." not in sys.path:
-        sys.path.insert(0, "")  # an installed command does not look into the folder one works in
+    _look_here()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -171,6 +188,12 @@ def own(name: str) -> Callable[..., Any]:
     if not callable(judge):
         raise ValueError(f"reward {name!r}: module {module_name!r} has no callable {function!r}")
     return judge  # type: ignore[no-any-return]
+
+
+def _look_here() -> None:
+    """An installed command does not look for modules in the folder one works in."""
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.insert(0, "")
 
 
 def targets_of(judges: Mapping[str, Any]) -> list[str]:

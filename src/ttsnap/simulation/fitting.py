@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.core.driver import run
 from ttsnap.cost import Budget
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.ranking import RankSum, WeightedSum
-from ttsnap.search import run
 from ttsnap.simulation.accounting import Accounting
 from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.simulation.statistics import best_of_n, relative_increase

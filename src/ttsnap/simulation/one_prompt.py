@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ttsnap.core.driver import Result, run
 from ttsnap.results import Seen, history_of
-from ttsnap.search import Result, run
 from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.types import Combine, IntArray, Policy
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap.core.driver import run
 from ttsnap.cost import Budget
 from ttsnap.policies import BestOfN
 from ttsnap.ranking import RankSum, WeightedSum
 from ttsnap.recordings import Recording
-from ttsnap.search import run
 from ttsnap.simulation.accounting import Accounting
 from ttsnap.simulation.replay import ReplayEnvironment
 from ttsnap.simulation.results import Simulation

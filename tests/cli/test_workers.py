@@ -7,16 +7,17 @@ import os
 import signal
 
 import pytest
-import typer
 from rich.console import Console
 
-from ttsnap.cli.scaling import Board, Scale, report_failures, run
+from ttsnap.cli.options import Workers
+from ttsnap.cli.progress import Board
+from ttsnap.cli.workers import report_failures, run
 from ttsnap.cluster.jobs import Event, Plan
 from ttsnap.cluster.scheduling import Outcome
 
 
 def test_one_bar_and_a_line_per_worker():
-    board = Board("recording", "images", quiet=False, workers=True)
+    board = Board("recording", "images", silent=False, workers=True)
     board.planned(Plan([(0,), (1,)], images=40, prompts=2))
     board.state(0, "prompt 0")
     board.state(1, "died; another starts")
@@ -51,14 +52,14 @@ def test_failures_are_listed_by_prompt_and_the_list_goes_when_there_are_none(tmp
 
 
 def test_one_worker_here_needs_no_ray():
-    assert Scale().alone
-    assert Scale(1).alone
-    assert not Scale(2).alone
-    assert not Scale(None, "auto").alone
+    assert Workers().alone
+    assert Workers(workers=1).alone
+    assert not Workers(workers=2).alone
+    assert not Workers(workers=None, ray_address="auto").alone
     with pytest.raises(ValueError, match="--workers must be at least 1, got 0"):
-        Scale(0)
+        Workers(workers=0)
     with pytest.raises(ValueError, match="has a GPU of its own"):
-        Scale(2).check_device("cuda:1")
+        Workers(workers=2).check_device("cuda:1")
 
 
 class Job:
@@ -79,11 +80,11 @@ class Job:
 
 
 def quiet():
-    return Board("recording", "images", quiet=True, workers=False)
+    return Board("recording", "images", silent=True, workers=False)
 
 
 def test_what_a_reward_prints_stays_out_of_the_results(tmp_path, capsys):
-    assert run(Job(lambda: print("I am chatty")), Scale(), tmp_path / "out", quiet()).images == 2
+    assert run(Job(lambda: print("I am chatty")), Workers(), tmp_path / "out", quiet()).images == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", "I am chatty\nI am chatty\n")
 
@@ -93,9 +94,9 @@ def test_an_interrupt_and_the_term_signal_of_a_scheduler_are_one_sentence(tmp_pa
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as shells start their background jobs
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, ignored))
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(typer.Exit) as stop:
-        run(Job(lambda: os.kill(os.getpid(), how)), Scale(), tmp_path / "out", quiet())
-    assert stop.value.exit_code == 130
+    with pytest.raises(SystemExit) as stop:
+        run(Job(lambda: os.kill(os.getpid(), how)), Workers(), tmp_path / "out", quiet())
+    assert stop.value.code == 130
     assert capsys.readouterr().err == f"stopped: the same command goes on from there ({tmp_path / 'out'})\n"
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (tmp_path / ".out.lock").exists()

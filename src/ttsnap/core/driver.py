@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ttsnap.cost import Budget, Ledger
+from ttsnap.cost import Ledger
 from ttsnap.observers import SILENT, Interrupted, Observer, Stop
 from ttsnap.ranking import RankSum, choose
 from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy, Query, Search
-
-if TYPE_CHECKING:
-    from ttsnap.results import SearchResult
-    from ttsnap.rewards import Rewards
 
 
 class Look(NamedTuple):
@@ -201,72 +197,3 @@ def check(environment: Environment, asked: BoolArray, observed: FloatArray, step
     values = ", ".join(f"{value:g}" for value in observed[prompt, candidate])
     who = environment.describe(int(prompt), int(candidate))
     raise ValueError(f"a reward returned {values} for {who} at step {step} of {environment.problem.num_steps}")
-
-
-def search(
-    pipe: Any,
-    prompt: str,
-    *,
-    reward: Rewards | None = None,
-    budget: str | Budget | None = None,
-    candidates: int | None = None,
-    policy: str | Policy | None = None,
-    combine: Combine | None = None,
-    report: Rewards | None = None,
-    seed: int = 0,
-    top: int = 1,
-    compare: bool = False,
-    observer: Observer | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    **options: Any,
-) -> SearchResult:
-    """Find the best image for a prompt under a compute budget.
-
-    For several prompts, prepare once with `ttsnap.session.prepare` and run them as a block: batches then stay full.
-
-    Args:
-        pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
-        prompt: what to paint.
-        reward: name, several names, a callable, or name -> callable; see `ttsnap.types.Reward` (default: the model's
-            own, which only `shapes` has).
-        budget: what the search may cost: `200NFE`, `2000TFLOP`, `30s`; or
-        candidates: how many to start (default 32; 8 for `shapes`).
-        policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
-            successive halving).
-        combine: several rewards -> one number (default: rank sum; `ttsnap.ranking.WeightedSum`).
-        report: rewards that judge the finished images and steer nothing; see `ttsnap.reporting`.
-        seed: first seed; candidates use `seed`, `seed` + 1, ...
-        top: how many of the best finished images to return.
-        compare: also run best-of-N at the same cost, on the first of the same seeds.
-        observer: is told what happens, and may raise `ttsnap.observers.Stop`: what is finished by then is kept.
-        device: where a model that is named runs.
-        dtype: its dtype: float32, bfloat16, float16.
-        **options: all that the pipeline's own call takes, by its own names: `num_inference_steps`, `guidance_scale`,
-            `negative_prompt`, `image`, `callback_on_step_end` ...; `max_batch`; `diversity`, a
-            `ttsnap.diversity.negtome.Negtome`; and `preview`, what early looks judge: `full`, `tiny[=DIR]`,
-            `small[=PIXELS]` or `linear`; for a model that is named also those of `ttsnap.loading.Loading`: offload,
-            compile, attention_slicing, vae_slicing, vae_tiling, config.
-
-    Returns:
-        The image, its reward and seed, the cost, and the history of every candidate.
-
-    Raises:
-        ValueError: what was wrong and what would work.
-    """
-    from ttsnap.live.session import prepare
-
-    searcher = prepare(
-        pipe,
-        reward=reward,
-        budget=budget,
-        candidates=candidates,
-        policy=policy,
-        combine=combine,
-        report=report,
-        prompt=prompt,
-        device=device,
-        dtype=dtype,
-        **options,
-    )
-    return searcher.block([prompt], seed=seed, top=top, compare=compare, observer=observer)[0]

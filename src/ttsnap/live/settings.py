@@ -1,0 +1,332 @@
+"""What a user asks of a search or a recording: frozen dataclasses, each a group of options of the command line.
+
+The values are as they were typed. All of them are read when a settings object is made, so that whatever is wrong is
+said before anything is loaded. The attributes' descriptions are the help of the options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttsnap.loading import OFFLOADS, SCHEDULERS, Loading
+from ttsnap.pictures import Pictures, parse_frames
+
+if TYPE_CHECKING:
+    from ttsnap.diversity.negtome import Negtome
+    from ttsnap.live.session import Session
+    from ttsnap.pipelines.sampler import Sampler
+    from ttsnap.types import Policy
+
+MAX_SEED = 2**62  # seeds of candidates count up from the first
+MAX_STEPS = 1000
+MAX_SIDE = 16_384  # pixels
+MAX_CANDIDATES = 1_000_000
+SAMPLES, SAMPLE = 16, 1 << 16  # of a file of weights: pieces that are hashed, and bytes of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Loading):
+    """The model, the arguments of its call, and how it is run.
+
+    Attributes:
+        model: `shapes` (embedded), a hub id, a diffusers directory or a .safetensors file.
+        steps: Denoiser calls of a finished image.
+        size: Image size in pixels: 512 or 768x512 (width x height).
+        guidance: Guidance scale of the model.
+        negative_prompt: What guidance leads away from.
+        scheduler: euler, euler-karras, ddim, dpm, dpm-karras, in place of its own.
+        call: Any other argument of the pipeline's call, such as true_cfg_scale=4 or eta=.5 (may be repeated).
+        preview: What early looks see: full, tiny[=DIR], small[=PIXELS] or linear; finished images are always full.
+        diversity: Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).
+        diversity_options: Its parameters, such as merging_alpha=1.2,t_end=800.
+        look_frames: Of videos, the frames that are judged: first,middle,last or 0,8.
+        max_batch: Most candidates in one batch (halved when memory runs out).
+    """
+
+    model: str = "shapes"
+    steps: int | None = None
+    size: str | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    scheduler: str | None = None
+    call: tuple[str, ...] = ()
+    preview: str | None = None
+    diversity: str | None = None
+    diversity_options: str | None = None
+    look_frames: str | None = None
+    max_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(steps=(self.steps, 1, MAX_STEPS), max_batch=(self.max_batch, 1, MAX_CANDIDATES))
+        if self.offload is not None and self.offload not in OFFLOADS:
+            raise ValueError(f"--offload is {', '.join(OFFLOADS)}, got {self.offload!r}")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise ValueError(f"unknown scheduler {self.scheduler!r}; known are {', '.join(SCHEDULERS)}")
+        self.arguments()
+
+    def arguments(self) -> dict[str, Any]:
+        """Keywords of `prepare` and `load_sampler`: what was given, by the names of the pipeline's own call."""
+        given = {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "negative_prompt": self.negative_prompt,
+            "scheduler": self.scheduler,
+            "max_batch": self.max_batch,
+            "look_frames": parse_frames(self.look_frames),
+        }
+        return (
+            {key: value for key, value in given.items() if value is not None}
+            | read_size(self.size)
+            | read_call(self.call)
+        )
+
+    def apart(self) -> Negtome | None:
+        """How candidates are pushed apart, if they are."""
+        from ttsnap.diversity import parse
+
+        return parse(self.diversity, self.diversity_options)
+
+    def loading(self) -> dict[str, Any]:
+        """How the model is loaded, as keywords of `Loading`."""
+        return {field.name: getattr(self, field.name) for field in fields(Loading)}
+
+    def sampler(self, prompt: str, pictures: Pictures | None = None) -> Sampler:
+        """Load the model."""
+        from ttsnap.live.session import load_sampler
+
+        given = self.arguments() | ({"pictures": pictures} if pictures and pictures.files() else {})
+        return load_sampler(
+            self.model, prompt=prompt, diversity=self.apart(), preview=self.preview, **self.loading(), **given
+        )
+
+    def key(self) -> dict[str, Any]:
+        """What decides the images, as a JSON object, with the contents of the files that are named."""
+        options = {key: value for key, value in self.arguments().items() if key != "max_batch"}
+        apart = self.apart()
+        found = {"model": self.model, "dtype": self.dtype, "preview": self.preview, **options}
+        found["diversity"] = apart.to_dict() if apart else None
+        files = {f"model {self.model}": self.model, f"config {self.config}": self.config}
+        found["contents"] = contents({name: Path(path) for name, path in files.items() if path})
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What is looked for, and at what cost.
+
+    Attributes:
+        reward: Reward (see `ttsnap rewards`), module:function, or several by commas (rank sum).
+        weights: Weights of several rewards, such as 1,.5 (default: rank sum).
+        report_reward: Held-out reward(s): judge finished images only, warn when they part from --reward.
+        policy: best-of-n, halving, early-selection, or a policy FILE.json (default: tuned, else halving).
+        candidates: Candidates started per prompt (default: 32; 8 for shapes).
+        budget: Or what a prompt may cost: 200NFE, 2000TFLOP, 50GFLOP or 30s.
+        rungs: Steps at which to look, such as 3,7,12.
+        keep: Share that survives each look, such as .4,.4,.5.
+        seed: Seed of the first candidate; the others count up.
+    """
+
+    reward: str | None = None
+    weights: str | None = None
+    report_reward: str | None = None
+    policy: str | None = None
+    candidates: int | None = None
+    budget: str | None = None
+    rungs: str | None = None
+    keep: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(candidates=(self.candidates, 1, MAX_CANDIDATES), seed=(self.seed, 0, MAX_SEED))
+        if self.budget is not None and self.candidates is not None:
+            raise ValueError("give --budget or --candidates, not both")
+        if not any(vars(self).values()):
+            return
+        from ttsnap import policies, rewards
+        from ttsnap.cost import Budget
+
+        if self.budget is not None:
+            Budget.parse(self.budget)
+        names = rewards.names_of(self.reward) if self.reward is not None else ["the model's own"]
+        weights = read_weights(self.weights)
+        if weights is not None and len(weights) != len(names):
+            raise ValueError(f"--weights takes one number per reward ({', '.join(names)}), got {len(weights)}")
+        if self.report_reward is not None:
+            rewards.names_of(self.report_reward)
+        if isinstance(policy := self.chosen_policy(), str):
+            policies.named(policy)
+
+    def chosen_policy(self) -> str | Policy | None:
+        """The policy that is asked for; None: the model's own."""
+        return read_policy(self.policy, self.rungs, self.keep)
+
+    def prepare(
+        self, model: ModelSettings, prompt: str, pictures: Pictures | None = None, fixed: int | None = None
+    ) -> Session:
+        """Load everything that a search needs.
+
+        Args:
+            model: the model.
+            prompt: a prompt to count and calibrate with.
+            pictures: that the pipeline is given.
+            fixed: candidates on which a run that is gone on with has settled.
+        """
+        from ttsnap.live.session import prepare
+        from ttsnap.ranking import WeightedSum
+
+        weights = read_weights(self.weights)
+        given = model.arguments() | ({"pictures": pictures} if pictures and pictures.files() else {})
+        session = prepare(
+            model.model,
+            reward=self.reward,
+            budget=None if fixed else self.budget,
+            candidates=fixed or self.candidates,
+            policy=self.chosen_policy(),
+            prompt=prompt,
+            combine=WeightedSum(weights) if weights else None,
+            report=self.report_reward,
+            diversity=model.apart(),
+            preview=model.preview,
+            **model.loading(),
+            **given,
+        )
+        session.budget = self.budget
+        return session
+
+    def key(self) -> dict[str, Any]:
+        """What decides the result, as a JSON object, with the contents of the files that are named."""
+        from ttsnap import policies, rewards
+
+        policy = self.chosen_policy()
+        found = asdict(self) | {"policy": policy if isinstance(policy, str | None) else policies.to_dict(policy)}
+        del found["rungs"], found["keep"]
+        named = [rewards.files_of(text) for text in (self.reward, self.report_reward) if text is not None]
+        found["contents"] = contents({name: path for files in named for name, path in files.items()})
+        return found
+
+
+def key(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides a result, as a JSON object; an output is gone on with only where it is the same."""
+    merged: dict[str, Any] = {"contents": {}}
+    for part in parts:
+        merged |= {name: value for name, value in part.items() if name != "contents" and value is not None}
+        merged["contents"] |= part.get("contents", {})
+    return dict(json.loads(json.dumps(merged)))
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two keys, in words."""
+    names = dict.fromkeys([*before, *now])
+    found = [name for name in names if name != "contents" and before.get(name) != now.get(name)]
+    old, new = before.get("contents", {}), now.get("contents", {})
+    return found + [f"the content of {name}" for name in new if name in old and old[name] != new[name]]
+
+
+def contents(files: Mapping[str, Path]) -> dict[str, str]:
+    """A fingerprint of each file or directory that is there, by what it is."""
+    return {name: fingerprint(path) for name, path in files.items() if path.exists()}
+
+
+def fingerprint(path: Path) -> str:
+    """Changes with the content of a file, or of the files of a directory.
+
+    Of files of more than a MiB, which hold weights, the size and pieces all over them count.
+    """
+    found = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(path)} {size}\n".encode())
+        with file.open("rb") as opened:
+            if size <= SAMPLES * SAMPLE:
+                found.update(opened.read())
+                continue
+            for number in range(SAMPLES):
+                opened.seek(number * (size - SAMPLE) // (SAMPLES - 1))
+                found.update(opened.read(SAMPLE))
+    return found.hexdigest()
+
+
+# From text to values.
+
+
+def check_ranges(**options: tuple[int | None, int, int]) -> None:
+    """Raise ValueError about the first option (value, least, most) that is given and out of range."""
+    for name, (value, least, most) in options.items():
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if value is not None and value > most:
+            raise ValueError(f"--{name.replace('_', '-')} must be at most {most}, got {value}")
+
+
+def read_numbers(text: str, name: str, example: str) -> tuple[float, ...]:
+    """Numbers separated by commas; the option's name and an example serve the error message."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} takes numbers separated by commas, such as {example}, got {text!r}") from None
+
+
+def read_weights(text: str | None) -> tuple[float, ...] | None:
+    """Weights of several rewards, such as `1,.5`."""
+    if text is None:
+        return None
+    weights = read_numbers(text, "--weights", "1,.5")
+    if not any(weights) or not all(abs(weight) < float("inf") for weight in weights):
+        raise ValueError(f"--weights takes finite numbers that are not all 0, got {text!r}")
+    return weights
+
+
+def read_size(text: str | None) -> dict[str, int]:
+    """Height and width of `512` or `768x512`."""
+    if text is None:
+        return {}
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"--size takes pixels such as 512 or 768x512 (width x height), got {text!r}")
+    if max(map(int, parts)) > MAX_SIDE:
+        raise ValueError(f"--size is at most {MAX_SIDE} pixels a side, got {text}")
+    return {"width": int(parts[0]), "height": int(parts[-1])}
+
+
+def read_call(arguments: Iterable[str]) -> dict[str, Any]:
+    """Arguments of the pipeline's call, such as `true_cfg_scale=4`; values are JSON, or else text."""
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--call takes an argument such as true_cfg_scale=4, got {argument!r}")
+        number = f"0{value}" if value.startswith(".") else value
+        try:
+            found[name] = json.loads(number)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | Policy | None:
+    """The policy that the options describe: a name, what a file says, or halving with these rungs and ratios."""
+    if rungs is None and keep is None:
+        if name is not None and name.endswith(".json"):
+            from ttsnap import policies
+
+            return policies.load(name)
+        return name
+    if name not in (None, "halving"):
+        raise ValueError(f"--rungs and --keep belong to the policy halving, not to {name}")
+    if rungs is None:
+        raise ValueError("--keep needs --rungs, such as --rungs 3,7,12 --keep .4,.4,.5")
+    from ttsnap.policies import SuccessiveHalving
+
+    steps = tuple(int(value) if value == int(value) else value for value in read_numbers(rungs, "--rungs", "3,7,12"))
+    ratios = read_numbers(keep, "--keep", ".4,.4,.5") if keep is not None else None
+    return SuccessiveHalving(steps, ratios)  # type: ignore[arg-type]  # it checks that rungs are whole
+
+
+__all__: Sequence[str] = ["ModelSettings", "SearchSettings", "changes", "fingerprint", "key"]
