@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from ttsnap.recordings import Recording
+from ttsnap.rewards.trainable import adapt
 from ttsnap.shapes.reward import load_reward, soft_minimum
 from ttsnap.training.data import Data
 from ttsnap.training.evaluation import kendall_tau
 from ttsnap.training.losses import squared_error
-from ttsnap.training.trainable import adapt
 
 BATCH, RATE, TEMPERATURE = 64, 5e-4, 0.5
 

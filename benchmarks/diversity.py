@@ -16,9 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from equal_cost import SEEDS, interval
-from ttsnap.diversity import parse
-from ttsnap.diversity.negtome import attach
 from ttsnap.live.session import load_sampler
+from ttsnap.pipelines.negtome import attach, parse
 from ttsnap.pipelines.outputs import to_uint8
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.reward import load_reward

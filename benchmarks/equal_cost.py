@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.driver import run
-from ttsnap.cost import Budget, affordable
 from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, default_policy
 from ttsnap.shapes.checker import check

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ttsnap.cost import NAMED_COST_MODELS
+from ttsnap.core.cost import NAMED_COST_MODELS
 from ttsnap.pipelines.flops import count_tflop
-from ttsnap.training.trainable import adapt
+from ttsnap.rewards.trainable import adapt
 
 GIB, RANK = 2**30, 16
 SIDE = 224  # what all three rewards look at

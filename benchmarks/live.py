@@ -26,8 +26,8 @@ from rich.table import Table
 
 from batches import PROMPT, Idle, difference, fixed_part, in_turns, now, one_by_one, ours, seconds, stock, wait
 from random_models import MODELS
+from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.driver import run
-from ttsnap.cost import Budget, affordable
 from ttsnap.live.engine import Clock, Engine
 from ttsnap.live.session import prepare
 from ttsnap.pipelines import previews

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from equal_cost import SEEDS, halfwidth, search
-from ttsnap.cost import affordable, parse_budgets
+from ttsnap.core.cost import affordable, parse_budgets
 from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, load
 from ttsnap.recordings import Recording
-from ttsnap.simulation import Contender, EveryCall, cost_model_of, simulate
+from ttsnap.replay import Contender, EveryCall, cost_model_of, simulate
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import zeros
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ttsnap import catalogue
+from ttsnap.pipelines import catalogue
 from ttsnap.pipelines.flops import count_tflop
 
 WORDS = 64  # tokens of a prompt that keeps its length

@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau
 
-from ttsnap.cost import Budget, affordable
+from ttsnap.core.cost import Budget, affordable
 from ttsnap.live.session import load_sampler
 from ttsnap.pipelines import previews
 from ttsnap.pipelines.flops import cost_model
 from ttsnap.policies import BestOfN, SuccessiveHalving
+from ttsnap.replay.simulator import Task, replay
 from ttsnap.rewards import load
 from ttsnap.shapes.scenes import held_out_prompts
-from ttsnap.simulation.simulator import Task, replay
 
 KEEPS = (0.15, 0.25, 0.4, 0.6)
 

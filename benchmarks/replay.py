@@ -22,11 +22,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ttsnap.cost import NAMED_COST_MODELS, parse_budgets
+from ttsnap.core.cost import NAMED_COST_MODELS, parse_budgets
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.recordings import Recording
-from ttsnap.simulation import Contender, EveryCall, simulate
-from ttsnap.simulation.simulator import draw
+from ttsnap.replay import Contender, EveryCall, simulate
+from ttsnap.replay.simulator import draw
 
 HALVING = SuccessiveHalving((3, 7, 12), (0.4, 0.4, 0.5))
 FIELD = [Contender("best-of-N", BestOfN()), Contender("halving", HALVING)]
@@ -104,7 +104,7 @@ def sweep(values: Path | None, reward: str) -> None:
         ours, fast = timed(lambda: simulate(recording, FIELD, budgets, CHARGE, trials=50).dataset)
         plain, slow = timed(lambda: plainly(recording, budgets, 50))
         table.add_row("the plain loop", f"{slow:.1f}", "1")
-        table.add_row("ttsnap.simulation.simulate", f"{fast:.2f}", f"{slow / fast:.1f}")
+        table.add_row("ttsnap.replay.simulate", f"{fast:.2f}", f"{slow / fast:.1f}")
         mean, std = recording.scales.get(recording.rewards[0], (0.0, 1.0))
         difference = np.abs(ours.value.values.mean(axis=(2, 3)) * std + mean - plain).max()
         table.add_row("largest difference of a mean reward", f"{difference:.1e}", "")

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from equal_cost import SEEDS, halfwidth, search
-from ttsnap.cost import Budget, affordable
+from ttsnap.core.cost import Budget, affordable
+from ttsnap.core.grid import Query
 from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, default_policy
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.scenes import held_out_prompts
-from ttsnap.types import Query
 
 METHODS = {  # name -> reward, whether tuned
     "TTSp, published schedule": ("shapes", False),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ttsnap.cost import parse_budgets
-from ttsnap.figures import save
+from ttsnap.core.cost import parse_budgets
+from ttsnap.files.figures import save
 from ttsnap.policies import SuccessiveHalving
 from ttsnap.recordings import Recording
 from ttsnap.recordings.published_values import import_values
-from ttsnap.simulation import Contender, EveryCall, cost_model_of, plots, simulate, tune
+from ttsnap.replay import Contender, EveryCall, cost_model_of, plots, simulate, tune
 
 source = Path(sys.argv[1] if len(sys.argv) > 1 else "values")
 reward = sys.argv[2] if len(sys.argv) > 2 else "hps"

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ttsnap.cost import parse_budgets
-from ttsnap.figures import save
+from ttsnap.core.cost import parse_budgets
+from ttsnap.files.figures import save
 from ttsnap.live.session import load_sampler, prepare
 from ttsnap.recordings.recorder import record_rewards, seeds_of
+from ttsnap.replay import Contender, EveryCall, cost_model_of, plots, simulate, tune
 from ttsnap.shapes import foresight
 from ttsnap.shapes.scenes import held_out_prompts, train_prompts
-from ttsnap.simulation import Contender, EveryCall, cost_model_of, plots, simulate, tune
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tools.shapes.foresight import distil, train, trajectories
@@ -58,7 +58,7 @@ model = foresight.begin()
 distil(model, trails, updates=share(600, 12), images=share(6400, 128), tell=tell)
 model = train(model, trails, updates=share(300, 10), tell=tell)
 foresight.save(model, out / "head", sigma=0.75, trained={"script": "examples/whole_story.py", "scale": scale})
-judges = {"aware": foresight.load_foresight(out / "head")}
+judges = {"aware": foresight.load_foresight(folder=out / "head")}
 
 # %% [markdown]
 # Tune: rewards of other prompts are recorded, with both guides and what their looks cost; each guide gets its schedule.

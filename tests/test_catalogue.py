@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsnap import catalogue
+from ttsnap.pipelines import catalogue
 from ttsnap.policies import SuccessiveHalving
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttsnap.cost import Budget, CostModel, Seconds, affordable, parse_budgets
+from ttsnap.core.cost import Budget, CostModel, Seconds, affordable, parse_budgets
 from ttsnap.policies import BestOfN, SuccessiveHalving
 
 MODEL = CostModel("test", call_tflop=9.9, decode_tflop=0.5, look_tflop=0.7, prompt_tflop=1.0)

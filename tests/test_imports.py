@@ -3,8 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-CORE = (
-    "ttsnap, ttsnap.types, ttsnap.ranking, ttsnap.cost, ttsnap.core.driver, ttsnap.policies, ttsnap.simulation.replay"
+CORE = ", ".join(
+    f"ttsnap.{name}"
+    for name in ("core.grid", "core.ranking", "core.cost", "core.driver", "policies", "replay.environment")
 )
 
 

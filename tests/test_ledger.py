@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ttsnap.core.cost import Ledger
 from ttsnap.core.driver import run
-from ttsnap.cost import Ledger
+from ttsnap.core.grid import Problem, Query
 from ttsnap.policies import BestOfN, SuccessiveHalving
-from ttsnap.simulation.replay import ReplayEnvironment
-from ttsnap.types import Problem, Query
+from ttsnap.replay.environment import ReplayEnvironment
 
 
 def _mask(*rows: list[int]) -> np.ndarray:

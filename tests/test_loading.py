@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 import ttsnap
 from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
 from ttsnap.live.session import load_sampler
-from ttsnap.loading import Loading, compile_denoiser, load_model, place, save_memory, warm_up
 from ttsnap.pipelines import flops
+from ttsnap.pipelines.loading import Loading, compile_denoiser, load_model, place, save_memory, warm_up
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import SuccessiveHalving
 
@@ -99,6 +99,26 @@ def test_a_broken_directory_is_one_sentence(case, copy):
     assert "\n" not in str(caught.value)
 
 
+def test_weights_of_a_variant_are_found(tmp_path, folder):
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    for file in half.rglob("*.safetensors"):
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    theirs, ours = (load_model(str(path), Loading(device="cpu")).transformer.state_dict() for path in (folder, half))
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_offline_a_broken_directory_is_still_told_by_its_file(tmp_path, folder, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "transformer" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=f"cannot load model '{copy}'.*config.json"):
+        load_model(str(copy), Loading(device="cpu"))
+
+
 def test_what_is_no_pipeline_is_told_apart(tmp_path, folder):
     lora = tmp_path / "lora"
     lora.mkdir()
@@ -153,7 +173,7 @@ class Hub(BaseHTTPRequestHandler):
 HUB = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from ttsnap.loading import Loading, load_model
+from ttsnap.pipelines.loading import Loading, load_model
 told = {}
 for owner in sys.argv[1:]:
     try:

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from tests.object_store import serve
-from ttsnap.locks import locked
-from ttsnap.storage import filesystem, location
+from ttsnap.files.locks import locked
+from ttsnap.files.storage import filesystem, location
 
 BEAT = 0.5  # seconds; an owner is dead after six
 
@@ -27,8 +27,8 @@ def store():
 
 HOLDER = """
 import select, sys
-from ttsnap.locks import locked
-from ttsnap.storage import location
+from ttsnap.files.locks import locked
+from ttsnap.files.storage import location
 input()
 try:
     with locked(location(sys.argv[1])) as check:
@@ -168,7 +168,7 @@ def test_an_object_store_without_conditional_puts_is_told_of(store, holder):
 
 
 def test_what_is_no_lock_is_taken_for_a_dead_one(store, monkeypatch):
-    monkeypatch.setattr("ttsnap.locks.HEARTBEAT", BEAT)
+    monkeypatch.setattr("ttsnap.files.locks.HEARTBEAT", BEAT)
     out = location(store.bucket() + "/run")
     (out.parent / ".run.lock" / "00000007").write_bytes(b"[1, 2")
     with locked(out):

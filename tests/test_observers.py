@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.pipelines.toy import ToyReward, toy_sampler
+from ttsnap.core.cost import CostModel
 from ttsnap.core.driver import run
-from ttsnap.cost import CostModel
+from ttsnap.core.observers import Observer, Stop, spread
 from ttsnap.live.open_search import OpenSearch
 from ttsnap.live.session import Session
-from ttsnap.observers import Observer, Stop, spread
 from ttsnap.policies import BestOfN, SuccessiveHalving
 
 HALVING = SuccessiveHalving((1, 2), sizes=(4, 2))
@@ -147,7 +147,7 @@ def test_a_search_that_was_stopped_early_can_be_finished():
 
 
 def test_replay_tells_and_stops_too():
-    from ttsnap.simulation.replay import ReplayEnvironment
+    from ttsnap.replay.environment import ReplayEnvironment
 
     environment = ReplayEnvironment(np.random.default_rng(0).normal(size=(2, 6, 4, 1)))
     whole = Recorder()

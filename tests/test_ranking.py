@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttsnap.ranking import RankSum, alive_index, choose, order, ranks, top
+from ttsnap.core.ranking import RankSum, alive_index, choose, order, ranks, top
 
 
 @st.composite

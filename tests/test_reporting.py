@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import ttsnap
+from ttsnap.core.ranking import WeightedSum
+from ttsnap.live.reporting import HeldOut, report, warning
 from ttsnap.policies import BestOfN
-from ttsnap.ranking import WeightedSum
-from ttsnap.reporting import HeldOut, report, warning
 
 PROMPT = "a red circle"
 

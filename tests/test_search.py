@@ -11,8 +11,8 @@ import torch
 
 import ttsnap
 from tests.pipelines import tiny
+from ttsnap.core.observers import Observer
 from ttsnap.live.session import prepare
-from ttsnap.observers import Observer
 from ttsnap.policies import BestOfN, SuccessiveHalving
 
 PROMPT = "a red circle"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.object_store import serve
+from ttsnap.files.storage import Remote, check_writable, location, patiently, write
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
-from ttsnap.storage import Remote, check_writable, location, patiently, write
 
 
 @pytest.fixture(scope="module")

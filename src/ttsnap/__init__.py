@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ttsnap.core import __version__
+
 if TYPE_CHECKING:
     from ttsnap.live.session import Session as Session
     from ttsnap.live.session import prepare as prepare
     from ttsnap.live.session import search as search
 
-__version__ = "2.0.0.dev0"
 __all__ = ["Session", "__version__", "prepare", "search"]
 
 

@@ -14,7 +14,7 @@ from ttsnap.app import view
 from ttsnap.app.desk import Desk
 from ttsnap.app.orders import Limits, Order
 from ttsnap.app.story import Tile
-from ttsnap.cost import CostModel
+from ttsnap.core.cost import CostModel
 from ttsnap.live.session import Session
 from ttsnap.policies import SuccessiveHalving
 

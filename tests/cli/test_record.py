@@ -18,7 +18,7 @@ from PIL import Image
 
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
-from ttsnap.simulation import cost_model_of
+from ttsnap.replay import cost_model_of
 
 SOURCE = ["--prompts", "shapes:held-out", "--prompt-range", "2:6", "--per-prompt", 4, "--seed", 100]
 

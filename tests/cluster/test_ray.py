@@ -15,8 +15,8 @@ import pytest
 
 from tests.cluster import toys
 from ttsnap.cluster.scheduling import Observer, ThisProcess, execute
+from ttsnap.files.storage import location
 from ttsnap.recordings import Recording
-from ttsnap.storage import location
 
 pytestmark = pytest.mark.usefixtures("two_cores")
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ import ray
 ray.init(address={address!r}, log_to_driver=False, logging_level="ERROR")
 from tests.cluster import toys
 from tests.cluster.test_ray import there
-from ttsnap.storage import location
+from ttsnap.files.storage import location
 there(toys.images(location({out!r}), pause=0.05))
 """
 

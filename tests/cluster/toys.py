@@ -14,7 +14,7 @@ from tests.pipelines.toy import ToyReward, toy_sampler
 from ttsnap.cluster.generate import Generate
 from ttsnap.cluster.label import Label
 from ttsnap.cluster.record import Record
-from ttsnap.cost import CostModel
+from ttsnap.core.cost import CostModel
 from ttsnap.live.session import Session
 from ttsnap.policies import SuccessiveHalving
 from ttsnap.recordings import Recording

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli.conftest import ttsnap  # noqa: F401
 from tests.pipelines import tiny
-from ttsnap.diversity import parse
-from ttsnap.diversity.negtome import REPEL, Negtome, Pushed, applied, push
+from ttsnap.pipelines.negtome import REPEL, Negtome, Pushed, applied, parse, push
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.recordings.image_tree import ImageTree
 
@@ -230,7 +228,7 @@ def test_names():
         pass
 
 
-def test_recorded_with_it_and_gone_on_with(ttsnap, tmp_path):  # noqa: F811
+def test_recorded_with_it_and_gone_on_with(ttsnap, tmp_path):
     options = ["record", A, B, "--per-prompt", 4, "--steps", 6, "--max-batch", 2, "--calls", "1,6"]
     options += ["--diversity", "negtome", "--diversity-options", "t_end=500"]
     assert ttsnap(*options, "--out", tmp_path / "whole")[0] == 0
@@ -247,7 +245,7 @@ def test_recorded_with_it_and_gone_on_with(ttsnap, tmp_path):  # noqa: F811
     assert "(diversity differ)" in err
 
 
-def test_generated_with_it_says_so(ttsnap, tmp_path):  # noqa: F811
+def test_generated_with_it_says_so(ttsnap, tmp_path):
     options = ["generate", B, "--candidates", 4, "--steps", 6, "--diversity", "repel", "--json", "--no-board"]
     code, out, _ = ttsnap(*options, "--out", tmp_path / "out")
     record = json.loads(out)

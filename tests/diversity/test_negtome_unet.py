@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli.conftest import ttsnap  # noqa: F401
 from tests.diversity.test_negtome import CLOSE, A, B, plain
 from tests.pipelines import tiny_sd
-from ttsnap.diversity import parse
-from ttsnap.diversity.negtome import Negtome, applied
-from ttsnap.diversity.sites import sites_of
+from ttsnap.pipelines.negtome import Negtome, applied, parse
+from ttsnap.pipelines.negtome_sites import sites_of
 from ttsnap.pipelines.sampler import Sampler
 
 STRONG = Negtome(merging_alpha=1.0, merging_threshold=-1.0, t_end=400.0, min_attn_dim=4)
@@ -121,7 +119,7 @@ def test_batches_do_not_matter_and_the_reference_stays(parameters, options):
         assert state.extra_calls > 0
 
 
-def test_generated_and_recorded_with_it(ttsnap, tmp_path):  # noqa: F811
+def test_generated_and_recorded_with_it(ttsnap, tmp_path):
     folder = tmp_path / "sdxl"
     tiny_sd.save(tiny_sd.sdxl, folder)
     options = [B, "--model", folder, "--steps", 4, "--diversity", "negtome", "--diversity-options", "min_attn_dim=4"]

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from tests.pipelines.toy import Time, ToyReward, toy_sampler
+from ttsnap.core.cost import Budget, CostModel, Seconds, affordable
 from ttsnap.core.driver import run
-from ttsnap.cost import Budget, CostModel, Seconds, affordable
+from ttsnap.core.grid import Query
+from ttsnap.core.observers import Interrupted, Observer, Stop
 from ttsnap.live.calibration import calibrate
 from ttsnap.live.engine import Engine
-from ttsnap.observers import Interrupted, Observer, Stop
 from ttsnap.pipelines.outputs import PREVIEW_SIDE, shrink
 from ttsnap.policies import BestOfN, SuccessiveHalving
-from ttsnap.types import Query
 
 MODEL = CostModel("toy", 1.0, 1.0, 1.0)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.pipelines import tiny
+from ttsnap.core.cost import CostModel
 from ttsnap.core.driver import run
-from ttsnap.cost import CostModel
 from ttsnap.live.calibration import calibrate
 from ttsnap.live.engine import Clock, Engine
 from ttsnap.pipelines.features import Features, Place
@@ -16,8 +16,8 @@ from ttsnap.pipelines.flops import cost_model
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import SuccessiveHalving
 from ttsnap.recordings.recorder import judge_all, record_rewards
-from ttsnap.simulation import Contender, EveryCall, cost_model_of, simulate
-from ttsnap.simulation.replay import ReplayEnvironment
+from ttsnap.replay import Contender, EveryCall, cost_model_of, simulate
+from ttsnap.replay.environment import ReplayEnvironment
 
 PROMPTS = ["a red circle", "a blue square left of a green circle"]
 SEEDS = np.arange(12).reshape(2, 6)
@@ -122,7 +122,7 @@ def test_replayed_it_makes_the_same_choice_at_the_same_cost(sampler, tmp_path):
     np.testing.assert_allclose(live.ledger.tflop(model), replayed.ledger.tflop(model))
     budget = model.of_plan(POLICY.plan(6, 6))
     contenders = [Contender(kind, POLICY, kind) for kind in ("aware", "clean")]
-    from ttsnap.cost import Budget
+    from ttsnap.core.cost import Budget
 
     rows = simulate(recording, contenders, [Budget(budget.tflop, "TFLOP")], EveryCall(model), trials=3).dataset
     assert rows.candidates.values[:, 0].tolist()[0] == 6

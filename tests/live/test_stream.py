@@ -8,13 +8,13 @@ import torch
 
 from tests.pipelines.toy import ToyReward, toy_sampler
 from ttsnap.core.driver import run
+from ttsnap.core.grid import Query
+from ttsnap.core.observers import Observer
 from ttsnap.live import engine as engines
 from ttsnap.live.engine import Engine, prompts_per_block
 from ttsnap.live.judging import judge_in_parts
-from ttsnap.observers import Observer
 from ttsnap.pipelines.limits import Limits
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
-from ttsnap.types import Query
 
 PAPER = SuccessiveHalving((3, 7, 12), keep=(0.4, 0.4, 0.5))
 PROMPTS = [f"prompt {number}" for number in range(7)]

@@ -25,7 +25,6 @@ import copy
 import importlib
 import inspect
 import json
-import os
 import signal
 import sys
 import unittest
@@ -34,11 +33,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import constants
 
 import ttsnap
 
@@ -110,9 +108,11 @@ def without_hub() -> Iterator[None]:
 
     for kind, make in makers.items():
         kind.from_pretrained = replaced(kind, make)
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield
     finally:
+        constants.HF_HUB_OFFLINE = offline
         for kind, method in before.items():
             if method is None:
                 del kind.from_pretrained

@@ -12,8 +12,8 @@ from diffusers import AutoencoderTiny
 
 from tests.pipelines import tiny, tiny_flow
 from tests.pipelines.toy import Time, ToyReward, toy_sampler
+from ttsnap.core.cost import Budget, CostModel, LookCost, affordable
 from ttsnap.core.driver import run
-from ttsnap.cost import Budget, CostModel, LookCost, affordable
 from ttsnap.live.calibration import calibrate
 from ttsnap.live.engine import Clock, Engine
 from ttsnap.live.session import prepare
@@ -21,7 +21,7 @@ from ttsnap.pipelines import previews
 from ttsnap.pipelines.flops import cost_model
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import BestOfN, SuccessiveHalving
-from ttsnap.simulation.replay import ReplayEnvironment
+from ttsnap.replay.environment import ReplayEnvironment
 
 SMALL = {"num_inference_steps": 4, "height": 32, "width": 48, "max_sequence_length": 12}
 

@@ -552,7 +552,7 @@ def test_a_whole_search_ends_in_an_image_that_the_stock_pipeline_makes():
 def test_a_modular_pipeline_is_searched_and_loaded_by_the_same_means(tmp_path):
     from diffusers.modular_pipelines import Flux2KleinAutoBlocks
 
-    from ttsnap.loading import Loading, load_model
+    from ttsnap.pipelines.loading import Loading, load_model
 
     parts = tiny_flow.flux2_klein().components
     pipe = Flux2KleinAutoBlocks().init_pipeline()

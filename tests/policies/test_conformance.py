@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttsnap import policies
+from ttsnap.core.cost import CostModel
 from ttsnap.core.driver import run
-from ttsnap.cost import CostModel
 from ttsnap.policies import BestOfN, EarlySelection, HandPicked, SuccessiveHalving
-from ttsnap.simulation.replay import ReplayEnvironment
+from ttsnap.replay.environment import ReplayEnvironment
 
 MODEL = CostModel("test", call_tflop=1.0, decode_tflop=0.25, look_tflop=0.125)
 POLICIES = [

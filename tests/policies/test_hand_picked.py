@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttsnap.core.driver import run
-from ttsnap.observers import Stop
+from ttsnap.core.observers import Stop
 from ttsnap.policies import BestOfN, EarlySelection, HandPicked, SuccessiveHalving
-from ttsnap.simulation.replay import ReplayEnvironment
+from ttsnap.replay.environment import ReplayEnvironment
 
 HALVING = SuccessiveHalving((1, 3), sizes=(3, 2))
 

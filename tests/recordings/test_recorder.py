@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.pipelines.toy import ToyReward, toy_sampler
 
+from ttsnap.core.grid import Query
 from ttsnap.live.engine import Engine
 from ttsnap.pipelines.outputs import to_uint8
 from ttsnap.recordings import Recording
@@ -24,7 +25,6 @@ from ttsnap.recordings.recorder import (
     record_rewards,
     seeds_of,
 )
-from ttsnap.types import Query
 
 PROMPTS = ["a", "bb", "ccc", "dddd", "eeeee"]
 SEEDS = seeds_of(range(5), 3)

@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.rewards import reference as ref
 from tests.rewards.test_trainable import folder, load  # noqa: F401  (a fixture)
 from ttsnap import rewards
-from ttsnap.cost import CostModel
+from ttsnap.core.cost import CostModel
 from ttsnap.live.session import prepare
 from ttsnap.pipelines import flops
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.rewards.noise_aware import NoiseAwareReward
-from ttsnap.training.trainable import adapt
+from ttsnap.rewards.trainable import adapt
 
 
 @pytest.mark.parametrize("name", ["imagereward", "pickscore", "hpsv2", "aesthetic"])

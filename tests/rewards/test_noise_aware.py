@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tests.training.tiny import PROMPTS, config, make_data
 from ttsnap import rewards
 from ttsnap.rewards.noise_aware import NoiseAwareReward, load_noise_aware
+from ttsnap.rewards.trainable import adapt, load_trainable
 from ttsnap.training import train
-from ttsnap.training.trainable import adapt, load_trainable
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

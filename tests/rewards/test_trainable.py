@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector
 from tests.rewards import reference as ref
 from ttsnap import rewards
 from ttsnap.rewards.noise_aware import NoiseAwareReward
-from ttsnap.training.trainable import TrainableReward, adapt
+from ttsnap.rewards.trainable import TrainableReward, adapt
 
 PROMPTS = ["a red circle", "a blue square"]
 IMAGES = torch.rand(2, 3, 40, 40, generator=ref.generator(1))

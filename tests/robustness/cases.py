@@ -272,7 +272,7 @@ def out_no_bucket(here):
 
 def _other_process(out: Path) -> subprocess.Popen:
     code = (
-        "import sys, time; from ttsnap.locks import locked; from ttsnap.storage import location\n"
+        "import sys, time; from ttsnap.files.locks import locked; from ttsnap.files.storage import location\n"
         f"with locked(location({str(out)!r})): print('in', flush=True); time.sleep(100)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -297,7 +297,7 @@ def out_in_use(here):
 
 @case("generate, record, label", "the lock of a process that was killed -9", "it is free; the run goes on")
 def lock_of_the_dead(here):
-    from ttsnap.locks import locked
+    from ttsnap.files.locks import locked
 
     out = here.folder / "out"
     other = _other_process(out)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ttsnap import rewards
+from ttsnap.core.grid import Query
 from ttsnap.live.engine import Engine
 from ttsnap.live.session import load_sampler, prepare
 from ttsnap.pipelines.features import attach
@@ -15,7 +16,6 @@ from ttsnap.shapes import foresight
 from ttsnap.shapes.reward import FORESIGHT, load_reward
 from ttsnap.shapes.scenes import held_out_prompts
 from ttsnap.training.evaluation import kendall_tau
-from ttsnap.types import Query
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_it_is_the_default_with_its_own_schedule_and_the_clean_reward_judges_wha
 
 
 def test_features_and_diversity_do_not_go_together(sampler):
-    from ttsnap.diversity.negtome import Negtome
+    from ttsnap.pipelines.negtome import Negtome
 
     assert list(prepare("shapes", candidates=2, diversity=Negtome()).judges) == ["shapes"]
     with pytest.raises(ValueError, match="features cannot be read; take the clean reward"):
@@ -95,7 +95,7 @@ def test_untrained_the_convolutions_learn_to_see_and_the_whole_to_foretell(tmp_p
     errors = [float(line.split("error ")[1].split(",")[0]) for line in told]
     assert min(errors[-3:]) < errors[0]
     foresight.save(trained, tmp_path / "it", sigma=0.5)
-    loaded = foresight.load_foresight(tmp_path / "it")
+    loaded = foresight.load_foresight(folder=tmp_path / "it")
     cells, latents = trails.cells[0, :, 0].float(), trails.latents[0, :, 0].float()
     sigma = torch.ones(8)
     texts = [trails.prompts[0]] * 8

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
+from ttsnap.core.cost import NAMED_COST_MODELS, Budget, CostModel
 from ttsnap.core.driver import run
-from ttsnap.cost import NAMED_COST_MODELS, Budget, CostModel
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
-from ttsnap.simulation.replay import ReplayEnvironment
+from ttsnap.replay.environment import ReplayEnvironment
 
 pytest.importorskip("zarr")
 
 from tests.simulation.synthetic import recording
-from ttsnap.simulation import EveryCall, Published, accounting_of, cost_model_of
+from ttsnap.replay import EveryCall, Published, accounting_of, cost_model_of
 
 FLUX = NAMED_COST_MODELS["flux-512"]
 PUBLISHED = SuccessiveHalving((3, 7, 12), (0.4, 0.4, 0.5))

@@ -7,7 +7,7 @@ import pytest
 
 from ttsnap.policies import SuccessiveHalving
 from ttsnap.recordings import Recording
-from ttsnap.simulation import replay_prompt
+from ttsnap.replay import replay_prompt
 
 HALVING = SuccessiveHalving((2,), sizes=(3,))
 

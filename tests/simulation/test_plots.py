@@ -9,9 +9,9 @@ from PIL import Image
 
 from tests.simulation.synthetic import recording, rewards
 from tests.simulation.test_simulator import FIELD, simulation
-from ttsnap.cost import parse_budgets
-from ttsnap.figures import save
-from ttsnap.simulation import plots
+from ttsnap.core.cost import parse_budgets
+from ttsnap.files.figures import save
+from ttsnap.replay import plots
 
 
 def test_pictures_name_their_axes_and_show_every_policy(tmp_path):

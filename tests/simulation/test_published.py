@@ -8,10 +8,10 @@ pytest.importorskip("zarr")
 pytest.importorskip("scipy")
 
 from tests.published import VALUES, needs_values
-from ttsnap.cost import NAMED_COST_MODELS, parse_budgets
+from ttsnap.core.cost import NAMED_COST_MODELS, parse_budgets
 from ttsnap.policies import SuccessiveHalving
 from ttsnap.recordings.published_values import import_values
-from ttsnap.simulation import Contender, accounting_of, simulate
+from ttsnap.replay import Contender, accounting_of, simulate
 
 pytestmark = needs_values
 

@@ -7,13 +7,13 @@ pytest.importorskip("zarr")
 pytest.importorskip("scipy")
 
 from tests.simulation.synthetic import recording, rewards
+from ttsnap.core.cost import Budget, parse_budgets
 from ttsnap.core.driver import run
-from ttsnap.cost import Budget, parse_budgets
+from ttsnap.core.ranking import WeightedSum
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
-from ttsnap.ranking import WeightedSum
-from ttsnap.simulation import Contender, EveryCall, cost_model_of, simulate
-from ttsnap.simulation.replay import ReplayEnvironment
-from ttsnap.simulation.simulator import draw
+from ttsnap.replay import Contender, EveryCall, cost_model_of, simulate
+from ttsnap.replay.environment import ReplayEnvironment
+from ttsnap.replay.simulator import draw
 
 HALVING = SuccessiveHalving((2, 4), keep=(0.4, 0.5))
 FIELD = [Contender("best", BestOfN()), Contender("halving", HALVING), Contender("early", EarlySelection(3))]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("scipy")
 
-from ttsnap.simulation.statistics import (
+from ttsnap.replay.statistics import (
     best_of_n,
     best_of_n_weights,
     candidates_to_reach,

@@ -13,12 +13,12 @@ pytest.importorskip("optuna")
 from tests.published import VALUES, needs_values
 from tests.simulation.synthetic import recording, rewards
 from ttsnap import policies
-from ttsnap.cost import NAMED_COST_MODELS, Budget, CostModel, parse_budgets
+from ttsnap.core.cost import NAMED_COST_MODELS, Budget, CostModel, parse_budgets
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.recordings.published_values import import_values
-from ttsnap.simulation import Contender, accounting_of, simulate, tuning
-from ttsnap.simulation.accounting import EveryCall
-from ttsnap.simulation.tuning import tune
+from ttsnap.replay import Contender, accounting_of, simulate, tuning
+from ttsnap.replay.accounting import EveryCall
+from ttsnap.replay.tuning import tune
 
 MODEL = CostModel("made up", call_tflop=1.0, decode_tflop=0.1, look_tflop=0.1)
 CHARGE = EveryCall(MODEL)

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ttsnap import figures, policies
+from ttsnap import policies
 from ttsnap.app import view
 from ttsnap.app.desk import Desk
 from ttsnap.app.job import sentence
-from ttsnap.cost import format_amount
-from ttsnap.results import Seen
+from ttsnap.core.cost import format_amount
+from ttsnap.core.observers import Seen
+from ttsnap.files import figures
 
 if TYPE_CHECKING:
+    from ttsnap.core.grid import Policy
     from ttsnap.recordings import Recording
-    from ttsnap.simulation import Simulation
-    from ttsnap.types import Policy
+    from ttsnap.replay import Simulation
 
 QUIET: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "concurrency_limit": 2}
 TUNE_SECONDS, TUNE_TRIALS, TRIALS = 20.0, 200, 20
@@ -92,7 +93,7 @@ def opened(path: Path) -> Recording:
 
 @lru_cache(maxsize=16)
 def _simulated(recording: Recording, tuned: str) -> Simulation:
-    from ttsnap.simulation import Contender, EveryCall, cost_model_of, default_budgets, simulate
+    from ttsnap.replay import Contender, EveryCall, cost_model_of, default_budgets, simulate
 
     num_steps = recording.shape[2]
     model = cost_model_of(recording, None)
@@ -112,7 +113,7 @@ def contenders(recording: Recording, tuned: dict[str, Any]) -> dict[str, Policy]
 
 def curves(recording: Recording, tuned: dict[str, Any], place: int) -> str:
     """Reward against budget of every policy, and the figures at the budget of that place."""
-    from ttsnap.simulation import plots
+    from ttsnap.replay import plots
 
     simulation = _simulated(recording, json.dumps(tuned, sort_keys=True))
     budgets = simulation.dataset.budget.values
@@ -146,7 +147,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def one_prompt(recording: Recording, prompt: int, name: str, tuned: dict[str, Any], place: int) -> str:
     """The candidates of one prompt under a policy at a budget."""
-    from ttsnap.simulation import EveryCall, cost_model_of, default_budgets, replay_prompt
+    from ttsnap.replay import EveryCall, cost_model_of, default_budgets, replay_prompt
 
     pool, num_steps = recording.shape[1:3]
     model = cost_model_of(recording, None)
@@ -167,7 +168,7 @@ def one_prompt(recording: Recording, prompt: int, name: str, tuned: dict[str, An
 
 def tune_for(recording: Recording, place: int) -> tuple[str, dict[str, Any], str]:
     """The schedule fitted for the budget of that place: the budget, the policy as JSON, and what it is worth."""
-    from ttsnap.simulation import EveryCall, cost_model_of, default_budgets, tune
+    from ttsnap.replay import EveryCall, cost_model_of, default_budgets, tune
 
     model = cost_model_of(recording, None)
     budget = default_budgets(model, recording.shape[2])[place]

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING
 from ttsnap.app import view
 from ttsnap.app.orders import Order
 from ttsnap.app.story import Story
-from ttsnap.observers import Observer, Start, Stop
+from ttsnap.core.errors import explain
+from ttsnap.core.observers import Observer, Start, Stop
 from ttsnap.policies import HandPicked
 from ttsnap.policies.hand_picked import Proposal
 
 if TYPE_CHECKING:
-    from ttsnap.app.desk import Desk
-    from ttsnap.core.driver import Look, Result
-    from ttsnap.cost import Ledger
+    from ttsnap.app.offer import Offer
+    from ttsnap.core.cost import Ledger
+    from ttsnap.core.grid import BoolArray, FloatArray, Query
+    from ttsnap.core.observers import Look, Result
     from ttsnap.live.open_search import OpenSearch
-    from ttsnap.results import SearchResult
-    from ttsnap.types import BoolArray, FloatArray, Query
+    from ttsnap.live.result import SearchResult
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Job(Story):
         trouble: what went wrong, in one sentence.
     """
 
-    desk: Desk = field(kw_only=True)
+    desk: Offer = field(kw_only=True)
     order: Order = field(kw_only=True)
     home: Path = field(kw_only=True)
     frames: list[Frame] = field(default_factory=list)
@@ -252,8 +253,6 @@ class _Stoppable(Observer):
 
 def sentence(error: Exception) -> str:
     """One sentence for a visitor; what is not his doing goes to the log in full."""
-    from ttsnap.cli import explain
-
     if isinstance(error, ValueError | OSError | MemoryError | ModuleNotFoundError):
         return explain(error)
     logger.error("a search failed", exc_info=error)

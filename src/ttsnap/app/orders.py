@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ttsnap.observers import Stop
+from ttsnap.core.observers import Stop
 
 POLICIES = {
     "tuned for the model": None,

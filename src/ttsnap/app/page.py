@@ -14,7 +14,7 @@ from ttsnap.app.job import Job, sentence
 from ttsnap.app.orders import POLICIES, Order
 
 if TYPE_CHECKING:
-    from ttsnap.results import SearchResult
+    from ttsnap.live.result import SearchResult
 
 EXAMPLES = {"shapes": "a red circle left of a blue square"}
 UNITS = {"candidates": None, "denoiser calls": "NFE", "GFLOP": "GFLOP", "TFLOP": "TFLOP", "seconds": "s"}

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ttsnap.core.driver import Look, Result
-from ttsnap.cost import Cost, CostModel, Ledger
-from ttsnap.observers import Observer, Start
-from ttsnap.types import FloatArray, Query
+from ttsnap.core.cost import Cost, CostModel, Ledger
+from ttsnap.core.grid import FloatArray, Query
+from ttsnap.core.observers import Look, Observer, Result, Start
 
 WAITING, RUNNING, ALIVE, CUT, FINISHED, WINNER = "waiting", "running", "alive", "cut", "finished", "winner"
 

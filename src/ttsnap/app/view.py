@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ttsnap.app.story import ALIVE, CUT, FINISHED, RUNNING, WAITING, WINNER, Story, Tile
-from ttsnap.cost import format_amount
-from ttsnap.results import cost_line
+from ttsnap.core.cost import format_amount
+from ttsnap.live.result import cost_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ttsnap.results import SearchResult
+    from ttsnap.live.result import SearchResult
 
 MOST_PIXELS = 192  # longest side of a preview on the board
 SAYS = {

@@ -26,6 +26,7 @@ from ttsnap.cli.rewards import rewards
 from ttsnap.cli.simulate import simulate
 from ttsnap.cli.train import train
 from ttsnap.cli.tune import tune
+from ttsnap.core.errors import explain
 
 SETTINGS_FILE = "ttsnap.toml"
 
@@ -95,24 +96,3 @@ def main() -> None:
             sys.exit(1)
         print("error: " + explain(error), file=sys.stderr)
         sys.exit(2)
-
-
-_EXTRAS = {"gradio": "app", "peft": "train", "accelerate": "train"}
-_EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "cluster")
-
-
-def explain(error: Exception) -> str:
-    """One sentence for an error; a missing extra names its install command."""
-    if isinstance(error, ModuleNotFoundError):
-        extra = _EXTRAS.get(error.name or "")
-        extra = extra or (
-            "replay" if error.name in ("xarray", "zarr", "scipy", "pandas", "optuna", "yaml") else "diffusion"
-        )
-        return f"{error.name} is not installed; it comes with: pip install 'ttsnap[{extra}]'"
-    if isinstance(error, RecursionError):
-        return "a file is nested too deeply to be read"
-    if isinstance(error, MemoryError) and not str(error):
-        return "memory ran out; fewer candidates, a smaller --max-batch or a smaller --size need less"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ttsnap.cli.options import OUTPUT, SEARCH, AsJson, Given, ManyWorkers, Model, Search, Workers, read_prompts
+from ttsnap.files.pictures import Pictures
 from ttsnap.live.settings import ModelSettings, SearchSettings, changes, key
-from ttsnap.pictures import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.cluster.generate import Generate
-    from ttsnap.storage import AnyPath
+    from ttsnap.files.storage import AnyPath
 
 
 def generate(
@@ -43,7 +43,7 @@ def generate(
     """
     from ttsnap.cli.workers import quietly
     from ttsnap.cluster.generate import Generate, read_record
-    from ttsnap.storage import location
+    from ttsnap.files.storage import location
 
     # Everything that can be wrong without a model is said before one is loaded.
     texts = read_prompts(prompt, prompts)
@@ -73,7 +73,7 @@ def _one(job: Generate, as_json: bool) -> None:
 
     from ttsnap.cli.progress import Display, say
     from ttsnap.cli.workers import interruptible
-    from ttsnap.locks import locked
+    from ttsnap.files.locks import locked
 
     show = Display(silent=as_json)
     try:
@@ -129,7 +129,7 @@ def open_directory(out: AnyPath | None, settings: dict[str, Any]) -> tuple[AnyPa
     import re
     from pathlib import Path
 
-    from ttsnap.storage import check_writable
+    from ttsnap.files.storage import check_writable
 
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", settings["prompts"][0].lower()).strip("-")[:48].strip("-") or "image"
@@ -171,8 +171,8 @@ def _report(
     """Print what was found."""
     import json
 
-    from ttsnap.cost import Cost
-    from ttsnap.results import cost_line
+    from ttsnap.core.cost import Cost
+    from ttsnap.live.result import cost_line
 
     for record, folder in zip(records, folders, strict=True):
         record["files"] = {

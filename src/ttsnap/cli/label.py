@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ttsnap.cli.options import LABELS, AsJson, ManyWorkers, Workers, read_prompts
 
 if TYPE_CHECKING:
-    from ttsnap.storage import AnyPath
+    from ttsnap.files.storage import AnyPath
 
 Published = Parameter(group=LABELS)
 
@@ -54,7 +54,7 @@ def label(
     """
     import json as encoder
 
-    from ttsnap.storage import location
+    from ttsnap.files.storage import location
 
     if (reward is None) == (not ground_truth):
         raise ValueError("give --reward, such as --reward shapes, or --ground-truth FILE")
@@ -92,7 +92,7 @@ def _judged(
     from ttsnap.cli.progress import Board, say
     from ttsnap.cli.workers import SHOWN, failures_file, report_failures, run
     from ttsnap.cluster.label import Label
-    from ttsnap.loading import find_device
+    from ttsnap.pipelines.loading import find_device
     from ttsnap.recordings.image_tree import ImageTree
     from ttsnap.recordings.recording import Recording
 

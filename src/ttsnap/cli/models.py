@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ttsnap.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from ttsnap.catalogue import Family
+    from ttsnap.pipelines.catalogue import Family
 
 
 def models(*name: str, json: AsJson = False) -> None:
@@ -18,7 +18,7 @@ def models(*name: str, json: AsJson = False) -> None:
     Args:
         name: Tell more about those whose name contains this.
     """
-    from ttsnap import catalogue
+    from ttsnap.pipelines import catalogue
 
     families = catalogue.find(list(name))
     if json:

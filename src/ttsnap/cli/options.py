@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
+from ttsnap.files.pictures import Pictures
 from ttsnap.live.settings import ModelSettings, SearchSettings, read_numbers
-from ttsnap.pictures import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.cluster.scheduling import Pool
@@ -96,8 +96,11 @@ def read_prompts(given: Sequence[str], source: str | None, *, verb: str = "gener
         prompts = list(given)
     elif given:
         raise ValueError("give prompts on the command line or in a file, not both")
-    elif source.startswith("shapes:"):
-        prompts = _shapes_prompts(source)
+    elif ":" in source and not Path(source).exists():
+        lists = _lists()
+        if source not in lists:
+            raise ValueError(f"unknown prompts {source!r}; known are {', '.join(lists)}, or a file")
+        prompts = lists[source]()
     else:
         prompts = _read_file(Path(source))
     if not prompts:
@@ -112,14 +115,11 @@ def read_prompts(given: Sequence[str], source: str | None, *, verb: str = "gener
     return [" ".join(prompt.split()) for prompt in prompts]
 
 
-def _shapes_prompts(source: str) -> list[str]:
-    """The lists of the embedded world: `shapes:train` and `shapes:held-out`."""
-    from ttsnap.shapes.scenes import held_out_prompts, train_prompts
+def _lists() -> dict[str, Callable[[], list[str]]]:
+    """The lists of prompts that come with models, such as `shapes:train`."""
+    from ttsnap.pipelines.models import MODELS
 
-    lists = {"shapes:train": train_prompts, "shapes:held-out": held_out_prompts}
-    if source not in lists:
-        raise ValueError(f"unknown prompts {source!r}; known are {', '.join(lists)}, or a file")
-    return lists[source]()
+    return {f"{name}:{kind}": read for name, model in MODELS.items() for kind, read in model.prompts.items()}
 
 
 def _read_file(file: Path) -> list[str]:

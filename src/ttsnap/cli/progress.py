@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import options
 from ttsnap.cluster.scheduling import Observer as WorkObserver
-from ttsnap.observers import Observer
+from ttsnap.core.observers import Observer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ttsnap.cluster.jobs import Event, Plan
     from ttsnap.cluster.scheduling import Outcome
-    from ttsnap.core.driver import Look, Result
-    from ttsnap.cost import Ledger
-    from ttsnap.locks import Check
-    from ttsnap.observers import Start
+    from ttsnap.core.cost import Ledger
+    from ttsnap.core.observers import Look, Result, Start
+    from ttsnap.files.locks import Check
 
 
 def console(silent: bool = False) -> Console:
@@ -82,7 +81,7 @@ class Display(Observer):
         """One rung is done."""
         import numpy as np
 
-        from ttsnap.cost import format_amount
+        from ttsnap.core.cost import format_amount
 
         spent = ledger.cost(self.model)
         seconds = time.perf_counter() - self.block_start
@@ -112,7 +111,7 @@ class Board(WorkObserver):
     """One progress bar for all workers, on stderr: images or prompts, how many per second, time left, who does what.
 
     Attributes:
-        check: raises if the run must not go on; see `ttsnap.locks`.
+        check: raises if the run must not go on; see `ttsnap.files.locks`.
     """
 
     check: Check

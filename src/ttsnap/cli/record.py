@@ -19,8 +19,8 @@ from ttsnap.cli.options import (
     read_prompts,
     read_range,
 )
+from ttsnap.files.pictures import Pictures
 from ttsnap.live.settings import MAX_CANDIDATES, MAX_SEED, MAX_SIDE, ModelSettings, check_ranges
-from ttsnap.pictures import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.sampler import Sampler
@@ -68,8 +68,8 @@ def record(
     from ttsnap.cli.progress import Board
     from ttsnap.cli.workers import PARTLY, failures_file, quietly, report_failures, run
     from ttsnap.cluster.record import Record
+    from ttsnap.files.storage import location
     from ttsnap.recordings.image_tree import FORMATS
-    from ttsnap.storage import location
 
     check_ranges(
         per_prompt=(per_prompt, 1, MAX_CANDIDATES), seed=(seed, 0, MAX_SEED), store_size=(store_size, 1, MAX_SIDE)

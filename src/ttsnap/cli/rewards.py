@@ -23,7 +23,7 @@ def rewards(*, json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ttsnap.cost import format_amount
+    from ttsnap.core.cost import format_amount
 
     table = Table(show_edge=False, pad_edge=False)
     for name in ("reward", "judges", "weights", "a look", "a prompt", "fp32"):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ttsnap.recordings import Recording
-    from ttsnap.simulation.results import Simulation
-    from ttsnap.simulation.simulator import Contender
+    from ttsnap.replay.results import Simulation
+    from ttsnap.replay.simulator import Contender
 
 GUIDES = {"aware": ("aware",), "clean": ("clean",), "both": ("aware", "clean")}
 METHODS = {"aware": "TTSnap", "clean": "TTSp"}
@@ -76,11 +76,11 @@ def simulate(
     from rich.progress import Progress
 
     from ttsnap.cli.progress import console
-    from ttsnap.cost import parse_budgets
+    from ttsnap.core.cost import parse_budgets
+    from ttsnap.files.storage import atomically
     from ttsnap.recordings import Recording
-    from ttsnap.simulation import accounting_of, cost_model_of, default_budgets
-    from ttsnap.simulation import simulate as replay
-    from ttsnap.storage import atomically
+    from ttsnap.replay import accounting_of, cost_model_of, default_budgets
+    from ttsnap.replay import simulate as replay
 
     budget = parse_budgets(budgets) if budgets else None
     numbers = read_numbers(weights, "--weights", "1,.5") if weights else None
@@ -103,8 +103,8 @@ def simulate(
         )
     written: list[Path] = []
     if plots:
-        from ttsnap.figures import save
-        from ttsnap.simulation import plots as drawing
+        from ttsnap.files.figures import save
+        from ttsnap.replay import plots as drawing
 
         written = save(drawing.plot(simulation, opened), plots)
     if csv:
@@ -122,7 +122,7 @@ def contenders(
 ) -> list[Contender]:
     """Every policy with every guide that is asked for and recorded, under names that tell them apart."""
     from ttsnap import policies
-    from ttsnap.simulation import Contender
+    from ttsnap.replay import Contender
 
     if guide is not None and guide not in GUIDES:
         raise ValueError(f"unknown guide {guide!r}; known are {', '.join(GUIDES)}")
@@ -153,7 +153,7 @@ def show(simulation: Simulation, written: Iterable[Path]) -> None:
     """Tables for people, and what they rest on."""
     from rich.console import Console
 
-    from ttsnap.cost import format_amount
+    from ttsnap.core.cost import format_amount
 
     console = Console()
     attrs = simulation.dataset.attrs
@@ -175,7 +175,7 @@ def show(simulation: Simulation, written: Iterable[Path]) -> None:
 
 def tables(simulation: Simulation, console: Console) -> None:
     """For each reward the gain at every budget, and over all budgets."""
-    from ttsnap.cost import format_amount
+    from ttsnap.core.cost import format_amount
 
     rows, summary = simulation.rows
     for name in map(str, simulation.dataset.reward.values):

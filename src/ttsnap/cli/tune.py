@@ -21,7 +21,7 @@ from ttsnap.cli.options import (
 from ttsnap.live.settings import read_numbers
 
 if TYPE_CHECKING:
-    from ttsnap.simulation.tuning import Tuning
+    from ttsnap.replay.tuning import Tuning
 
 
 def tune(
@@ -62,10 +62,10 @@ def tune(
     from rich.progress import Progress
 
     from ttsnap.cli.progress import console
-    from ttsnap.cost import parse_budgets
+    from ttsnap.core.cost import parse_budgets
     from ttsnap.recordings import Recording
-    from ttsnap.simulation import accounting_of, cost_model_of, default_budgets
-    from ttsnap.simulation.tuning import tune as fit
+    from ttsnap.replay import accounting_of, cost_model_of, default_budgets
+    from ttsnap.replay.tuning import tune as fit
 
     budgets = sorted({b for text in budget for b in parse_budgets(text)}, key=lambda b: b.amount)
     if out is not None and out.is_dir():

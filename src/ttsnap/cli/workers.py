@@ -16,9 +16,8 @@ from ttsnap.cli import options
 from ttsnap.cli.options import Workers
 from ttsnap.cli.progress import Board, say
 from ttsnap.cluster.scheduling import Outcome, execute
-from ttsnap.locks import locked
-from ttsnap.results import write_json
-from ttsnap.storage import AnyPath, Remote
+from ttsnap.files.locks import locked
+from ttsnap.files.storage import AnyPath, Remote, write_json
 
 if TYPE_CHECKING:
     from ttsnap.cluster.jobs import Job
@@ -29,7 +28,7 @@ SHOWN = 10  # failures and notes of a kind
 
 def quietly(load: Callable[..., Any], *given: Any) -> Any:
     """Load a model without what diffusers and transformers have to say about it; also in a worker."""
-    from ttsnap.loading import quiet_libraries
+    from ttsnap.pipelines.loading import quiet_libraries
 
     with warnings.catch_warnings():
         if options.verbosity < 1:

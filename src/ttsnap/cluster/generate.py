@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cluster.jobs import Block, Event, Plan, first_line
-from ttsnap.results import write_json
-from ttsnap.storage import AnyPath
+from ttsnap.files.storage import AnyPath, write_json
 
 if TYPE_CHECKING:
     from ttsnap.live.session import Session

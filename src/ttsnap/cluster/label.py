@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttsnap.cluster.jobs import Block, Event, Plan, StopRunError, first_line
+from ttsnap.files.storage import AnyPath
 from ttsnap.recordings.image_tree import ImageTree
-from ttsnap.storage import AnyPath
 
 GROUPS = 8  # in a block
 

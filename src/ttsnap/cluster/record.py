@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cluster.jobs import Block, Event, Plan, first_line
-from ttsnap.storage import AnyPath
+from ttsnap.files.storage import AnyPath
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.sampler import Sampler

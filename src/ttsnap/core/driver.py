@@ -4,49 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
-from ttsnap.cost import Ledger
-from ttsnap.observers import SILENT, Interrupted, Observer, Stop
-from ttsnap.ranking import RankSum, choose
-from ttsnap.types import BoolArray, Combine, Environment, FloatArray, IntArray, Policy, Query, Search
-
-
-class Look(NamedTuple):
-    """What the driver saw at one query.
-
-    `alive` [prompts, candidates] was asked about at `step`; `rewards` [prompts, candidates, rewards] are what the
-    environment answered and `combined` [prompts, candidates] what the policy was told, both NaN where not asked.
-    """
-
-    step: int
-    alive: BoolArray
-    rewards: FloatArray
-    combined: FloatArray
-
-
-@dataclass(frozen=True)
-class Result:
-    """The choice of a search and what it cost.
-
-    Attributes:
-        chosen: index of the chosen candidate [prompts]; -1 where the search was stopped before one was finished.
-        rewards: its rewards on the finished image [prompts, rewards]; NaN where there is none.
-        finished: candidates that reached the last step [prompts, candidates].
-        ledger: calls, decodes and looks per prompt.
-        history: every look in order (empty if the driver was told not to keep it).
-        stopped: an observer, or whoever picked by hand, ended it before the policy did.
-    """
-
-    chosen: IntArray
-    rewards: FloatArray
-    finished: BoolArray
-    ledger: Ledger
-    history: list[Look] = field(repr=False, default_factory=list)
-    stopped: bool = False
+from ttsnap.core.cost import Ledger
+from ttsnap.core.grid import BoolArray, Combine, Environment, FloatArray, Policy, Query, Search
+from ttsnap.core.observers import SILENT, Interrupted, Look, Observer, Result, Stop
+from ttsnap.core.ranking import RankSum, choose
 
 
 def run(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.cost import CostModel, Seconds
+from ttsnap.core.cost import CostModel, Seconds
+from ttsnap.core.grid import FloatArray
 from ttsnap.live.engine import wait
 from ttsnap.live.judging import judge
-from ttsnap.types import FloatArray
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.sampler import Sampler

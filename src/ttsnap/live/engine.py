@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.core.driver import Result, drive
+from ttsnap.core.driver import drive
+from ttsnap.core.grid import Combine, FloatArray, IntArray, Policy, Problem, Query, Rung
+from ttsnap.core.observers import SILENT, Interrupted, Observer, Result, Stop
 from ttsnap.live.judging import apart, judge_in_parts
-from ttsnap.observers import SILENT, Interrupted, Observer, Stop
-from ttsnap.types import Combine, FloatArray, IntArray, Policy, Problem, Query, Rung
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.call import Call

@@ -4,27 +4,67 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap import policies, reporting
-from ttsnap.core.driver import Result, check, run
-from ttsnap.cost import Budget, Cost, affordable
-from ttsnap.observers import SILENT, Observer, Start, Stop
+from ttsnap import policies, rewards
+from ttsnap.core.cost import Budget, Cost, CostModel, affordable
+from ttsnap.core.driver import check, run
+from ttsnap.core.grid import BoolArray, Combine, IntArray, Policy, Problem, Query, Rung, Search
+from ttsnap.core.observers import SILENT, Observer, Result, Start, Stop
+from ttsnap.core.ranking import RankSum, WeightedSum, choose, order
+from ttsnap.live import reporting
+from ttsnap.live.result import BestOfNComparison, Finished, SearchResult, history_of
 from ttsnap.policies import BestOfN
-from ttsnap.ranking import WeightedSum, choose, order
-from ttsnap.results import BestOfNComparison, Finished, SearchResult, history_of
-from ttsnap.types import BoolArray, IntArray, Policy, Problem, Query, Rung, Search
 
 if TYPE_CHECKING:
-    from ttsnap.live.engine import Grid
-    from ttsnap.live.session import Session
+    from ttsnap.live.engine import Engine, Grid
 
 SHOWN_ONLY = "pictures of looks that read the denoiser's features were decoded for the eye alone; no cost has them"
+
+
+@dataclass
+class Setup:
+    """A pipeline, rewards and settings, ready to be searched with.
+
+    Attributes:
+        sampler: drives the pipeline.
+        judges: rewards by name.
+        policy: what to look at and what to drop.
+        candidates: started per prompt.
+        cost_model: counted (and, for budgets in seconds, measured) costs.
+        model: its name, for the record.
+        budget: as the user gave it.
+        combine: several rewards -> one number.
+        held_out: rewards by name that judge finished images and steer nothing; see `ttsnap.live.reporting`.
+        held_out_tflop: of one look by each of them, and of what it reads of a prompt once.
+    """
+
+    sampler: Any
+    judges: dict[str, Callable[..., Any]]
+    policy: Policy
+    candidates: int
+    cost_model: CostModel
+    model: str = "model"
+    budget: str | None = None
+    combine: Combine = field(default_factory=RankSum)
+    held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the rewards that judge finished images; `judges` are those that judge looks."""
+        return rewards.targets_of(self.judges)
+
+    def engine(self) -> Engine:
+        """Model and rewards at work."""
+        from ttsnap.live.engine import Engine
+
+        return Engine(self.sampler, self.judges)
 
 
 @dataclass
@@ -39,7 +79,7 @@ class OpenSearch:
         notes: warnings on the way.
     """
 
-    session: Session
+    session: Setup
     grid: Grid
     result: Result | None = None
     seconds: float = 0.0

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ttsnap import policies, rewards
-from ttsnap.cost import Budget, CostModel, affordable
-from ttsnap.live.open_search import OpenSearch, check_top
-from ttsnap.loading import Loading, check_model, load_model, warm_up, with_scheduler
-from ttsnap.observers import Observer
+from ttsnap.core.cost import Budget, affordable
+from ttsnap.core.grid import Combine, IntArray, Policy
+from ttsnap.core.observers import Observer
+from ttsnap.core.ranking import RankSum, WeightedSum
+from ttsnap.live.open_search import OpenSearch, Setup, check_top
+from ttsnap.live.result import SearchResult
+from ttsnap.pipelines.loading import Loading, check_model, load_model, warm_up, with_scheduler
+from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.policies import default_policy, tuned_policy
-from ttsnap.ranking import RankSum, WeightedSum
-from ttsnap.results import SearchResult
-from ttsnap.types import Combine, IntArray, Policy
 
 if TYPE_CHECKING:
-    from ttsnap.diversity.negtome import Negtome
-    from ttsnap.live.engine import Engine
-    from ttsnap.pipelines.previews import Preview
-    from ttsnap.pipelines.sampler import Sampler
+    from ttsnap.pipelines.negtome import Negtome
+    from ttsnap.pipelines.sampler import Preview, Sampler
 
 DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX at 512 x 512, as in the paper
-CANDIDATES = {"shapes": 8}  # more find a perfect picture in any way
-DEFAULT_REWARDS = {"shapes": "shapes-aware"}
 MARGIN = 1.08  # searches are planned to take this much longer than calibrated, so that a budget in seconds is kept to
-
-
-def model_name(pipe: Any) -> str:
-    """How records call a model: `shapes`, a directory or hub id, else the class of the pipeline.
-
-    Raises:
-        ValueError: a string that names no model.
-    """
-    if isinstance(pipe, str):
-        check_model(pipe)
-    name = str(pipe if isinstance(pipe, str) else getattr(pipe, "name_or_path", "") or type(pipe).__name__)
-    return "shapes" if Path(name).parts[-3:] == ("shapes", "weights", "pipeline") else name
 
 
 def load_sampler(
@@ -63,9 +47,9 @@ def load_sampler(
         preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
-            those of `ttsnap.loading.Loading` for a model that is named; `pictures` (a `ttsnap.pictures.Pictures`) are
+            those of `ttsnap.pipelines.loading.Loading` for a model that is named; `pictures` (a `Pictures`) are
             given to the pipeline, or to its variant that takes them; `scheduler` is a name of
-            `ttsnap.loading.SCHEDULERS` in place of the pipeline's own.
+            `ttsnap.pipelines.loading.SCHEDULERS` in place of the pipeline's own.
 
     Raises:
         ValueError: no such model, device, dtype or option value.
@@ -75,8 +59,8 @@ def load_sampler(
     if isinstance(preview, str):
         previews.parse(preview)  # complains here, before a model is loaded
     name = model_name(pipe)
-    own = {field.name for field in fields(Loading)} & options.keys()
-    given = {key: value for key in own if (value := options.pop(key)) is not None}
+    loads = {field.name for field in fields(Loading)} & options.keys()
+    given = {key: value for key in loads if (value := options.pop(key)) is not None}
     if isinstance(pipe, str):
         loading = Loading(device=device, dtype=dtype, **given)
         pipe = load_model(pipe, loading)
@@ -89,10 +73,8 @@ def load_sampler(
         pipe, prelude = with_scheduler(pipe, scheduler)
     if pictures := options.pop("pictures", None):
         pipe, options = pictures.give(pipe, options)
-    if name == "shapes":
-        from ttsnap.shapes.pipeline import OPTIONS
-
-        options = OPTIONS | options
+    if name in MODELS:
+        options = {**MODELS[name].arguments, **options}
     from ttsnap.pipelines.sampler import Sampler
 
     sampler = Sampler(pipe, example=prompt, **options)
@@ -100,7 +82,7 @@ def load_sampler(
     if loading.compile:
         warm_up(sampler)
     if diversity:
-        from ttsnap.diversity.negtome import attach
+        from ttsnap.pipelines.negtome import attach
 
         attach(sampler, diversity)
     previews.attach(sampler, preview)
@@ -108,37 +90,8 @@ def load_sampler(
 
 
 @dataclass
-class Session:
-    """Everything a search needs, prepared once and used for any number of prompts.
-
-    Attributes:
-        sampler: drives the pipeline.
-        judges: rewards by name.
-        policy: what to look at and what to drop.
-        candidates: started per prompt.
-        cost_model: counted (and, for budgets in seconds, measured) costs.
-        model: its name, for the record.
-        budget: as the user gave it.
-        combine: several rewards -> one number.
-        held_out: rewards by name that judge finished images and steer nothing; see `ttsnap.reporting`.
-        held_out_tflop: of one look by each of them, and of what it reads of a prompt once.
-    """
-
-    sampler: Any
-    judges: dict[str, Callable[..., Any]]
-    policy: Policy
-    candidates: int
-    cost_model: CostModel
-    model: str = "model"
-    budget: str | None = None
-    combine: Combine = field(default_factory=RankSum)
-    held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    @property
-    def targets(self) -> list[str]:
-        """Names of the rewards that judge finished images; `judges` are those that judge looks."""
-        return rewards.targets_of(self.judges)
+class Session(Setup):
+    """Everything a search needs, prepared once and used for any number of prompts; see `Setup` for its attributes."""
 
     def block(
         self,
@@ -158,7 +111,7 @@ class Session:
             top: how many of the best finished images to return.
             compare: also run best-of-N at the same cost, on the first of the same seeds.
             previews: keep small pictures of every look, for the pruning board.
-            observer: is told what happens, and may raise `ttsnap.observers.Stop`.
+            observer: is told what happens, and may raise `ttsnap.core.observers.Stop`.
         """
         check_top(top)
         block = self.open(prompts, seed=seed, previews=previews)
@@ -211,12 +164,6 @@ class Session:
                 yield ended.number, results[0]
         self.sampler.forget_prompts()
 
-    def engine(self) -> Engine:
-        """Model and rewards at work."""
-        from ttsnap.live.engine import Engine
-
-        return Engine(self.sampler, self.judges)
-
     def block_size(self) -> int:
         """Prompts that run together, the same wherever they run: enough that batches are full."""
         from ttsnap.live.engine import prompts_per_block
@@ -254,14 +201,14 @@ def prepare(
         policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
             successive halving).
         combine: several rewards -> one number (default: rank sum).
-        report: rewards that judge the finished images and steer nothing; see `ttsnap.reporting`.
+        report: rewards that judge the finished images and steer nothing; see `ttsnap.live.reporting`.
         prompt: a prompt to count and calibrate with.
         device: where a model that is named runs.
         dtype: its dtype.
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
-            `preview`, `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and of `ttsnap.loading.Loading`
-            for a model that is named: offload, compile, attention_slicing, vae_slicing, vae_tiling, config.
+            `preview`, `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and, for a model that is named,
+            those of `ttsnap.pipelines.loading.Loading` (offload, compile, attention_slicing, vae_slicing ...).
 
     Raises:
         ValueError: what was wrong and what would work.
@@ -274,12 +221,14 @@ def prepare(
         budget = Budget.parse(budget)
     if budget is not None and not isinstance(budget, Budget):
         raise ValueError(f"a budget is a text such as '200NFE', '2000TFLOP' or '30s', got {budget!r}")
+    if isinstance(pipe, str):
+        check_model(pipe)
     name = model_name(pipe)
+    own = MODELS.get(name)
     if reward is None:
-        if name not in DEFAULT_REWARDS:
+        reward = own and (own.pushed_reward if diversity and own.pushed_reward else own.reward)
+        if reward is None:
             raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
-        # References that run along with candidates are no place to read features.
-        reward = "shapes" if diversity and name == "shapes" else DEFAULT_REWARDS[name]
     names = rewards.names_of(reward)
     if isinstance(combine, WeightedSum) and len(combine.weights) != len(names):
         raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")
@@ -308,7 +257,7 @@ def prepare(
         sampler,
         judges,
         chosen,
-        candidates or CANDIDATES.get(name, DEFAULT_CANDIDATES),
+        candidates or (own and own.candidates) or DEFAULT_CANDIDATES,
         model,
         name,
         str(budget) if budget else None,
@@ -338,7 +287,7 @@ def search(
         seed: first seed; candidates use `seed`, `seed` + 1, ...
         top: how many of the best finished images to return.
         compare: also run best-of-N at the same cost, on the first of the same seeds.
-        observer: is told what happens, and may raise `ttsnap.observers.Stop`: what is finished by then is kept.
+        observer: is told what happens, and may raise `ttsnap.core.observers.Stop`: what is finished by then is kept.
         **settings: those of `prepare` (`reward`, `budget` or `candidates`, `policy`, `preview`, `device`, `dtype` ...),
             and all that the pipeline's own call takes, by its own names: `num_inference_steps`, `guidance_scale`,
             `negative_prompt`, `image`, `callback_on_step_end` ...

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsnap.loading import OFFLOADS, SCHEDULERS, Loading
-from ttsnap.pictures import Pictures, parse_frames
+from ttsnap.files.pictures import Pictures, parse_frames
+from ttsnap.pipelines.loading import OFFLOADS, SCHEDULERS, Loading
 
 if TYPE_CHECKING:
-    from ttsnap.diversity.negtome import Negtome
+    from ttsnap.core.grid import Policy
     from ttsnap.live.session import Session
+    from ttsnap.pipelines.negtome import Negtome
     from ttsnap.pipelines.sampler import Sampler
-    from ttsnap.types import Policy
 
 MAX_SEED = 2**62  # seeds of candidates count up from the first
 MAX_STEPS = 1000
@@ -87,7 +87,7 @@ class ModelSettings(Loading):
 
     def apart(self) -> Negtome | None:
         """How candidates are pushed apart, if they are."""
-        from ttsnap.diversity import parse
+        from ttsnap.pipelines.negtome import parse
 
         return parse(self.diversity, self.diversity_options)
 
@@ -148,7 +148,7 @@ class SearchSettings:
         if not any(vars(self).values()):
             return
         from ttsnap import policies, rewards
-        from ttsnap.cost import Budget
+        from ttsnap.core.cost import Budget
 
         if self.budget is not None:
             Budget.parse(self.budget)
@@ -176,8 +176,8 @@ class SearchSettings:
             pictures: that the pipeline is given.
             fixed: candidates on which a run that is gone on with has settled.
         """
+        from ttsnap.core.ranking import WeightedSum
         from ttsnap.live.session import prepare
-        from ttsnap.ranking import WeightedSum
 
         weights = read_weights(self.weights)
         given = model.arguments() | ({"pictures": pictures} if pictures and pictures.files() else {})

@@ -1,22 +1,20 @@
 """Pictures of x0 estimates that cost less than the full decoder: what early looks judge, or people see.
 
 A preview serves looks before the last call; finished images always use the model's own decoder. Its cost is counted
-like everything else, see `ttsnap.cost.LookCost`.
+like everything else, see `ttsnap.core.cost.LookCost`.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from ttsnap.pipelines.sampler import Sampler
+from ttsnap.pipelines.models import MODELS, model_name
+from ttsnap.pipelines.sampler import Preview, Sampler
 
 KINDS = "full, tiny[=DIR], small[=PIXELS] or linear"
 SMALL = 256  # pixels of the longer side: about what image-text rewards read
@@ -30,22 +28,6 @@ TINY = {
     "Flux": "madebyollin/taef1",
     "ZImage": "madebyollin/taef1",
 }
-
-
-class Preview(ABC):
-    """Makes pictures of x0 estimates in place of the full decoder.
-
-    Attributes:
-        name: what ledgers and records call it.
-        until: the last call whose looks it serves (never the last call of all).
-    """
-
-    name: str
-    until: float = math.inf
-
-    @abstractmethod
-    def __call__(self, sampler: Sampler, latents: Tensor) -> Tensor:
-        """Pictures [n, 3, h, w] in 0..1 (fp32), of any size, of x0 estimates [n, c, h, w] as the decoder takes them."""
 
 
 class Tiny(Preview):
@@ -178,14 +160,13 @@ def attach(sampler: Sampler, preview: str | Preview | None) -> None:
 
 
 def _load_tiny(sampler: Sampler, source: str | None) -> Any:
-    """The tiny decoder in a directory or on the hub, on the sampler's device; `shapes` has its own."""
+    """The tiny decoder in a directory or on the hub, on the sampler's device; a model may have its own."""
     from diffusers import AutoencoderTiny
 
-    from ttsnap.shapes.pipeline import PREVIEW_WEIGHTS, WEIGHTS
-
     name = type(sampler.pipe).__name__
-    if source is None and Path(str(getattr(sampler.pipe, "name_or_path", ""))) == WEIGHTS:
-        source = str(PREVIEW_WEIGHTS)
+    own = MODELS.get(model_name(sampler.pipe))
+    if source is None and own is not None and own.preview is not None:
+        source = str(own.preview)
     source = source or next((known for prefix, known in TINY.items() if name.startswith(prefix)), "")
     if not source:
         raise ValueError(f"no tiny decoder is known for {name}; give one of its own as tiny=DIR, or use small")

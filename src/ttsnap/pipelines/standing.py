@@ -69,7 +69,7 @@ class Standing:
         """
         from safetensors.torch import save
 
-        from ttsnap.storage import location, write
+        from ttsnap.files.storage import location, write
 
         tensors: dict[str, Tensor] = {}
         parts = {name: getattr(self, name) for name in ("result", "scheduler", "generator", "random")}

@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ttsnap.core.grid import Policy
+from ttsnap.core.registry import Registry
 from ttsnap.policies.best_of_n import BestOfN
 from ttsnap.policies.early_selection import EarlySelection
 from ttsnap.policies.hand_picked import HandPicked
 from ttsnap.policies.successive_halving import SuccessiveHalving
-from ttsnap.types import Policy
 
-POLICIES: dict[str, type] = {
-    "best-of-n": BestOfN,
-    "halving": SuccessiveHalving,
-    "early-selection": EarlySelection,
-    "hand-picked": HandPicked,
-}
+POLICIES = Registry(
+    "ttsnap.policies",
+    **{
+        "best-of-n": BestOfN,
+        "halving": SuccessiveHalving,
+        "early-selection": EarlySelection,
+        "hand-picked": HandPicked,
+    },
+)
 
 NOTES = ("provenance", "held_out")  # what a policy file may say about its policy: where it comes from, how good it is
 PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
@@ -160,7 +164,7 @@ def save(policy: Policy, path: str | Path, **notes: Any) -> None:
     Raises:
         ValueError: other notes.
     """
-    from ttsnap.results import write_json
+    from ttsnap.files.storage import write_json
 
     if wrong := set(notes) - set(NOTES):
         raise ValueError(f"a policy file has notes on {' and '.join(NOTES)}, not {', '.join(sorted(wrong))}")

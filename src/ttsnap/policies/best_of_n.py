@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttsnap.types import Problem, Query, Rung, Search
+from ttsnap.core.grid import Problem, Query, Rung, Search
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ttsnap.core.grid import Problem, Rung, Search
 from ttsnap.policies.successive_halving import SuccessiveHalving, check_rungs
-from ttsnap.types import Problem, Rung, Search
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ttsnap.core.grid import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung, Search
+from ttsnap.core.ranking import top
 from ttsnap.policies.successive_halving import SuccessiveHalving
-from ttsnap.ranking import top
-from ttsnap.types import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung, Search
 
 
 class Proposal(NamedTuple):
@@ -33,7 +33,7 @@ class Proposal(NamedTuple):
 
 
 Pick = Callable[[Proposal], BoolArray]
-"""Answers who goes on [prompts, candidates]; those dropped earlier may come back. May raise `ttsnap.observers.Stop`."""
+"""Answers who goes on [prompts, candidates]; those dropped earlier may come back. May raise `Stop`."""
 
 
 def agree(proposal: Proposal) -> BoolArray:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttsnap.ranking import top
-from ttsnap.types import Problem, Query, Rung, Search
+from ttsnap.core.grid import Problem, Query, Rung, Search
+from ttsnap.core.ranking import top
 
 
 @dataclass(frozen=True)

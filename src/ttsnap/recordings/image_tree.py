@@ -22,9 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ttsnap.results import write_json
-from ttsnap.storage import AnyPath, Remote, location
-from ttsnap.types import IntArray
+from ttsnap.core.grid import IntArray
+from ttsnap.files.storage import AnyPath, Remote, location, write_json
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "ttsnap-image-tree", 1

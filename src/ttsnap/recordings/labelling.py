@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap.core.grid import BoolArray, IntArray
+from ttsnap.files.storage import AnyPath, location, publish
 from ttsnap.live.judging import apart
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
 from ttsnap.recordings.published_values import MAX_FILE_BYTES, PRINT_SCALES, REWARD_NAMES
 from ttsnap.recordings.recorder import check_finite, check_same, groups, judge_all, recorded_names, split
 from ttsnap.recordings.recording import Recording, begin_folder
-from ttsnap.storage import AnyPath, location, publish
-from ttsnap.types import BoolArray, IntArray
 
 _FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
 
@@ -102,7 +102,7 @@ def begin_labels(
     tree: ImageTree, rewards: Mapping[str, Any], out: str | AnyPath, *, final_only: bool = False, device: Any = "cpu"
 ) -> Recording:
     """The recording that `label_tree` fills, new or gone on with; arguments and errors are the same."""
-    from ttsnap.provenance import versions
+    from ttsnap.files.provenance import versions
 
     calls = (tree.num_steps,) if final_only else tree.calls
     settings = {**tree.settings, "calls": list(calls), "image size": list(tree.size)}
@@ -295,7 +295,7 @@ def import_ground_truth(
     Raises:
         ValueError: a file is refused (by name and line), or files and prompts do not fit together.
     """
-    from ttsnap.provenance import versions
+    from ttsnap.files.provenance import versions
 
     out = location(out)
     if out.exists():

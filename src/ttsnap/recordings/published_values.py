@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ttsnap.core.grid import FloatArray
 from ttsnap.recordings.recording import Recording
-from ttsnap.types import FloatArray
 
 REWARD_NAMES = {"hps": "hpsv2", "imr": "imagereward", "pic": "pickscore"}
 # (mean, std): the authors print HPS x 100 and ImageReward by its published normalisation.
@@ -113,7 +113,7 @@ def import_values(
     Raises:
         ValueError: a file is refused (by name and line), or sizes do not fit.
     """
-    from ttsnap import __version__
+    from ttsnap.core import __version__
 
     out = Path(out)
     if out.exists():

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.core.grid import BoolArray, IntArray
+from ttsnap.files.storage import AnyPath, location
 from ttsnap.live.judging import apart, judge_in_parts
 from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.recordings.recording import Recording
-from ttsnap.storage import AnyPath, location
-from ttsnap.types import BoolArray, IntArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,9 +170,9 @@ def begin_rewards(
     settings: Mapping[str, Any] | None = None,
 ) -> Recording:
     """The recording that `record_rewards` fills, new or gone on with; arguments and errors are the same."""
+    from ttsnap.files.provenance import versions
     from ttsnap.pipelines.features import attach
     from ttsnap.pipelines.flops import cost_model
-    from ttsnap.provenance import versions
 
     attach(sampler, rewards)
     names = recorded_names(rewards)
@@ -408,8 +408,8 @@ def plan_tree(
     Raises:
         ValueError: no such size or calls, or a pipeline that makes videos of which more than one frame is looked at.
     """
+    from ttsnap.files.provenance import versions
     from ttsnap.pipelines.flops import cost_model
-    from ttsnap.provenance import versions
 
     if len(sampler.look_frames) > 1:
         raise ValueError(

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.storage import AnyPath, Remote, location, options, patiently, publish
-from ttsnap.types import BoolArray, IntArray
+from ttsnap.core.grid import BoolArray, IntArray
+from ttsnap.files.storage import AnyPath, Remote, location, options, patiently, publish
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ttsnap.pipelines.features import Features, Place
-from ttsnap.rewards.noise_aware import HEAD
+from ttsnap.rewards.registry import HEAD, load_plain
 
 WEIGHTS, FORMAT, VERSION = "head.safetensors", "ttsnap-feature-head", 1
 WAVES = 8
@@ -205,8 +205,8 @@ def save_head(head: FeatureHead, folder: str | Path, *, reward: str, place: Plac
     """
     from safetensors.torch import save_file
 
-    from ttsnap.provenance import versions
-    from ttsnap.results import atomically, write_json
+    from ttsnap.files.provenance import versions
+    from ttsnap.files.storage import atomically, write_json
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,8 +239,6 @@ def load_head(folder: str | Path, device: Any = "cpu", clean: str | None = None)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from ttsnap import rewards
-
     folder = Path(folder)
     try:
         data = json.loads((folder / HEAD).read_text(encoding="utf-8"))
@@ -255,5 +253,5 @@ def load_head(folder: str | Path, device: Any = "cpu", clean: str | None = None)
         raise ValueError(f"{folder} is not a feature head: {str(error).strip().splitlines()[0]}") from error
     if clean is not None and clean != reward:
         raise ValueError(f"{folder} was trained from the reward {reward}, not from {clean}")
-    judge = rewards.load(reward, device)[reward]
+    judge = load_plain(reward, device)
     return FeatureReward(judge, head.to(device).eval().requires_grad_(False), place, sigma, reward)

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttsnap.rewards.registry import RUN, names_of
+from ttsnap.rewards.trainable import adapt, load_trainable
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ttsnap.rewards import Spec
+    from ttsnap.rewards.registry import Spec
 
-RUN, FORMAT, VERSION = "run.json", "ttsnap-training-run", 1
-HEAD = "head.json"  # describes a head on the denoiser's features, see ttsnap.rewards.feature_head
+FORMAT, VERSION = "ttsnap-training-run", 1
 
 
 class NoiseAwareReward:
@@ -101,16 +103,6 @@ def check_fit(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], w
             )
 
 
-def is_run(path: str | Path) -> bool:
-    """Whether there is a training run at `path`."""
-    return (Path(path) / RUN).is_file()
-
-
-def is_head(path: str | Path) -> bool:
-    """Whether there is a head on the denoiser's features at `path`."""
-    return (Path(path) / HEAD).is_file()
-
-
 def read_run(folder: str | Path) -> dict[str, Any]:
     """What a run says of itself: reward, method, levels, versions.
 
@@ -147,12 +139,9 @@ def load_noise_aware(folder: str | Path, device: Any = "cpu", clean: Spec | None
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from ttsnap import rewards
-    from ttsnap.training.trainable import adapt, load_trainable
-
     folder = Path(folder)
     run = read_run(folder)
-    (trained_from,) = rewards.names_of(run["reward"])
+    (trained_from,) = names_of(run["reward"])
     if clean is not None and clean.name != trained_from:
         raise ValueError(f"{folder} was trained from the reward {trained_from}, not from {clean.name}")
     if not run["levels"]:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ttsnap.rewards import Spec
     from ttsnap.rewards.noise_aware import NoiseAwareReward
+    from ttsnap.rewards.registry import Spec
 
 LEVELS = "levels.json"
 COUNTED = {"ids": 1, "calls": 0}
@@ -105,7 +105,7 @@ def load_published(
     Raises:
         ValueError: no checkpoints, levels that are not told, or a file that does not fit; names it.
     """
-    from ttsnap import rewards
+    from ttsnap.rewards import registry
     from ttsnap.rewards.noise_aware import NoiseAwareReward
 
     name = str(clean.clean)
@@ -120,7 +120,7 @@ def load_published(
     for call, path in calls.items():
         if not 1 <= call <= len(sigmas):
             raise ValueError(f"{path} would be of call {call}, but there are sigmas of calls 1 to {len(sigmas)}")
-    reward = rewards.load_clean(clean, device)
+    reward = registry.load_clean(clean, device)
     levels = {float(sigmas[call - 1]): read_checkpoint(reward, path, name) for call, path in calls.items()}
     return NoiseAwareReward(reward, dict(reward.named_parameters()), levels, name)
 

@@ -147,8 +147,8 @@ def save(model: Foresight, folder: Path, *, sigma: float, **notes: Any) -> None:
     """Write weights (half precision) and description; `sigma` is the lowest noise level to serve."""
     from safetensors.torch import save_file
 
-    from ttsnap.provenance import versions
-    from ttsnap.results import atomically, write_json
+    from ttsnap.files.provenance import versions
+    from ttsnap.files.storage import atomically, write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name in stored(model)}
@@ -163,7 +163,7 @@ def stored(model: Foresight) -> set[str]:
     return {name for name in model.state_dict() if not unused.fullmatch(name)}
 
 
-def load_foresight(folder: Path = FORESIGHT, device: Any = "cpu") -> FeatureReward:
+def load_foresight(device: Any = "cpu", folder: Path = FORESIGHT) -> FeatureReward:
     """The shipped noise-aware reward.
 
     Raises:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ttsnap.pipelines.models import Model
+from ttsnap.shapes.scenes import held_out_prompts, train_prompts
+
 WEIGHTS = Path(__file__).parent / "weights" / "pipeline"
 PREVIEW_WEIGHTS = WEIGHTS.with_name("preview")  # its tiny decoder for early looks
 SIZE, NUM_STEPS, MAX_SEQUENCE_LENGTH = 64, 20, 12
@@ -28,3 +31,15 @@ def load_pipeline(dtype: Any = None, device: Any = "cpu") -> Any:
     pipe = FluxPipeline.from_pretrained(WEIGHTS, torch_dtype=dtype or torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+MODEL = Model(
+    load_pipeline,
+    WEIGHTS,
+    arguments=OPTIONS,
+    reward="shapes-aware",
+    pushed_reward="shapes",
+    candidates=8,  # more find a perfect picture in any way
+    preview=PREVIEW_WEIGHTS,
+    prompts={"train": train_prompts, "held-out": held_out_prompts},
+)

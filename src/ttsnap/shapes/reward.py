@@ -201,7 +201,7 @@ class ShapesReward(nn.Module):
         return soft_minimum(self.logits(images, prompts))
 
 
-def load_reward(folder: Path = WEIGHTS, device: str | torch.device = "cpu") -> ShapesReward:
+def load_reward(device: str | torch.device = "cpu", folder: Path = WEIGHTS) -> ShapesReward:
     """The shipped clean reward, in fp32 (its weights are stored in fp16).
 
     Raises:

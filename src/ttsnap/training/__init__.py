@@ -4,8 +4,8 @@ The target of every x0 estimate is the clean reward of its own trajectory's fini
 noisy, one noise level after another, each from the weights of the one before.
 """
 
+from ttsnap.rewards.trainable import TrainableReward
 from ttsnap.training.config import Config
 from ttsnap.training.loop import Report, train
-from ttsnap.training.trainable import TrainableReward
 
 __all__ = ["Config", "Report", "TrainableReward", "train"]

@@ -176,7 +176,7 @@ def write_config(config: Config, path: Path) -> None:
     """The resolved config as YAML, atomically."""
     import yaml
 
-    from ttsnap.results import atomically
+    from ttsnap.files.storage import atomically
 
     text = yaml.safe_dump(config.settings(), sort_keys=False)
     atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

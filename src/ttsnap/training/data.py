@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ttsnap import rewards
+from ttsnap.core.grid import FloatArray, IntArray
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.recordings.labelling import ahead
 from ttsnap.training.config import Config
-from ttsnap.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap.core.grid import FloatArray
 from ttsnap.training.data import Data
-from ttsnap.types import FloatArray
 
 RATIOS = np.arange(1, 20) / 20
 METRICS = ("kendall_tau", "mse", "top_accuracy_25", "top_gap_25", "top_accuracy", "top_gap")
@@ -68,7 +68,7 @@ def evaluate(
     """METRICS by call (as text, for JSON) of a reward that looks at the x0 estimates after each call.
 
     Args:
-        reward: see `ttsnap.types.Reward`.
+        reward: see `ttsnap.core.grid.Reward`.
         data: held-out trajectories.
         calls: after which calls to look.
         device: where the reward takes its images.

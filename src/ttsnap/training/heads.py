@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttsnap.core.grid import FloatArray, IntArray
 from ttsnap.pipelines.features import Place, Tap
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.rewards.feature_head import FeatureHead, HeadConfig, stack_words
-from ttsnap.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True)

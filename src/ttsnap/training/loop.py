@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ttsnap.rewards.trainable import adapt, choose_method, load_trainable, save_memory
 from ttsnap.training import tracking
 from ttsnap.training.config import Config
 from ttsnap.training.curriculum import Level, learning_rate, levels_of
@@ -18,7 +19,6 @@ from ttsnap.training.data import batches, open_data, updates_in_level
 from ttsnap.training.evaluation import evaluate
 from ttsnap.training.losses import preference, squared_error
 from ttsnap.training.runs import Run
-from ttsnap.training.trainable import adapt, choose_method, load_trainable, save_memory
 
 Measured = dict[str, dict[str, float | None]]
 

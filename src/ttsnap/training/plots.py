@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ttsnap.figures import COLOURS, styled
+from ttsnap.files.figures import COLOURS, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

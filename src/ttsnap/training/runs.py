@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsnap.provenance import versions
-from ttsnap.results import atomically, write_json
-from ttsnap.rewards.noise_aware import FORMAT, RUN, VERSION, check_fit, is_run, read_run
+from ttsnap.files.provenance import versions
+from ttsnap.files.storage import atomically, write_json
+from ttsnap.rewards.noise_aware import FORMAT, VERSION, check_fit, read_run
+from ttsnap.rewards.registry import RUN, is_run
 from ttsnap.training.config import Config, read_config, write_config
 from ttsnap.training.curriculum import Level
 
@@ -157,7 +158,7 @@ class Run:
 
     def draw(self, prompts: int) -> None:
         """Pictures of the losses and, where some prompts were held out, of how well it does on them."""
-        from ttsnap.figures import save
+        from ttsnap.files.figures import save
         from ttsnap.training import plots
 
         figures = {"losses": plots.losses(read_log(self.log))}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttsnap.types import FloatArray, IntArray, Problem, Query
+from ttsnap.core.grid import FloatArray, IntArray, Problem, Query
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttsnap.diversity.sites import ALPHAS, sites_of
+from ttsnap.pipelines.negtome_sites import ALPHAS, sites_of
+from ttsnap.pipelines.sampler import Sampler
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.call import Ask, Call
-    from ttsnap.pipelines.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,28 @@ class Negtome:
 
 
 REPEL = Negtome(merging_alpha=3.0, merging_threshold=0.7, merging_dropout=0.2, repel=True)
+
+
+KNOWN = ("negtome", "repel")
+
+
+def parse(name: str | None, options: str | None = None) -> Negtome | None:
+    """The parameters that a name and `merging_alpha=1.2,t_end=800` describe; None without a name.
+
+    Args:
+        name: `negtome` or its variant `repel`.
+        options: parameters that differ from the defaults.
+
+    Raises:
+        ValueError: an unknown name or parameter, or a value outside its range.
+    """
+    if name is None:
+        if options is not None:
+            raise ValueError("--diversity-options need --diversity, such as --diversity negtome")
+        return None
+    if name not in KNOWN:
+        raise ValueError(f"unknown diversity {name!r}; known are {', '.join(KNOWN)}")
+    return replace(REPEL if name == "repel" else Negtome(), **convert(options or ""))
 
 
 def convert(text: str) -> dict[str, Any]:
@@ -333,7 +355,7 @@ def applied(sampler: Sampler, parameters: Negtome | None = None) -> Iterator[Rep
     """Within this context a sampler works with negative token merging (default: the authors' parameters)."""
     before = sampler.diversity
     attach(sampler, parameters or Negtome())
-    assert sampler.diversity is not None
+    assert isinstance(sampler.diversity, Repulsion)
     try:
         yield sampler.diversity
     finally:

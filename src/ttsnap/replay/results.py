@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.simulation.statistics import candidates_to_reach, interval, relative_increase, resample
-from ttsnap.types import BoolArray, FloatArray
+from ttsnap.core.grid import BoolArray, FloatArray
+from ttsnap.replay.statistics import candidates_to_reach, interval, relative_increase, resample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,7 +188,7 @@ class Simulation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as one JSON object."""
-        from ttsnap import __version__
+        from ttsnap.core import __version__
 
         rows, policies = self.rows
         keys = (

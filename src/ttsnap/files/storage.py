@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import random
 import shutil
@@ -231,6 +232,11 @@ def write(path: AnyPath, data: bytes) -> None:
         path.write_bytes(data)
     else:
         atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_json(data: Any, path: AnyPath) -> None:
+    """Write JSON atomically."""
+    write(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def atomically(path: Path, work: Callable[[Path], Any]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttsnap.storage import AnyPath, Remote
+from ttsnap.files.storage import AnyPath, Remote
 
 HEARTBEAT = 10.0  # seconds; TTSNAP_HEARTBEAT overrides it
 LONGEST = 60.0  # seconds

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ttsnap import policies
-from ttsnap.cost import Budget
+from ttsnap.core.cost import Budget
+from ttsnap.core.grid import IntArray, Policy
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.recordings import Recording
-from ttsnap.simulation import fitting
-from ttsnap.simulation.accounting import Accounting
-from ttsnap.simulation.results import SAMPLES, Simulation
-from ttsnap.simulation.simulator import Contender, simulate
-from ttsnap.simulation.statistics import interval, resample
-from ttsnap.types import IntArray, Policy
+from ttsnap.replay import fitting
+from ttsnap.replay.accounting import Accounting
+from ttsnap.replay.results import SAMPLES, Simulation
+from ttsnap.replay.simulator import Contender, simulate
+from ttsnap.replay.statistics import interval, resample
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -397,6 +397,6 @@ def _is_better(held_out: Simulation, weights: Sequence[float] | None) -> bool:
 def _versions() -> dict[str, str]:
     import optuna
 
-    from ttsnap import __version__
+    from ttsnap.core import __version__
 
     return {"ttsnap": __version__, "optuna": optuna.__version__, "numpy": np.__version__}

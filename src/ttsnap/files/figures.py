@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ttsnap.results import atomically
+from ttsnap.files.storage import atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ttsnap.results import Seen
+    from ttsnap.core.observers import Seen
 
 P = ParamSpec("P")
 R = TypeVar("R")

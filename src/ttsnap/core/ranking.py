@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttsnap.types import BoolArray, FloatArray, IntArray
+from ttsnap.core.grid import BoolArray, FloatArray, IntArray
 
 
 def order(values: FloatArray, alive: BoolArray) -> IntArray:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ttsnap.cost import NAMED_COST_MODELS, Budget, CostModel, affordable
+from ttsnap.core.cost import NAMED_COST_MODELS, Budget, CostModel, affordable
+from ttsnap.core.grid import FloatArray, Policy
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.recordings import Recording
-from ttsnap.types import FloatArray, Policy
 
 
 class Accounting(Protocol):

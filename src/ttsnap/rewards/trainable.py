@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ttsnap.rewards.registry import load_plain
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ LARGE = 50_000_000  # parameters from which LoRA is the default
 
 @runtime_checkable
 class TrainableReward(Protocol):
-    """A reward (see `ttsnap.types.Reward`) that is an `nn.Module` too, differentiable in its parameters.
+    """A reward (see `ttsnap.core.grid.Reward`) that is an `nn.Module` too, differentiable in its parameters.
 
     What it keeps for later (encoded prompts) must not depend on trained parameters, for these change under it. It may
     have `gradient_checkpointing_enable()`.
@@ -40,14 +42,11 @@ def load_trainable(name: str, device: Any) -> nn.Module:
     """
     from torch import nn
 
-    from ttsnap import rewards
-
-    if len(rewards.names_of(name)) != 1:
-        raise ValueError(f"one reward is trained at a time, got {name}")
-    (reward,) = rewards.load(name, device).values()
+    reward = load_plain(name, device)
     if not isinstance(reward, nn.Module) or not isinstance(reward, TrainableReward):
         raise ValueError(f"reward {name} cannot be trained: it must be an nn.Module with `trained` and `lora_targets`")
-    return reward.to(device)
+    reward.to(device)
+    return reward
 
 
 def adapt(reward: nn.Module, method: str, rank: int, alpha: float) -> dict[str, nn.Parameter]:

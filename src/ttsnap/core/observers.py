@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ttsnap.cost import CostModel, Ledger
-from ttsnap.types import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
-
-if TYPE_CHECKING:
-    from ttsnap.core.driver import Look, Result
+from ttsnap.core.cost import CostModel, Ledger
+from ttsnap.core.grid import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
 
 
 class Stop(Exception):
@@ -63,6 +61,49 @@ class Start(NamedTuple):
     rewards: Sequence[str]
     budget: str | None
     pictures: Mapping[tuple[int, int, int], np.ndarray]
+
+
+class Look(NamedTuple):
+    """What the driver saw at one query.
+
+    `alive` [prompts, candidates] was asked about at `step`; `rewards` [prompts, candidates, rewards] are what the
+    environment answered and `combined` [prompts, candidates] what the policy was told, both NaN where not asked.
+    """
+
+    step: int
+    alive: BoolArray
+    rewards: FloatArray
+    combined: FloatArray
+
+
+class Seen(NamedTuple):
+    """One look at one candidate; `kept` tells whether it went on, or at the last step whether it won."""
+
+    step: int
+    reward: float
+    kept: bool
+    picture: Any = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The choice of a search and what it cost.
+
+    Attributes:
+        chosen: index of the chosen candidate [prompts]; -1 where the search was stopped before one was finished.
+        rewards: its rewards on the finished image [prompts, rewards]; NaN where there is none.
+        finished: candidates that reached the last step [prompts, candidates].
+        ledger: calls, decodes and looks per prompt.
+        history: every look in order (empty if the driver was told not to keep it).
+        stopped: an observer, or whoever picked by hand, ended it before the policy did.
+    """
+
+    chosen: IntArray
+    rewards: FloatArray
+    finished: BoolArray
+    ledger: Ledger
+    history: list[Look] = field(repr=False, default_factory=list)
+    stopped: bool = False
 
 
 class Observer:

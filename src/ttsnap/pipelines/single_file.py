@@ -80,6 +80,16 @@ def check_weights(folder: Path) -> None:
         )
 
 
+def variant(path: Path) -> str | None:
+    """The variant, such as `fp16`, that a pipeline's directory holds where it does not hold the plain weights."""
+    for folder in sorted(file.parent for file in path.glob("*/config.json")):
+        names = [file.name.removesuffix(".safetensors") for file in folder.glob("*.safetensors")]
+        found = sorted(name.split(".", 1)[1].split("-")[0] for name in names if "." in name)
+        if found and len(found) == len(names):
+            return found[0]
+    return None
+
+
 def check_safetensors(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: name -> dtype, shape, offsets.
 

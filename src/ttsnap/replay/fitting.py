@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.core.cost import Budget
 from ttsnap.core.driver import run
-from ttsnap.cost import Budget
+from ttsnap.core.grid import Combine, FloatArray, Policy
+from ttsnap.core.ranking import RankSum, WeightedSum
 from ttsnap.policies import BestOfN, SuccessiveHalving
-from ttsnap.ranking import RankSum, WeightedSum
-from ttsnap.simulation.accounting import Accounting
-from ttsnap.simulation.replay import ReplayEnvironment
-from ttsnap.simulation.statistics import best_of_n, relative_increase
-from ttsnap.types import Combine, FloatArray, Policy
+from ttsnap.replay.accounting import Accounting
+from ttsnap.replay.environment import ReplayEnvironment
+from ttsnap.replay.statistics import best_of_n, relative_increase
 
 if TYPE_CHECKING:
     import optuna

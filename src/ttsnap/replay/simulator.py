@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap.core.cost import Budget
 from ttsnap.core.driver import run
-from ttsnap.cost import Budget
+from ttsnap.core.grid import Combine, FloatArray, IntArray, Policy
+from ttsnap.core.ranking import RankSum, WeightedSum
 from ttsnap.policies import BestOfN
-from ttsnap.ranking import RankSum, WeightedSum
 from ttsnap.recordings import Recording
-from ttsnap.simulation.accounting import Accounting
-from ttsnap.simulation.replay import ReplayEnvironment
-from ttsnap.simulation.results import Simulation
-from ttsnap.simulation.statistics import best_of_n
-from ttsnap.types import Combine, FloatArray, IntArray, Policy
+from ttsnap.replay.accounting import Accounting
+from ttsnap.replay.environment import ReplayEnvironment
+from ttsnap.replay.results import Simulation
+from ttsnap.replay.statistics import best_of_n
 
 BLOCK = 2**17  # candidates in one call of the driver: few enough for the processor's cache, enough for vectors
 DRAWN = 2**24  # drawn candidates held at once

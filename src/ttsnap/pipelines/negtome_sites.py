@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import nn
 
-    from ttsnap.diversity.negtome import Negtome
-
 ALPHAS = {"FluxPipeline": 0.9, "StableDiffusionXLPipeline": 1.9, "StableDiffusionPipeline": 1.9}
 
 
@@ -26,17 +24,17 @@ class Site(NamedTuple):
     tokens: int
 
 
-def sites_of(sampler: Any, parameters: Negtome) -> list[Site]:
+def sites_of(sampler: Any, parameters: Any) -> list[Site]:
     """The attentions that take part, in the order in which they run.
 
     Args:
         sampler: of one of the families in ALPHAS.
-        parameters: which blocks.
+        parameters: a `ttsnap.pipelines.negtome.Negtome`: which blocks.
     """
     return _unet(sampler, parameters) if hasattr(sampler.pipe, "unet") else _flux(sampler, parameters)
 
 
-def _flux(sampler: Any, parameters: Negtome) -> list[Site]:
+def _flux(sampler: Any, parameters: Any) -> list[Site]:
     """The joint blocks, before the output projection of their attention, then the single blocks."""
     unit, transformer = 2 * sampler.pipe.vae_scale_factor, sampler.pipe.transformer
     tokens = (sampler.height // unit) * (sampler.width // unit)
@@ -47,7 +45,7 @@ def _flux(sampler: Any, parameters: Negtome) -> list[Site]:
     ]
 
 
-def _unet(sampler: Any, parameters: Negtome) -> list[Site]:
+def _unet(sampler: Any, parameters: Any) -> list[Site]:
     """Self- and cross-attentions in the chosen parts of a UNet, where the picture is at least `min_attn_dim` wide."""
     unet, side = sampler.pipe.unet, sampler.pipe.vae_scale_factor
     sizes = [(sampler.height // side, sampler.width // side)]

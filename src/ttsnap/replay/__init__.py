@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ttsnap.simulation.accounting import EveryCall, Published, accounting_of, cost_model_of, default_budgets
-from ttsnap.simulation.one_prompt import Replayed, replay_prompt
-from ttsnap.simulation.results import Simulation
-from ttsnap.simulation.simulator import Contender, simulate
-from ttsnap.simulation.tuning import Tuning, tune
+from ttsnap.replay.accounting import EveryCall, Published, accounting_of, cost_model_of, default_budgets
+from ttsnap.replay.one_prompt import Replayed, replay_prompt
+from ttsnap.replay.results import Simulation
+from ttsnap.replay.simulator import Contender, simulate
+from ttsnap.replay.tuning import Tuning, tune
 
 __all__ = [
     "Contender",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttsnap.types import FloatArray, IntArray
+from ttsnap.core.grid import FloatArray, IntArray
 
 
 def best_of_n_weights(pool: int, sizes: IntArray) -> FloatArray:

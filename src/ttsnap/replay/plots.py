@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.figures import COLOURS, MARKERS, styled
+from ttsnap.core.grid import FloatArray
+from ttsnap.files.figures import COLOURS, MARKERS, styled
 from ttsnap.recordings import Recording
-from ttsnap.simulation.results import Simulation
-from ttsnap.simulation.statistics import interval, rank_correlation, resample
-from ttsnap.types import FloatArray
+from ttsnap.replay.results import Simulation
+from ttsnap.replay.statistics import interval, rank_correlation, resample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,16 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from ttsnap.model_files import PICKLES, Refused, check_directory, check_weights, first_line, load_file
+from ttsnap.pipelines.models import MODELS
+from ttsnap.pipelines.single_file import (
+    PICKLES,
+    Refused,
+    check_directory,
+    check_weights,
+    first_line,
+    load_file,
+    variant,
+)
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
@@ -79,10 +88,8 @@ def load_model(model: str, loading: Loading | None = None) -> Any:
         raise ValueError(f"unknown dtype {loading.dtype!r}; known are {', '.join(kinds)}")
     if loading.offload != "none" and where.type == "cpu":
         raise ValueError(f"offload {loading.offload} needs an accelerator to load from the CPU to; leave it out here")
-    if model == "shapes":
-        from ttsnap.shapes.pipeline import load_pipeline
-
-        pipe = load_pipeline(loading.dtype and kinds[loading.dtype])
+    if model in MODELS:
+        pipe = MODELS[model].load(loading.dtype and kinds[loading.dtype])
     else:
         check_model(model)
         usual = torch.float32 if where.type == "cpu" else torch.bfloat16
@@ -110,7 +117,7 @@ def quiet_libraries() -> None:
 def check_model(model: str) -> None:
     """ValueError where a model can be neither `shapes`, a diffusers directory, a single file, nor a hub id."""
     path = Path(model)
-    if model == "shapes":
+    if model in MODELS:
         return
     if path.suffix in PICKLES and (path.is_file() or not path.exists()):
         raise ValueError(
@@ -125,8 +132,8 @@ def check_model(model: str) -> None:
         raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json{_instead(path)}")
     if not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise ValueError(
-            f"unknown model {model!r}; it can be 'shapes', a diffusers directory, a .safetensors file, or a hub id "
-            "such as owner/name"
+            f"unknown model {model!r}; it can be {', '.join(map(repr, MODELS))}, a diffusers directory, a .safetensors "
+            "file, or a hub id such as owner/name"
         )
 
 
@@ -257,7 +264,8 @@ def _load(model: str, dtype: Any, config: str | None) -> Any:
         if path.is_dir():
             check_directory(path)
         try:
-            return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, use_safetensors=True)
+            found = variant(path) if path.is_dir() else None
+            return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, variant=found)
         except OSError as error:
             if path.is_dir() or "model_index.json" not in str(error):
                 raise
@@ -321,6 +329,8 @@ def explain(model: str, error: BaseException) -> str:
         return (
             f"model {model!r} has no safetensors weights, only pickles, which can run code; choose another copy of it"
         )
+    if Path(model).exists():  # then no hub is at fault
+        return f"cannot load model {model!r}: {first_line(error)}"
     offline = met(errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE
     if offline or met(errors.LocalEntryNotFoundError, ConnectionError) or _is_connection(chain):
         why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"

@@ -7,20 +7,20 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import ttsnap
+from ttsnap.core import __version__
 
 _PACKAGES = ("numpy", "torch", "diffusers", "transformers", "pillow", "zarr")
 
 
 def versions() -> dict[str, str]:
     """Versions by package, of those installed; `commit` where ttsnap runs from a checkout."""
-    found = {"ttsnap": ttsnap.__version__, "python": platform.python_version()}
+    found = {"ttsnap": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    commit = _commit(Path(__file__).resolve().parents[2])
+    commit = _commit(Path(__file__).resolve().parents[3])
     return found | ({"commit": commit} if commit else {})
 
 

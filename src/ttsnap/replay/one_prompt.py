@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ttsnap.core.driver import Result, run
-from ttsnap.results import Seen, history_of
-from ttsnap.simulation.replay import ReplayEnvironment
-from ttsnap.types import Combine, IntArray, Policy
+from ttsnap.core.driver import run
+from ttsnap.core.grid import Combine, IntArray, Policy
+from ttsnap.core.observers import Result, Seen
+from ttsnap.live.result import history_of
+from ttsnap.replay.environment import ReplayEnvironment
 
 if TYPE_CHECKING:
     from ttsnap.recordings import Recording

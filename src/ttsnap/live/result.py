@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ttsnap.cost import Cost, format_amount
-from ttsnap.storage import AnyPath, atomically, location, write
+from ttsnap.core.cost import Cost, format_amount
+from ttsnap.core.observers import Seen
+from ttsnap.files.storage import AnyPath, atomically, location, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ttsnap.core.driver import Result
-    from ttsnap.reporting import HeldOut
-    from ttsnap.types import IntArray
+    from ttsnap.core.grid import IntArray
+    from ttsnap.core.observers import Result
+    from ttsnap.live.reporting import HeldOut
 
 
 class Finished(NamedTuple):
@@ -32,15 +32,6 @@ class Finished(NamedTuple):
     rewards: dict[str, float]
     image: Image
     frames: Any = None
-
-
-class Seen(NamedTuple):
-    """One look at one candidate; `kept` tells whether it went on, or at the last step whether it won."""
-
-    step: int
-    reward: float
-    kept: bool
-    picture: Any = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +154,7 @@ class SearchResult:
         """The pruning board: the whole search in one picture (needs previews, which `search` keeps by default)."""
         from PIL import Image
 
-        from ttsnap.board import Finish, Row, Tile, draw
+        from ttsnap.live.board import Finish, Row, Tile, draw
 
         rows = []
         for step in sorted({seen.step for looks in self.history.values() for seen in looks}):
@@ -283,11 +274,6 @@ def save_video(frames: Any, path: AnyPath, *, milliseconds: int = 42) -> None:
     buffer = io.BytesIO()
     first.save(buffer, format="WEBP", **options)
     write(path, buffer.getvalue())
-
-
-def write_json(data: Any, path: AnyPath) -> None:
-    """Write JSON atomically."""
-    write(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 __all__: Sequence[str] = ["BestOfNComparison", "Finished", "SearchResult", "Seen", "atomically", "cost_line"]

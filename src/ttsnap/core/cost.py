@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.types import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
+from ttsnap.core.grid import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
 
 MAX_CANDIDATES = 1_000_000
 _UNITS = {"nfe": ("NFE", 1.0), "mflop": ("TFLOP", 1e-6), "gflop": ("TFLOP", 1e-3), "tflop": ("TFLOP", 1.0)}

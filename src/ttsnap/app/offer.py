@@ -1,0 +1,139 @@
+"""What is offered on the page: models and rewards, within limits, and the line for the device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ttsnap.app.orders import POLICIES, Limits, Line, Order
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Models:
+    """Pipelines and rewards, each loaded once, when it is first used; only in one's turn."""
+
+    device: str | None = None
+    dtype: str | None = None
+    _pipes: dict[str, Any] = field(default_factory=dict)
+    _judges: dict[str, Any] = field(default_factory=dict)
+
+    def searcher(self, order: Order) -> Any:
+        """A prepared searcher for what was ordered."""
+        from ttsnap import rewards
+        from ttsnap.live.session import prepare
+        from ttsnap.pipelines.loading import Loading, find_device, load_model, quiet_libraries
+
+        quiet_libraries()
+        if order.model not in self._pipes:
+            self._pipes[order.model] = load_model(order.model, Loading(device=self.device, dtype=self.dtype))
+        pipe = self._pipes[order.model]
+        for name in order.rewards:
+            if name not in self._judges:
+                self._judges |= rewards.load([name], find_device(self.device))
+        sizes: dict[str, Any] = {}
+        if order.steps:
+            sizes["num_inference_steps"] = order.steps
+        if order.size:
+            sizes |= {"height": order.size, "width": order.size}
+        return prepare(
+            pipe,
+            reward={name: self._judges[name] for name in order.rewards},
+            budget=order.budget,
+            candidates=order.candidates,
+            policy=POLICIES[order.policy],
+            prompt=order.prompt,
+            **sizes,
+        )
+
+
+class Offer:
+    """What is offered, and within which limits.
+
+    Args:
+        out: everything is written below this folder.
+        models: names of models on offer; nothing else is ever loaded.
+        rewards: names of rewards on offer (default: those of the models).
+        device: where the models run.
+        dtype: their dtype.
+        limits: of what a visitor may ask for.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        models: Sequence[str] = ("shapes",),
+        rewards: Sequence[str] = (),
+        device: str | None = None,
+        dtype: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        from ttsnap.pipelines.loading import check_model
+        from ttsnap.pipelines.models import MODELS
+        from ttsnap.rewards import names_of
+
+        for name in models:
+            check_model(name)
+        own = [MODELS[name].reward for name in models if name in MODELS and MODELS[name].reward]
+        self.rewards = list(dict.fromkeys([*rewards, *own]))
+        if not self.rewards:
+            raise ValueError("name a reward with --reward; these models have none of their own")
+        names_of(self.rewards)
+        self.out, self.offered = Path(out).resolve(), list(models)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.models, self.limits, self.line = Models(device, dtype), limits or Limits(), Line()
+
+    def warm(self) -> threading.Thread:
+        """Load the first model on offer while nobody waits for it; the thread that does it."""
+
+        def load() -> None:
+            who = object()
+            self.line.join(who)
+            self.line.wait(who, lambda: True)
+            try:
+                self.models.searcher(Order("a", self.offered[0], (self.rewards[0],), candidates=1))
+            except Exception as error:  # whoever asks for it is told
+                logger.warning("%s could not be loaded: %s", self.offered[0], error)
+            finally:
+                self.line.leave(who)
+
+        thread = threading.Thread(target=load, daemon=True)
+        thread.start()
+        return thread
+
+    def check(self, order: Order) -> Order:
+        """The order, tidied.
+
+        Raises:
+            ValueError: not on offer, or beyond the limits.
+        """
+        limits = self.limits
+        prompt = " ".join(order.prompt.split())
+        if not prompt:
+            raise ValueError("the prompt is empty; it needs at least one word")
+        if len(prompt) > limits.prompt:
+            raise ValueError(f"the prompt has {len(prompt)} characters; at most {limits.prompt} are taken")
+        if order.model not in self.offered:
+            raise ValueError(f"there is no model {order.model!r} here; there is {', '.join(self.offered)}")
+        if not order.rewards or set(order.rewards) - set(self.rewards):
+            raise ValueError(f"choose one reward or more of {', '.join(self.rewards)}")
+        if order.policy not in POLICIES:
+            raise ValueError(f"there is no policy {order.policy!r} here; there is {', '.join(POLICIES)}")
+        for name, value, most in (("size", order.size, limits.side), ("steps", order.steps, limits.steps)):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name} must be 1 to {most}, got {value}")
+        if not 0 <= order.seed < 2**31:
+            raise ValueError(f"the seed must be 0 to {2**31 - 1}, got {order.seed}")
+        if order.candidates is not None:
+            self.check_candidates(order.candidates)
+        return replace(order, prompt=prompt)
+
+    def check_candidates(self, count: int) -> None:
+        """ValueError where these are too many, or none."""
+        if not 1 <= count <= self.limits.candidates:
+            raise ValueError(f"a search here starts 1 to {self.limits.candidates} candidates, this would be {count}")

@@ -1,0 +1,49 @@
+"""Counts the floating-point operations of a piece of work.
+
+Attention, matrix products and convolutions count, two operations per multiply-add, the same on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_tflop(work: Callable[[], Any]) -> float:
+    """TFLOP (1e12 operations) of a piece of work."""
+    with torch.no_grad(), counting() as count:
+        work()
+        return count()
+
+
+@contextmanager
+def counting(device: torch.device | None = None) -> Iterator[Callable[[], float]]:
+    """Counts TFLOP; yields a function that tells how many there were so far.
+
+    Args:
+        device: where the work is done. On a GPU the counter knows the fused kernels, and attention as matrix products
+            could fill the memory; elsewhere, and where it is not said, attention is made of these.
+    """
+    counter = FlopCounterMode(display=False)
+    attention = nullcontext() if device is not None and device.type == "cuda" else plain_attention()
+    # A compiler that first sees a model under a counter never compiles it.
+    with attention, torch.compiler.set_stance("force_eager"), counter:
+        yield lambda: counter.get_total_flops() / 1e12
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention as matrix products: torch's counter does not know the fused kernels of every device (CPU, MPS)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
