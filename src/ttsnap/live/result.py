@@ -11,7 +11,7 @@ import numpy as np
 
 from ttsnap.core.cost import Cost, format_amount
 from ttsnap.core.observers import Seen
-from ttsnap.files.storage import AnyPath, atomically, location, write
+from ttsnap.files.storage import AnyPath, atomically, location, write, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
