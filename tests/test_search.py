@@ -186,3 +186,50 @@ def test_bad_input_is_refused(case, pipe):
 def test_an_empty_prompt_is_refused(pipe):
     with pytest.raises(ValueError, match="prompt is empty"):
         ttsnap.search(pipe, " ", reward=tiny.Redness(), candidates=2, **OPTIONS)
+
+
+OWN = {
+    "nothing": (lambda images, prompts, *, sigma: None, "must return one number per image, shape .2., got NoneType"),
+    "one for all": (lambda images, prompts, *, sigma: images.mean(), r"shape \[2\], got \[\]"),
+    "too few": (lambda images, prompts, *, sigma: [1.0], r"shape \[2\], got \[1\]"),
+    "texts": (lambda images, prompts, *, sigma: ["good", "bad"], "got list"),
+    "no sigma": (lambda images, prompts: images.mean((1, 2, 3)), "it is called as reward.images, prompts, sigma="),
+    "raises": (lambda images, prompts, *, sigma: 1 / 0, "fails on two pictures .ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_reward_that_cannot_judge_is_told_before_a_model_is_loaded(case, monkeypatch):
+    from ttsnap.live import session
+
+    monkeypatch.setattr(session, "load_sampler", lambda *_, **__: pytest.fail("a model was loaded"))
+    reward, message = OWN[case]
+    with pytest.raises(ValueError, match=message):
+        ttsnap.search("shapes", "a red circle", reward={"mine": reward})
+
+
+def test_a_list_of_prompts_gives_a_list_of_what_each_gives_alone(pipe):
+    prompts = ["a red circle", "a blue square"]
+    both = ttsnap.search("shapes", prompts, candidates=2, policy="best-of-n", num_inference_steps=3)
+    for prompt, result in zip(prompts, both, strict=True):
+        alone = ttsnap.search("shapes", prompt, candidates=2, policy="best-of-n", num_inference_steps=3)
+        assert (result.prompt, result.best.seed) == (prompt, alone.best.seed)
+        assert result.reward == pytest.approx(alone.reward, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 100}, "a budget is a text such as '200NFE'"),
+        ({"candidates": "8"}, "candidates must be a whole number of at least 1, got '8'"),
+        ({"policy": "hand-picked"}, "needs a person at each look: open the page"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ttsnap.search("shapes", "a red circle", **arguments)
+
+
+def test_prompts_are_texts():
+    with pytest.raises(ValueError, match="a prompt is a text, got int 3"):
+        ttsnap.search("shapes", ["a red circle", 3])

@@ -322,7 +322,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in found[name]:
             if not is_exact(row) or row["batches"] >= FULL:
                 what = "one by one" if is_exact(row) else (row.get("error") and "not searched") or "not exact"
-                why = row.get("error") or (" ".join(row["notes"]) if is_exact(row) else f"{row['apart']:.4f} apart")
+                told = [note for note in row.get("notes", ()) if "one candidate at a time" in note]
+                why = row.get("error") or (" ".join(told) if is_exact(row) else f"{row['apart']:.4f} apart")
                 lines.append(f"| `{name}` | {what} | {' '.join(why.split())} |")
     lines += ["", f"In batches: {', '.join(f'`{name}`' for name in sorted(full))}."]
     return "\n".join(lines)

@@ -31,7 +31,12 @@ def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], s
             answer = reward.early(seen.features, prompts, sigma=sigma)
         else:
             answer = _of_frames(reward, seen.shown if isinstance(seen, View) else seen, prompts, sigma)
-        answer = torch.as_tensor(answer).float().cpu()
+        try:
+            answer = torch.as_tensor(answer).float().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"reward {name!r} must return one number per image, shape [{len(seen)}], got {type(answer).__name__}"
+            ) from error
     if answer.shape not in ((len(seen),), (len(seen), 1)):
         raise ValueError(
             f"reward {name!r} must return one number per image, shape [{len(seen)}], got {list(answer.shape)}"
@@ -51,6 +56,34 @@ def _of_frames(reward: Any, images: Tensor, prompts: Sequence[str], sigma: float
     if values.numel() != videos * frames:
         raise ValueError(f"a reward must return one number per frame, [{videos * frames}], got {list(values.shape)}")
     return values.reshape(videos, frames).float().mean(1)
+
+
+def try_out(name: str, reward: Any, prompt: str, size: tuple[int, int] | None) -> None:
+    """Show two pictures to a reward of one's own, before a model is loaded.
+
+    Args:
+        name: of the reward.
+        reward: a function.
+        prompt: what it is asked about.
+        size: height and width, where they are known; else it may be one that takes no pictures of 256 x 256.
+
+    Raises:
+        ValueError: it fails, or does not answer with one number per image.
+    """
+    import torch
+
+    try:
+        judge(name, reward, torch.rand(2, 3, *(size or (256, 256))), [prompt, prompt], 0.0)
+    except ValueError:
+        raise
+    except Exception as error:
+        if size is None and isinstance(error, RuntimeError):
+            return
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"reward {name!r} fails on two pictures ({what}); it is called as reward(images, prompts, sigma=...) "
+            "with images [n, 3, h, w] in 0..1, and returns n numbers"
+        ) from error
 
 
 def judge_in_parts(

@@ -13,6 +13,7 @@ from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import Combine, IntArray, Policy
 from ttsnap.core.observers import Observer
 from ttsnap.core.ranking import RankSum, WeightedSum
+from ttsnap.live.judging import try_out
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.loading import Loading, check_model, load_model, warm_up, with_scheduler
@@ -235,6 +236,11 @@ def prepare(
     if report is not None and (both := set(rewards.names_of(report)) & set(names)):
         raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
     chosen = policies.named(policy) if isinstance(policy, str) else policy
+    given = {**(own.arguments if own else {}), **options}
+    size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
+    for named in filter(None, (reward, report)):
+        for one, judge in rewards.own_of(named).items():
+            try_out(one, judge, prompt, size)
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, **options)
     from ttsnap.live.calibration import calibrate
     from ttsnap.pipelines import features

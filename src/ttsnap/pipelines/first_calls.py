@@ -49,7 +49,8 @@ def first_calls(sampler: Runner) -> Probe:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} does not run with these arguments: {error}") from error
     if not probe.num_steps:
-        raise ValueError(f"{name} made no step of its scheduler, so that its calls cannot be suspended")
+        left = "; with more steps or a higher strength it would" if sampler.arguments.get("strength") else ""
+        raise ValueError(f"{name} made no step of its scheduler, so that its calls cannot be suspended{left}")
     _two_images(sampler, probe)
     _mark_timesteps(sampler, probe)
     return probe

@@ -22,6 +22,7 @@ from ttsnap.rewards.registry import (
     load_clean,
     names_of,
     own,
+    own_of,
     parse,
     split,
     targets_of,
@@ -58,4 +59,16 @@ def _load(text: str, device: Any) -> Callable[..., Any]:
     return made
 
 
-__all__ = ["REWARDS", "Rewards", "Spec", "files_of", "load", "load_clean", "names_of", "own", "parse", "targets_of"]
+__all__ = [
+    "REWARDS",
+    "Rewards",
+    "Spec",
+    "files_of",
+    "load",
+    "load_clean",
+    "names_of",
+    "own",
+    "own_of",
+    "parse",
+    "targets_of",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -177,6 +178,17 @@ def _look_here() -> None:
     """An installed command does not look for modules in the folder one works in."""
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")
+
+
+def own_of(rewards: Rewards) -> dict[str, Callable[..., Any]]:
+    """Those that are callables of one's own, and not loaded yet or on a device: functions, not modules."""
+    if callable(rewards):
+        found = {names_of(rewards)[0]: rewards}
+    elif isinstance(rewards, Mapping):
+        found = dict(rewards)
+    else:
+        found = {text: own(text) for text in split(rewards) if parse(text) is None}
+    return {name: judge for name, judge in found.items() if inspect.isfunction(judge)}
 
 
 def targets_of(judges: Mapping[str, Any]) -> list[str]:
