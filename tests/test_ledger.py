@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ttsnap.core.cost import Ledger
+from ttsnap.core.cost import CostModel, Ledger, LookCost
 from ttsnap.core.driver import run
 from ttsnap.core.grid import Problem, Query
 from ttsnap.policies import BestOfN, SuccessiveHalving
@@ -71,3 +71,26 @@ def test_a_missing_reward_names_prompt_seed_and_step() -> None:
     environment = ReplayEnvironment(guide, prompts=["a cat", "a dog"], seeds=np.arange(6).reshape(2, 3) + 10)
     with pytest.raises(ValueError, match="a reward returned nan for prompt 'a dog', seed 15 at step 4 of 4"):
         run(BestOfN(), environment)
+
+
+def test_calls_of_a_stopped_move_stay_charged() -> None:
+    ledger = Ledger(Problem(2, 3, 10))
+    ledger.charge(Query(np.ones((2, 3), dtype=bool), 4))
+    ledger.amend(_mask([1, 0, 0], [1, 1, 1]), np.array([5, 0]))
+    assert ledger.position.tolist() == [[4, 0, 0], [4, 4, 4]]
+    assert ledger.nfe.tolist() == [4 + 5, 12]
+    assert ledger.looks.tolist() == [1, 3]
+
+
+def test_what_a_plan_costs_is_what_the_ledger_charges_for_it() -> None:
+    early = (LookCost("tiny", 3, 0.25, 0.5),)
+    model = CostModel("made up", 3.0, 2.0, 0.5, prompt_tflop=7.0, early=early)
+    policy = SuccessiveHalving(rungs=(2, 5), keep=(0.5, 0.5))
+    guide = np.random.default_rng(0).normal(size=(3, 8, 10, 1))
+    paid = run(policy, ReplayEnvironment(guide)).ledger.cost(model)
+    planned = model.of_plan(policy.plan(8, 10), prompts=3)
+    for name in ("nfe", "decodes", "looks", "tflop"):
+        assert getattr(planned, name) == pytest.approx(getattr(paid, name)), name
+    assert (planned.previews, paid.previews) == (24, 24)
+    by_hand = 3 * (7 + (8 * 2 + 4 * 3 + 2 * 5) * 3 + 8 * 0.75 + (4 + 2) * 2.5)
+    assert paid.tflop == pytest.approx(by_hand)

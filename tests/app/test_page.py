@@ -51,6 +51,7 @@ def test_a_whole_search_and_its_comparison(visit, desk):
     assert "Best of" in page.inner_text("#tt-search-outcome")
 
 
+@pytest.mark.slow
 def test_64_candidates_and_nothing_dropped(visit, desk):
     page = visit()
     page.evaluate(
@@ -108,6 +109,7 @@ def test_hand_picked_by_keyboard_and_finished_after_all(visit):
     assert "dropped" not in tile.locator("img").get_attribute("alt")
 
 
+@pytest.mark.slow
 def test_two_people_at_once(visit, desk):
     one, other = visit(), visit()
     search(one, **LONG)

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import commands
+
 COMMAND = [sys.executable, "-c", "from ttsnap.cli import main; main()", "generate"]
 PROMPT = "a red circle left of a blue square"
 
 
 def ttsnap(*arguments, check=True):
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    done = commands.ttsnap("generate", *arguments)
     if check:
         assert done.returncode == 0, done.stderr
     return done
@@ -52,6 +54,7 @@ def test_one_prompt_gives_an_image_a_board_and_a_record(tmp_path):
     assert "other settings (budget, top, compare differ)" in other.stderr
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_files(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"a {colour} circle above a green square" for colour in ("red", "blue", "cyan")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,16 +12,10 @@ import pytest
 
 pytest.importorskip("zarr")
 
+from tests.commands import ttsnap
 from tests.recordings.conftest import write_values
 from tests.simulation.synthetic import recording, rewards
 from ttsnap.policies import SuccessiveHalving, to_dict
-
-
-def ttsnap(*arguments: object) -> subprocess.CompletedProcess[str]:
-    code = "from ttsnap.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")

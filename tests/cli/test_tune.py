@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +10,9 @@ import pytest
 pytest.importorskip("zarr")
 pytest.importorskip("optuna")
 
+from tests.commands import ttsnap
 from tests.simulation.synthetic import recording, rewards
 from ttsnap import policies
-
-
-def ttsnap(*arguments: object) -> subprocess.CompletedProcess[str]:
-    code = "from ttsnap.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,7 @@ def test_workers_killed_in_the_middle_cost_nothing(whole, tmp_path):
     assert not list((tmp_path / "tree").rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_prompt_that_kills_its_worker_is_found_and_the_rest_completes(whole, tmp_path, monkeypatch):
     from ttsnap.cluster import scheduling
 
@@ -128,6 +129,7 @@ there(toys.images(location({out!r}), pause=0.05))
 """
 
 
+@pytest.mark.slow
 def test_the_driver_killed_and_started_again_with_another_number_of_workers(whole, tmp_path, two_cores):
     code = DRIVER.format(root=str(ROOT), address=two_cores, out=str(tmp_path / "tree"))
     driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
@@ -144,6 +146,7 @@ def test_the_driver_killed_and_started_again_with_another_number_of_workers(whol
     assert toys.files(tmp_path / "tree") == toys.files(whole / "tree")
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_with_more_room_it_goes_on(whole, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -170,6 +173,7 @@ class Outage(Observer):
             self.store = None
 
 
+@pytest.mark.slow
 def test_an_object_store_that_answers_503_for_a_while(whole, tmp_path, store):
     prompts = toys.PROMPTS[:4]
     out = location(store.bucket() + "/run")

@@ -52,6 +52,15 @@ def test_the_plan_is_what_is_paid(policy):
 
 
 @each_policy
+def test_the_best_of_the_finished_is_chosen(policy):
+    guide = recorded(prompts=20)
+    result = run(policy, ReplayEnvironment(guide))
+    final = np.where(result.finished, guide[:, :, -1, 0], -np.inf)
+    assert result.chosen.tolist() == final.argmax(axis=1).tolist()
+    assert result.rewards[:, 0].tolist() == final.max(axis=1).tolist()
+
+
+@each_policy
 def test_one_candidate(policy):
     result = run(policy, ReplayEnvironment(recorded(candidates=1)))
     assert (result.chosen == 0).all()

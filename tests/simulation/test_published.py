@@ -51,6 +51,7 @@ def test_the_printed_rewards_at_budget_2000(values):
     assert row["reward"] == pytest.approx(29.301, abs=0.012)  # four standard errors of their 50 trials
 
 
+@pytest.mark.slow
 def test_three_rewards_by_rank_sum(tmp_path):
     made = import_values(VALUES, tmp_path / "three.zarr", rewards=["imr", "pic", "hps"])
     policy = SuccessiveHalving((5, 7, 12), (0.4, 0.5, 0.6))

@@ -64,6 +64,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(data, tmp_path, case):
     np.testing.assert_allclose(parts, whole, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_course_of_one(data, tmp_path):
     one = course(data, tmp_path / "one", preference=1.0)
     with socket.socket() as free:
@@ -112,6 +113,7 @@ train(config(Path(sys.argv[1]), **changes), sys.argv[2], cpu=True, on_update=die
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_level_it_ends_the_same(data, tmp_path, method):
     pytest.importorskip("peft")
     changes = {"epochs_per_level": 4, "checkpoint_every": 3, "method": method, "rank": 2}
@@ -183,6 +185,7 @@ def test_tensorboard_is_told_every_update_once_although_the_run_was_stopped(data
     )
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(data, tmp_path):
     from PIL import Image
 
