@@ -83,9 +83,14 @@ class _Search:
         if len(done) == len(block):
             yield Event(prompts=block)
             return
-        results = searcher.stream(
-            [job.prompts[p] for p in block], seed=job.seed, top=job.top, compare=job.compare, previews=job.board
-        )
+        asked: dict[str, Any] = {
+            "seed": job.seed,
+            "top": job.top,
+            "compare": job.compare,
+            "previews": job.board,
+            "places": block,
+        }
+        results = searcher.stream([job.prompts[p] for p in block], **asked)
         for row, result in results:
             p = block[row]
             if isinstance(result, Exception):

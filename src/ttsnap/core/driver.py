@@ -74,7 +74,7 @@ def drive(
     ledger = before.ledger.copy() if before else Ledger(problem)
     history = list(before.history) if before else []
     seen = [(look.alive, look.rewards) for look in history]  # who was looked at, and the answers
-    search = policy.search(problem, rng or np.random.default_rng(0))
+    search = policy.search(problem, rng or np.random.default_rng([0, 0]))
     answer: FloatArray | None = None
     stopped = False
     try:

@@ -119,6 +119,7 @@ class Engine:
         combine: Combine | None = None,
         *,
         seed: int = 0,
+        places: Sequence[int] | None = None,
         previews: bool = False,
         observers: Callable[[int], Observer] | None = None,
     ) -> Iterator[Searching]:
@@ -129,7 +130,9 @@ class Engine:
             seeds: seeds [P, candidates].
             policy: what each prompt's search asks.
             combine: several rewards -> one number.
-            seed: of the policy's own randomness, the same for each prompt.
+            seed: of the policy's own randomness: each prompt has a generator of its own, `default_rng([seed, place])`,
+            places: with the place of the prompt among all that there are [P] (default: among these), so that it is the
+                same in any company.
             previews: keep a small picture of every x0 estimate that was looked at.
             observers: answers with who is told of the search of the prompt of that index.
 
@@ -142,7 +145,7 @@ class Engine:
                 observer = observers(number) if observers else SILENT
                 row = np.asarray(seeds)[number : number + 1]
                 grid = self.grid([prompt], row, previews=previews, observer=observer)
-                rng = np.random.default_rng(seed)
+                rng = np.random.default_rng([seed, places[number] if places is not None else number])
                 yield Searching(number, grid, drive(policy, grid, combine, rng, observer=observer))
 
         yield from self.run(searches())

@@ -143,7 +143,7 @@ class OpenSearch:
                 policy,
                 grid,
                 s.combine,
-                np.random.default_rng(self.seed),
+                np.random.default_rng([self.seed, 0]),
                 observer=observer,
                 before=self.result,
             )

@@ -135,20 +135,21 @@ class Session(Setup):
         compare: bool = False,
         previews: bool = True,
         observers: Callable[[int], Observer] | None = None,
+        places: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, SearchResult | Exception]]:
         """Search for many prompts; candidates of the next fill the places of those that were dropped.
 
         Each prompt gets the choice and the ledger that it gets alone. Arguments are those of `block`; `observers`
-        answers with who is told of the prompt of that index (asked, looked and ended only).
+        answers with who is told of the prompt of that index (asked, looked and ended only); `places` are those of the
+        prompts among all that there are, where these are a part: a policy's randomness depends on them.
 
         Yields:
             Index of a prompt and its result, or why it failed, in the order in which they end.
         """
         check_top(top)
         seeds = self._seeds(prompts, seed)
-        ends = self.engine().stream(
-            prompts, seeds, self.policy, self.combine, seed=seed, previews=previews, observers=observers
-        )
+        shown: dict[str, Any] = {"previews": previews, "observers": observers}
+        ends = self.engine().stream(prompts, seeds, self.policy, self.combine, seed=seed, places=places, **shown)
         for ended in ends:
             if ended.result is None:
                 assert ended.error is not None

@@ -116,7 +116,7 @@ def replay(
             task.policy,
             ReplayEnvironment(task.guide, draws=draws),
             combine,
-            np.random.default_rng(seed),
+            np.random.default_rng([seed, block.start]),
             keep_history=False,
         )
         counted = np.array([result.ledger.nfe.sum(), *result.ledger.looks_by_step.sum(axis=0)], dtype=float)
