@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -75,10 +76,19 @@ def run(
     if debug:
         os.environ["TTSNAP_DEBUG"] = "1"
     options.verbosity = verbose - quiet
+    file = settings or Path(SETTINGS_FILE)
     if settings is not None and not settings.is_file():
         raise ValueError(f"there is no settings file {settings}")
-    app.config = Toml(settings or SETTINGS_FILE, must_exist=settings is not None, search_parents=False)
-    app(tokens, exit_on_error=False, print_error=False)
+    if file.is_file():
+        try:
+            tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"the settings file {file} is not valid TOML: {error}") from error
+    app.config = Toml(file, must_exist=settings is not None, search_parents=False)
+    try:
+        app(tokens, exit_on_error=False, print_error=False)
+    finally:
+        app.config = None
 
 
 def main() -> None:
