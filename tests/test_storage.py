@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from tests.object_store import serve
-from ttsnap.files.storage import Remote, check_writable, location, patiently, write
+from ttsnap.files.storage import Remote, atomically, check_writable, location, patiently, write, write_json
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
 
@@ -112,3 +114,21 @@ def test_a_recording_in_an_object_store_is_there_as_a_whole(store):
     assert Recording.open(place).seeds[1].tolist() == [3, 4]
     with pytest.raises(ValueError, match="exists already"):
         Recording.create(place, **options)
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    write_json({"seed": 1}, path)
+    with path.open() as reader:  # who has begun to read the old one reads all of it
+        write_json({"seed": 2}, path)
+        assert json.load(reader) == {"seed": 1}
+    assert json.loads(path.read_text()) == {"seed": 2}
+
+    def fails(temporary):
+        temporary.write_text("half")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        atomically(path, fails)
+    assert json.loads(path.read_text()) == {"seed": 2}
+    assert list(tmp_path.iterdir()) == [path]

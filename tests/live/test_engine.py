@@ -13,6 +13,8 @@ from ttsnap.core.grid import Query
 from ttsnap.core.observers import Interrupted, Observer, Stop
 from ttsnap.live.calibration import calibrate
 from ttsnap.live.engine import Engine
+from ttsnap.live.judging import judge_in_parts
+from ttsnap.pipelines.limits import Limits
 from ttsnap.pipelines.outputs import PREVIEW_SIDE, shrink
 from ttsnap.policies import BestOfN, SuccessiveHalving
 
@@ -198,3 +200,14 @@ def test_calls_that_another_question_paid_are_not_lost_when_a_parked_candidate_i
     with pytest.raises(Interrupted) as stopped:
         grid.observe(Query(~one, 6))
     assert stopped.value.lost.tolist() == [1]
+
+
+def test_every_part_of_a_look_is_judged_by_its_own_prompts():
+    texts = ["a", "bb", "ccc", "dddd", "eeeee"]
+
+    def length(images, prompts, *, sigma):
+        return [len(prompt) + float(image.mean()) for prompt, image in zip(prompts, images, strict=True)]
+
+    images = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 3, 2, 2) / 10
+    found = judge_in_parts(Limits(2), "length", length, images, texts, 0.0)
+    np.testing.assert_allclose(found, [1.0, 2.1, 3.2, 4.3, 5.4], rtol=1e-6)

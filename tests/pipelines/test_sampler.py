@@ -17,6 +17,7 @@ from PIL import Image
 
 import ttsnap
 from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
+from ttsnap.pipelines.call import own_arguments
 from ttsnap.pipelines.outputs import to_uint8
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.pipelines.standing import Standing
@@ -264,6 +265,19 @@ def test_embeddings_take_the_place_of_the_prompt():
     found = ttsnap.search(pipe, B, reward={"r": reward}, candidates=2, num_inference_steps=3, **SMALL, **arguments)
     assert set(asked) >= {B}
     assert "prompt_embeds=prompt_embeds" in found.reproduce
+
+
+def test_every_call_has_arguments_of_its_own():
+    given = {"mask": torch.zeros(2), "scales": [torch.zeros(2), {"half": np.zeros(2)}], "name": "a"}
+    own = own_arguments(given)
+    own["mask"] += 1
+    own["scales"][0] += 1
+    own["scales"][1]["half"] += 1
+    own["scales"].append(1)
+    assert not given["mask"].any()
+    assert not given["scales"][0].any()
+    assert not given["scales"][1]["half"].any()
+    assert len(given["scales"]) == 2
 
 
 def test_a_callback_is_called_for_every_candidate():
