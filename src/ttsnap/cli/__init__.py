@@ -73,8 +73,7 @@ def run(
         verbose: Also what diffusers and transformers have to say.
         debug: Show the traceback of an error.
     """
-    if debug:
-        os.environ["TTSNAP_DEBUG"] = "1"
+    options.debug = debug
     options.verbosity = verbose - quiet
     file = settings or Path(SETTINGS_FILE)
     if settings is not None and not settings.is_file():
@@ -99,7 +98,7 @@ def main() -> None:
     try:
         app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError, MemoryError, CycloptsError) as error:
-        if os.environ.get("TTSNAP_DEBUG"):
+        if options.debug or os.environ.get("TTSNAP_DEBUG"):
             raise
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

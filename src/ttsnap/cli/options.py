@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_PROMPT = 10_000  # characters
 MAX_FILE = 64 << 20  # bytes of a file with prompts
 
+debug = False  # errors show their traceback
 verbosity = 0  # -1: nothing is shown but results and errors; 1: libraries may speak
 
 
