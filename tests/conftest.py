@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import pytest
 
@@ -13,19 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
-def ttsnap(monkeypatch, capsys):
+def ttsnap():
     """The command line, run in this process."""
-    from ttsnap import cli
+    from tests import commands
 
     def command(*arguments):
-        """What the command prints, and its exit code."""
-        monkeypatch.setattr(sys, "argv", ["ttsnap", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
+        """Exit code of the command, and what it prints."""
+        done = commands.ttsnap(*arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return command

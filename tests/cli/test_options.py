@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.commands import ttsnap
+from ttsnap.live.settings import changes
 
 SEARCH = ("generate", "a red circle", "--policy", "best-of-n")
 
@@ -95,3 +96,9 @@ def test_completion_knows_the_verbs():
 
     script = app.generate_completion(shell="bash")
     assert all(verb in script for verb in ("generate", "import-values", "--candidates"))
+
+
+def test_a_file_that_came_or_went_is_a_change_too():
+    before, now = {"seed": 0, "contents": {"model m": "a", "config c": "b"}}, {"seed": 0, "contents": {"model m": "a"}}
+    assert changes(before, now) == changes(now, before) == ["the content of config c"]
+    assert changes(before, before) == []

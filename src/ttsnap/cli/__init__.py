@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from cyclopts.config import Toml
+from cyclopts.config import Dict
 
 import ttsnap
 from ttsnap.cli import options
@@ -80,10 +80,9 @@ def run(
         raise ValueError(f"there is no settings file {settings}")
     if file.is_file():
         try:
-            tomllib.loads(file.read_text(encoding="utf-8"))
+            app.config = Dict(tomllib.loads(file.read_text(encoding="utf-8")), source=str(file))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"the settings file {file} is not valid TOML: {error}") from error
-    app.config = Toml(file, must_exist=settings is not None, search_parents=False)
     try:
         app(tokens, exit_on_error=False, print_error=False)
     finally:

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import OUTPUT, SEARCH, AsJson, Given, ManyWorkers, Model, Search, Workers, read_prompts
+from ttsnap.cli.options import (
+    OUTPUT,
+    SEARCH,
+    AsJson,
+    ModelOptions,
+    PictureOptions,
+    SearchOptions,
+    WorkerOptions,
+    Workers,
+    read_prompts,
+)
 from ttsnap.files.pictures import Pictures
-from ttsnap.live.settings import ModelSettings, SearchSettings, changes, key
+from ttsnap.live.settings import ModelSettings, SearchSettings, changes, resume_key
 
 if TYPE_CHECKING:
     from ttsnap.cluster.generate import Generate
@@ -19,14 +29,14 @@ if TYPE_CHECKING:
 def generate(
     *prompt: str,
     prompts: Annotated[str | None, Parameter(group=SEARCH)] = None,
-    search: Search = SearchSettings(),
-    model: Model = ModelSettings(),
-    pictures: Given = Pictures(),
+    search: SearchOptions = SearchSettings(),
+    model: ModelOptions = ModelSettings(),
+    pictures: PictureOptions = Pictures(),
     out: Annotated[str | None, Parameter(group=OUTPUT)] = None,
     top: Annotated[int, Parameter(group=OUTPUT)] = 1,
     compare: Annotated[bool, Parameter(group=OUTPUT)] = False,
     board: Annotated[bool, Parameter(group=OUTPUT, negative="--no-board")] = True,
-    workers: ManyWorkers = Workers(),
+    workers: WorkerOptions = Workers(),
     json: AsJson = False,
 ) -> None:
     """Find the best image for a prompt under a compute budget.
@@ -53,7 +63,7 @@ def generate(
     if len(texts) == 1 and not workers.alone:
         raise ValueError("--workers and --ray-address are for many prompts; one prompt runs in one process")
     asked = {"prompts": texts}, model.key(), pictures.settings(), search.key()
-    settings = key(*asked, {"top": top, "compare": compare, "board": board})
+    settings = resume_key(*asked, {"top": top, "compare": compare, "board": board})
     folder, fixed = open_directory(None if out is None else location(out, absolute=True), settings)
     prepare = partial(quietly, search.prepare, model, texts[0], pictures, fixed)
     job = Generate(prepare, texts, folder, settings, fixed, search.seed, top, compare, board)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import LABELS, AsJson, ManyWorkers, Workers, read_prompts
+from ttsnap.cli.options import LABELS, AsJson, WorkerOptions, Workers, read_prompts
 
 if TYPE_CHECKING:
     from ttsnap.files.storage import AnyPath
@@ -29,7 +29,7 @@ def label(
     device: str | None = None,
     ground_truth: Annotated[tuple[str, ...], Published] = (),
     steps: Annotated[int, Published] = 20,
-    workers: ManyWorkers = Workers(),
+    workers: WorkerOptions = Workers(),
     json: AsJson = False,
 ) -> None:
     """Judge the images of a tree into a recording, which simulate, tune and train read.

@@ -66,15 +66,15 @@ def _group(name: str, order: int) -> Group:
     return Group(name, sort_key=order)
 
 
-SEARCH, RECORDED, POLICIES, DATA = (_group(name, 1) for name in ("Search", "What is recorded", "Policies", "Data"))
-COST, TRAINING, LABELS = (_group(name, 2) for name in ("Cost", "How it is trained", "Published labels"))
-MODEL, PICTURES, OFFER, SERVER = (_group(name, 3) for name in ("Model", "Pictures", "What is offered", "Who may come"))
+SEARCH, RECORDED, POLICIES, DATA = (_group(name, 1) for name in ("Search", "Recording", "Policies", "Data"))
+COST, TRAINING, LABELS = (_group(name, 2) for name in ("Cost", "Training", "Published labels"))
+MODEL, PICTURES, OFFER, SERVER = (_group(name, 3) for name in ("Model", "Pictures", "Offered", "Server"))
 WORKERS, OUTPUT = _group("Many workers", 4), _group("Output", 5)
 
-Model = Annotated[ModelSettings, Parameter(name="*", group=MODEL)]
-Search = Annotated[SearchSettings, Parameter(name="*", group=SEARCH)]
-Given = Annotated[Pictures, Parameter(name="*", group=PICTURES)]
-ManyWorkers = Annotated[Workers, Parameter(name="*", group=WORKERS)]
+ModelOptions = Annotated[ModelSettings, Parameter(name="*", group=MODEL)]
+SearchOptions = Annotated[SearchSettings, Parameter(name="*", group=SEARCH)]
+PictureOptions = Annotated[Pictures, Parameter(name="*", group=PICTURES)]
+WorkerOptions = Annotated[Workers, Parameter(name="*", group=WORKERS)]
 AsJson = Annotated[bool, Parameter(group=OUTPUT, help="Print one JSON object on stdout and nothing else.")]
 Budgets = Parameter(name=("--budgets", "--budget"), group=COST)
 Accounting = Annotated[

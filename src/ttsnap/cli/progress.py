@@ -107,7 +107,39 @@ class Display(Observer):
         self.progress.stop()
 
 
-class Board(WorkObserver):
+class Images:
+    """How many images are done, and how fast.
+
+    Attributes:
+        images: done by this command.
+        found: those that were there already; they do not count in the rate.
+    """
+
+    def __init__(self) -> None:
+        self.images = self.found = 0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the work was known."""
+        return time.perf_counter() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / max(self.seconds, 1e-9)
+
+    def report(self) -> dict[str, Any]:
+        """For the JSON object."""
+        return {"images": self.images, "images_found": self.found, "seconds": self.seconds}
+
+    def summary(self) -> str:
+        """For people: `640 images in 2.1 s, 305 per second`."""
+        found = f", {self.found} were there already" if self.found else ""
+        return f"{self.images} images in {duration(self.seconds)}, {self.rate:.3g} per second{found}"
+
+
+class Board(Images, WorkObserver):
     """One progress bar for all workers, on stderr: images or prompts, how many per second, time left, who does what.
 
     Attributes:
@@ -121,12 +153,12 @@ class Board(WorkObserver):
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+        super().__init__()
         self.what, self.unit, self.workers = what, unit, workers
         shown = console(silent)
         self.quiet = shown.quiet
         self.check = lambda: None
-        self.images = self.found = self.total = 0
-        self._started = time.perf_counter()
+        self.total = 0
         self._states: dict[int, tuple[str, float]] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -182,34 +214,16 @@ class Board(WorkObserver):
             lines = [f"  worker {w}: {what}, {now - since:.0f} s" for w, (what, since) in sorted(self._states.items())]
             self._live.update(self._group(self._bar, *(Text(line) for line in lines[:16])))
 
-    @property
-    def seconds(self) -> float:
-        """Since the work was known."""
-        return time.perf_counter() - self._started
 
-    def report(self) -> dict[str, Any]:
-        """For the JSON object."""
-        return {"images": self.images, "images_found": self.found, "seconds": self.seconds}
-
-    def summary(self) -> str:
-        """For people: `640 images in 2.1 s, 305 per second`."""
-        found = f", {self.found} were there already" if self.found else ""
-        rate = self.images / max(self.seconds, 1e-9)
-        return f"{self.images} images in {duration(self.seconds)}, {rate:.3g} per second{found}"
-
-
-class ImageProgress:
-    """Images done, images per second and time left, on stderr; usable as a context.
-
-    Images found in place count as done, but not in the rate.
-    """
+class ImageProgress(Images):
+    """Images done, images per second and time left, on stderr; usable as a context."""
 
     def __init__(self, what: str, *, silent: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+        super().__init__()
         shown = console(silent)
-        self.what, self.images, self.found, self.total = what, 0, 0, 0
-        self._started = time.perf_counter()
+        self.what, self.total = what, 0
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -237,32 +251,8 @@ class ImageProgress:
     def advance(self, images: int) -> None:
         """So many more are done."""
         self.images += images
-        left = (self.total - self.images - self.found) / max(self.rate, 1e-9)
+        left = (self.total - self.images) / max(self.rate, 1e-9)
         self._bar.update(self._task, advance=images, rate=f", {self.rate:.3g} per second, {duration(left)} left")
-
-    def skip(self, images: int) -> None:
-        """So many more were there already."""
-        self.found += images
-        self._bar.update(self._task, advance=images)
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self._started
-
-    @property
-    def rate(self) -> float:
-        """Images per second."""
-        return self.images / max(self.seconds, 1e-9)
-
-    def report(self) -> dict[str, Any]:
-        """For the JSON object."""
-        return {"images": self.images, "images_found": self.found, "seconds": self.seconds}
-
-    def summary(self) -> str:
-        """For people: `640 images in 2.1 s, 305 per second`."""
-        found = f", {self.found} were there already" if self.found else ""
-        return f"{self.images} images in {duration(self.seconds)}, {self.rate:.3g} per second{found}"
 
 
 def duration(seconds: float) -> str:

@@ -11,16 +11,17 @@ from ttsnap.cli.options import (
     OUTPUT,
     RECORDED,
     AsJson,
-    Given,
-    ManyWorkers,
-    Model,
+    ModelOptions,
+    PictureOptions,
+    WorkerOptions,
     Workers,
     read_calls,
     read_prompts,
     read_range,
 )
-from ttsnap.files.pictures import Pictures
-from ttsnap.live.settings import MAX_CANDIDATES, MAX_SEED, MAX_SIDE, ModelSettings, check_ranges
+from ttsnap.core import MAX_CANDIDATES
+from ttsnap.files.pictures import LONGEST_SIDE, Pictures
+from ttsnap.live.settings import MAX_SEED, ModelSettings, check_ranges
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.sampler import Sampler
@@ -39,9 +40,9 @@ def record(
     store_size: Annotated[int | None, What] = None,
     image_format: Annotated[str, Parameter(name="--format", group=RECORDED)] = "png",
     seed: Annotated[int, What] = 0,
-    model: Model = ModelSettings(),
-    pictures: Given = Pictures(),
-    workers: ManyWorkers = Workers(),
+    model: ModelOptions = ModelSettings(),
+    pictures: PictureOptions = Pictures(),
+    workers: WorkerOptions = Workers(),
     json: AsJson = False,
 ) -> None:
     """Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.
@@ -72,7 +73,7 @@ def record(
     from ttsnap.recordings.image_tree import FORMATS
 
     check_ranges(
-        per_prompt=(per_prompt, 1, MAX_CANDIDATES), seed=(seed, 0, MAX_SEED), store_size=(store_size, 1, MAX_SIDE)
+        per_prompt=(per_prompt, 1, MAX_CANDIDATES), seed=(seed, 0, MAX_SEED), store_size=(store_size, 1, LONGEST_SIDE)
     )
     texts = read_prompts(prompt, prompts, verb="record --out DIR")
     part, place = read_range(prompt_range, len(texts)), location(out, absolute=True)

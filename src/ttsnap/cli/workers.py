@@ -87,9 +87,9 @@ def report_failures(outcome: Outcome, place: AnyPath, text: Callable[[int], str]
         ValueError: nothing at all came of the run.
     """
     for note in list(outcome.notes)[:SHOWN]:
-        print(f"warning: {note}", file=sys.stderr)
+        say(f"warning: {note}")
     if len(outcome.notes) > SHOWN:
-        print(f"warning: {len(outcome.notes) - SHOWN} more like these", file=sys.stderr)
+        say(f"warning: {len(outcome.notes) - SHOWN} more like these")
     failures = [{"prompt": p, "text": text(p), "error": outcome.failures[p]} for p in sorted(outcome.failures)]
     if not failures:
         if isinstance(place, Remote) or place.exists():

@@ -83,14 +83,14 @@ class _Search:
         if len(done) == len(block):
             yield Event(prompts=block)
             return
-        asked: dict[str, Any] = {
-            "seed": job.seed,
-            "top": job.top,
-            "compare": job.compare,
-            "previews": job.board,
-            "places": block,
-        }
-        results = searcher.stream([job.prompts[p] for p in block], **asked)
+        results = searcher.stream(
+            [job.prompts[p] for p in block],
+            seed=job.seed,
+            top=job.top,
+            compare=job.compare,
+            previews=job.board,
+            places=block,
+        )
         for row, result in results:
             p = block[row]
             if isinstance(result, Exception):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.grid import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
 
-MAX_CANDIDATES = 1_000_000
 _UNITS = {"nfe": ("NFE", 1.0), "mflop": ("TFLOP", 1e-6), "gflop": ("TFLOP", 1e-3), "tflop": ("TFLOP", 1.0)}
 _UNITS |= {"pflop": ("TFLOP", 1e3), "ms": ("s", 1e-3), "s": ("s", 1.0), "min": ("s", 60.0), "h": ("s", 3600.0)}
 

@@ -148,8 +148,16 @@ class Session(Setup):
         """
         check_top(top)
         seeds = self._seeds(prompts, seed)
-        shown: dict[str, Any] = {"previews": previews, "observers": observers}
-        ends = self.engine().stream(prompts, seeds, self.policy, self.combine, seed=seed, places=places, **shown)
+        ends = self.engine().stream(
+            prompts,
+            seeds,
+            self.policy,
+            self.combine,
+            seed=seed,
+            places=places,
+            previews=previews,
+            observers=observers,
+        )
         for ended in ends:
             if ended.result is None:
                 assert ended.error is not None

@@ -13,25 +13,23 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsnap.files.pictures import Pictures, parse_frames
-from ttsnap.pipelines.loading import OFFLOADS, SCHEDULERS, Loading
+from ttsnap.core import MAX_CANDIDATES
+from ttsnap.files.pictures import LONGEST_SIDE, Pictures, parse_frames
+from ttsnap.pipelines.loading import Loading, check_scheduler
 
 if TYPE_CHECKING:
     from ttsnap.core.grid import Policy
     from ttsnap.live.session import Session
-    from ttsnap.pipelines.negtome import Negtome
     from ttsnap.pipelines.sampler import Sampler
 
 MAX_SEED = 2**62  # seeds of candidates count up from the first
 MAX_STEPS = 1000
-MAX_SIDE = 16_384  # pixels
-MAX_CANDIDATES = 1_000_000
 SAMPLES, SAMPLE = 16, 1 << 16  # of a file of weights: pieces that are hashed, and bytes of each
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings(Loading):
-    """The model, the arguments of its call, and how it is run.
+class CallSettings:
+    """The model, the arguments of its call, and what is done beside it.
 
     Attributes:
         model: `shapes` (embedded), a hub id, a diffusers directory or a .safetensors file.
@@ -63,14 +61,12 @@ class ModelSettings(Loading):
 
     def __post_init__(self) -> None:
         check_ranges(steps=(self.steps, 1, MAX_STEPS), max_batch=(self.max_batch, 1, MAX_CANDIDATES))
-        if self.offload is not None and self.offload not in OFFLOADS:
-            raise ValueError(f"--offload is {', '.join(OFFLOADS)}, got {self.offload!r}")
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise ValueError(f"unknown scheduler {self.scheduler!r}; known are {', '.join(SCHEDULERS)}")
+        if self.scheduler is not None:
+            check_scheduler(self.scheduler)
         self.arguments()
 
     def arguments(self) -> dict[str, Any]:
-        """Keywords of `prepare` and `load_sampler`: what was given, by the names of the pipeline's own call."""
+        """What was given for the pipeline's call and the sampler, by the names that these have for it."""
         given = {
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
@@ -85,31 +81,39 @@ class ModelSettings(Loading):
             | read_call(self.call)
         )
 
-    def apart(self) -> Negtome | None:
-        """How candidates are pushed apart, if they are."""
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Loading, CallSettings):
+    """The model, the arguments of its call, and how it is loaded: `CallSettings` and `Loading`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()
+
+    def keywords(self, pictures: Pictures) -> dict[str, Any]:
+        """Keywords of `prepare` and `load_sampler`, but for the model itself."""
+        loading = {field.name: getattr(self, field.name) for field in fields(Loading)}
+        given = self.arguments() | ({"pictures": pictures} if pictures.files() else {})
+        return loading | given | {"diversity": self._negtome(), "preview": self.preview}
+
+    def sampler(self, prompt: str, pictures: Pictures) -> Sampler:
+        """Load the model."""
+        from ttsnap.live.session import load_sampler
+
+        return load_sampler(self.model, prompt=prompt, **self.keywords(pictures))
+
+    def _negtome(self) -> Any:
+        """How candidates are pushed apart; None if they are not."""
         from ttsnap.pipelines.negtome import parse
 
         return parse(self.diversity, self.diversity_options)
 
-    def loading(self) -> dict[str, Any]:
-        """How the model is loaded, as keywords of `Loading`."""
-        return {field.name: getattr(self, field.name) for field in fields(Loading)}
-
-    def sampler(self, prompt: str, pictures: Pictures | None = None) -> Sampler:
-        """Load the model."""
-        from ttsnap.live.session import load_sampler
-
-        given = self.arguments() | ({"pictures": pictures} if pictures and pictures.files() else {})
-        return load_sampler(
-            self.model, prompt=prompt, diversity=self.apart(), preview=self.preview, **self.loading(), **given
-        )
-
     def key(self) -> dict[str, Any]:
         """What decides the images, as a JSON object, with the contents of the files that are named."""
         options = {key: value for key, value in self.arguments().items() if key != "max_batch"}
-        apart = self.apart()
+        negtome = self._negtome()
         found = {"model": self.model, "dtype": self.dtype, "preview": self.preview, **options}
-        found["diversity"] = apart.to_dict() if apart else None
+        found["diversity"] = negtome.to_dict() if negtome else None
         files = {f"model {self.model}": self.model, f"config {self.config}": self.config}
         found["contents"] = contents({name: Path(path) for name, path in files.items() if path})
         return found
@@ -165,22 +169,19 @@ class SearchSettings:
         """The policy that is asked for; None: the model's own."""
         return read_policy(self.policy, self.rungs, self.keep)
 
-    def prepare(
-        self, model: ModelSettings, prompt: str, pictures: Pictures | None = None, fixed: int | None = None
-    ) -> Session:
+    def prepare(self, model: ModelSettings, prompt: str, pictures: Pictures, fixed: int | None) -> Session:
         """Load everything that a search needs.
 
         Args:
             model: the model.
             prompt: a prompt to count and calibrate with.
             pictures: that the pipeline is given.
-            fixed: candidates on which a run that is gone on with has settled.
+            fixed: candidates that a run which is resumed has settled on.
         """
         from ttsnap.core.ranking import WeightedSum
         from ttsnap.live.session import prepare
 
         weights = read_weights(self.weights)
-        given = model.arguments() | ({"pictures": pictures} if pictures and pictures.files() else {})
         session = prepare(
             model.model,
             reward=self.reward,
@@ -190,10 +191,7 @@ class SearchSettings:
             prompt=prompt,
             combine=WeightedSum(weights) if weights else None,
             report=self.report_reward,
-            diversity=model.apart(),
-            preview=model.preview,
-            **model.loading(),
-            **given,
+            **model.keywords(pictures),
         )
         session.budget = self.budget
         return session
@@ -210,8 +208,8 @@ class SearchSettings:
         return found
 
 
-def key(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a result, as a JSON object; an output is gone on with only where it is the same."""
+def resume_key(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides a result, as a JSON object; a run is resumed only where it is the same."""
     merged: dict[str, Any] = {"contents": {}}
     for part in parts:
         merged |= {name: value for name, value in part.items() if name != "contents" and value is not None}
@@ -224,7 +222,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys([*before, *now])
     found = [name for name in names if name != "contents" and before.get(name) != now.get(name)]
     old, new = before.get("contents", {}), now.get("contents", {})
-    return found + [f"the content of {name}" for name in new if name in old and old[name] != new[name]]
+    return found + [f"the content of {name}" for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
 
 
 def contents(files: Mapping[str, Path]) -> dict[str, str]:
@@ -290,8 +288,8 @@ def read_size(text: str | None) -> dict[str, int]:
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise ValueError(f"--size takes pixels such as 512 or 768x512 (width x height), got {text!r}")
-    if max(map(int, parts)) > MAX_SIDE:
-        raise ValueError(f"--size is at most {MAX_SIDE} pixels a side, got {text}")
+    if max(map(int, parts)) > LONGEST_SIDE:
+        raise ValueError(f"--size is at most {LONGEST_SIDE} pixels a side, got {text}")
     return {"width": int(parts[0]), "height": int(parts[-1])}
 
 
@@ -329,4 +327,4 @@ def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | 
     return SuccessiveHalving(steps, ratios)  # type: ignore[arg-type]  # it checks that rungs are whole
 
 
-__all__: Sequence[str] = ["ModelSettings", "SearchSettings", "changes", "fingerprint", "key"]
+__all__: Sequence[str] = ["ModelSettings", "SearchSettings", "changes", "fingerprint", "resume_key"]

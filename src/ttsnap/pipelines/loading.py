@@ -189,6 +189,12 @@ def save_memory(pipe: Any, loading: Loading) -> None:
             enable()
 
 
+def check_scheduler(name: str) -> None:
+    """ValueError where there is no scheduler of that name."""
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
+
+
 def with_scheduler(pipe: Any, name: str) -> tuple[Any, str]:
     """The pipeline with another scheduler of the same configuration, and the line of Python that gives it that.
 
@@ -197,8 +203,7 @@ def with_scheduler(pipe: Any, name: str) -> tuple[Any, str]:
     """
     import diffusers
 
-    if name not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
+    check_scheduler(name)
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no scheduler to replace")
     kind, options = SCHEDULERS[name]

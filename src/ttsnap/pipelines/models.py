@@ -41,7 +41,7 @@ MODELS = Registry("ttsnap.models")
 def model_name(pipe: Any) -> str:
     """How records call a model: its name, a directory or hub id, else the class of the pipeline."""
     name = str(pipe if isinstance(pipe, str) else getattr(pipe, "name_or_path", "") or type(pipe).__name__)
-    return next((known for known in MODELS if Path(name) == MODELS[known].weights), name)
+    return next((known for known in MODELS if Path(name).resolve() == MODELS[known].weights.resolve()), name)
 
 
 __all__ = ["MODELS", "Model", "model_name"]
