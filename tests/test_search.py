@@ -233,3 +233,17 @@ def test_wrong_settings_are_one_sentence(arguments, message):
 def test_prompts_are_texts():
     with pytest.raises(ValueError, match="a prompt is a text, got int 3"):
         ttsnap.search("shapes", ["a red circle", 3])
+
+
+def test_torchs_own_generator_is_as_it_was():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    ttsnap.search(
+        "shapes",
+        "a red circle",
+        reward={"mine": lambda images, prompts, *, sigma: images.mean((1, 2, 3))},
+        candidates=2,
+        preview="tiny",
+        num_inference_steps=4,
+    )
+    assert torch.equal(torch.get_rng_state(), before)

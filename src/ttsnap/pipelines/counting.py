@@ -13,6 +13,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
+def some_pictures(count: int, height: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The same pictures [count, 3, height, width] in 0..1 each time; torch's global generator stays as it is."""
+    drawn = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return drawn.to(device)
+
+
 def count_tflop(work: Callable[[], Any]) -> float:
     """TFLOP (1e12 operations) of a piece of work."""
     with torch.no_grad(), counting() as count:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ttsnap.core.cost import CostModel, LookCost, TextCost
-from ttsnap.pipelines.counting import count_tflop
+from ttsnap.pipelines.counting import count_tflop, some_pictures
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.pipelines.views import reads_features
 
@@ -49,7 +49,7 @@ def cost_model(sampler: Sampler, rewards: Mapping[str, Any], prompt: str = "a") 
         prompt: what the rewards are asked about.
     """
     call, decode, prompt_tflop = sampler.counted()
-    look, text = count_looks(rewards, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device), prompt)
+    look, text = count_looks(rewards, some_pictures(1, sampler.height, sampler.width, sampler.device), prompt)
     look *= max(1, len(sampler.look_frames))
     name = f"{type(sampler.pipe).__name__} {sampler.width}x{sampler.height}"
     early = _early(sampler, rewards, prompt, decode)
@@ -83,12 +83,13 @@ def _look(sampler: Sampler, rewards: Mapping[str, Any], prompt: str, step: int, 
     judge = sum(count_features(reward, prompt, sampler.device).look for reward in readers.values())
     if readers and not others:
         return LookCost("features", step, 0.0, judge)
-    picture, example = decode, torch.rand(1, 3, sampler.height, sampler.width, device=sampler.device)
+    picture, example = decode, some_pictures(1, sampler.height, sampler.width, sampler.device)
     if preview:
         made: list[torch.Tensor] = []
         latents = sampler.spatial(torch.zeros(sampler.probe.sample, device=sampler.device))
         picture = count_tflop(lambda: made.append(preview(sampler, latents)))
-        example = torch.rand_like(made[0])
+        height, width = made[0].shape[-2:]
+        example = some_pictures(1, height, width, sampler.device)
     judge += count_looks(others, example, prompt).look
     return LookCost(preview.name if preview else "full", step, picture, judge)
 
@@ -156,7 +157,7 @@ def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = 
                 return _count_look(twin, torch.empty(1, 3, height, width, device=device), prompt)
         except Exception:  # control flow on values, its own kernels: run it for real
             pass
-    return _count_look(reward, torch.rand(1, 3, height, width, device=device), prompt)
+    return _count_look(reward, some_pictures(1, height, width, device), prompt)
 
 
 def _count_look(reward: Any, images: torch.Tensor, prompt: str) -> LookCount:
