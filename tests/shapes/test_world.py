@@ -9,6 +9,7 @@ from ttsnap.shapes.scenes import (
     RELATIONS,
     SHAPES,
     Scene,
+    Noun,
     Spec,
     Thing,
     all_specs,
@@ -75,7 +76,7 @@ def changed_scene(scene: Scene, kind: str, rng: np.random.Generator) -> Scene:
 
 
 def test_a_third_thing_is_one_too_many():
-    spec = Spec((("red", "circle"), ("blue", "square")), RELATIONS[0])
+    spec = Spec((Noun("red", "circle"), Noun("blue", "square")), (RELATIONS[0],))
     scene = Scene(
         (Thing("red", "circle", 14, 20, 9), Thing("blue", "square", 48, 20, 9), Thing("cyan", "circle", 30, 50, 7))
     )

@@ -26,7 +26,7 @@ def opposite(prompt: str) -> str:
     """The prompt with its relation reversed."""
     spec = parse(prompt)
     other = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    return Spec(spec.things, other[spec.relation] if spec.relation else None).prompt
+    return Spec(spec.things, tuple(other[relation] for relation in spec.relations)).prompt
 
 
 @torch.no_grad()

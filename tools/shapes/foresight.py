@@ -124,7 +124,7 @@ def train(
         levels = rng.choice(calls, size=len(groups))
         cells, latents = (x[groups, :, levels].flatten(0, 1).float() for x in (trails.cells, trails.latents))
         texts = [trails.prompts[p] for p in trails.prompt[groups] for _ in range(size)]
-        sigma = torch.from_numpy(trails.sigmas[levels].repeat(size)).float()
+        sigma = torch.from_numpy(trails.sigmas[levels].repeat(size)).float().to(cells.device)
         logits = model.logits(cells, latents, texts, sigma)
         wanted = ((targets[groups] - mean) / std).flatten(0, 1)
         found = (torch.cat([soft_minimum(logits)[:, None], logits], dim=1) - mean) / std

@@ -86,26 +86,26 @@ def variation(spec: Spec, rng: np.random.Generator) -> Spec:
 
 
 def _vary(spec: Spec, rng: np.random.Generator) -> Spec:
-    things, relation = list(spec.things), spec.relation
+    things, relation = list(spec.things), next(iter(spec.relations), None)
     which = int(rng.integers(len(things)))
     choice = rng.random()
     if choice < 0.35:
         return spec
     if choice < 0.5:
-        things[which] = (_COLOURS[rng.integers(6)], things[which][1])
+        things[which] = things[which]._replace(colour=_COLOURS[rng.integers(6)])
     elif choice < 0.65:
-        things[which] = (things[which][0], SHAPES[rng.integers(3)])
+        things[which] = things[which]._replace(shape=SHAPES[rng.integers(3)])
     elif choice < 0.75 and relation:
-        return Spec(tuple(things[::-1]), relation)
+        return Spec(tuple(things[::-1]), spec.relations)
     elif choice < 0.85 and relation:
         relation = RELATIONS[rng.integers(4)]
     elif choice < 0.93:
         if relation:
             return Spec((things[which],))
-        return Spec((things[0], sample_spec(rng, single=1).things[0]), RELATIONS[rng.integers(4)])
+        return Spec((things[0], sample_spec(rng, single=1).things[0]), (RELATIONS[rng.integers(4)],))
     else:
         return sample_spec(rng)
-    return Spec(tuple(things), relation)
+    return Spec(tuple(things), (relation,) if relation else ())
 
 
 def targets(found: list[Found], spec: Spec) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
@@ -115,7 +115,7 @@ def targets(found: list[Found], spec: Spec) -> tuple[NDArray[np.float32], NDArra
     met = np.full(LENGTH, np.nan, dtype=np.float32)
     cell = np.full(LENGTH, -100, dtype=np.int64)
     start = 0
-    for colour, shape in spec.things:
+    for colour, shape, _ in spec.things:
         exact = [f for f in found if (f.colour, f.shape) == (colour, shape)]
         near = exact or [f for f in found if f.colour == colour] or [f for f in found if f.shape == shape]
         met[start + 1] = any(f.colour == colour for f in found)
@@ -124,16 +124,16 @@ def targets(found: list[Found], spec: Spec) -> tuple[NDArray[np.float32], NDArra
             index = int(np.clip(near[0].y // 8, 0, 7)) * GRID + int(np.clip(near[0].x // 8, 0, 7))
             cell[start + 1 : start + 3] = index
         start += 3
-        if spec.relation and start == 3:
+        if spec.relations and start == 3:
             met[3] = verdict.relation
-            start += len(spec.relation.split())
+            start += len(spec.relations[0].split())
     return kinds, met, cell
 
 
-def cell_labels(found: list[Found]) -> NDArray[np.int64]:
-    """Colour (0 none, 1..6) and shape (0 none, 1..3) of each grid cell [64, 2]; -100 where not to be told."""
-    label = np.zeros((GRID, GRID, 2), dtype=np.int64)
-    centre = np.arange(GRID) * 8 + 4
+def cell_labels(found: list[Found], grid: int = GRID) -> NDArray[np.int64]:
+    """Colour (0 none, 1..6) and shape (0 none, 1..3) of each grid cell [grid^2, 2]; -100 where not to be told."""
+    label = np.zeros((grid, grid, 2), dtype=np.int64)
+    centre = np.arange(grid) * 8 + 4
     for f in found:
         inside = np.hypot(centre[None, :] - f.x, centre[:, None] - f.y) < max(6.0, np.sqrt(f.area) * 0.55)
         label[inside, 0] = _COLOURS.index(f.colour) + 1 if f.colour else -100
@@ -142,20 +142,21 @@ def cell_labels(found: list[Found]) -> NDArray[np.int64]:
 
 
 def loss_of(
-    network: RewardNetwork, images: Tensor, prompts: list[str], labels: tuple[Tensor, ...]
+    network: RewardNetwork, images: Tensor, prompts: list[str] | Tensor, labels: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """The sum of all losses, and the logits."""
+    """The sum of all losses, and the logits; prompts may be word ids."""
     kinds, met, cell, cells = labels
-    output = network(images, *network.encode_text(network.tokenize(prompts)))
+    words = prompts if isinstance(prompts, Tensor) else network.tokenize(prompts)
+    output = network(images, *network.encode_text(words))
     loss = F.binary_cross_entropy_with_logits(output["logits"], kinds * 0.98 + 0.01)
     everything = kinds.amin(1)
     # The soft minimum is what ranks, so it must be right by itself.
     loss = loss + 0.5 * F.binary_cross_entropy_with_logits(soft_minimum(output["logits"]), everything * 0.98 + 0.01)
     asked = ~met.isnan()
-    words = network.word_met(output["words"][:, 1:]).squeeze(-1)
-    loss = loss + 0.5 * F.binary_cross_entropy_with_logits(words[asked], met[asked])
-    loss = loss + 0.2 * F.cross_entropy(output["scores"][:, 1 : LENGTH + 1].flatten(0, 1), cell.flatten())
-    weight = torch.ones(7)
+    said = network.word_met(output["words"][:, 1:]).squeeze(-1)
+    loss = loss + 0.5 * F.binary_cross_entropy_with_logits(said[asked], met[asked])
+    loss = loss + 0.2 * F.cross_entropy(output["scores"][:, 1:].flatten(0, 1), cell.flatten())
+    weight = torch.ones(7, device=images.device)
     weight[0] = 0.15
     loss = loss + 0.5 * F.cross_entropy(
         network.cell_colour(output["grid"]).flatten(0, 1), cells[..., 0].flatten(), weight

@@ -28,7 +28,9 @@ WORDS = ("a", *COLOURS, *SHAPES, *dict.fromkeys(" ".join(RELATIONS).split()))
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def tokenizers() -> tuple[CLIPTokenizer, T5TokenizerFast]:
+def tokenizers(
+    words: tuple[str, ...] = WORDS, clip_length: int = CLIP_LENGTH, t5_length: int = T5_LENGTH
+) -> tuple[CLIPTokenizer, T5TokenizerFast]:
     """Tokenizers that know the words of this world as one token each and spell all others."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -41,13 +43,13 @@ def tokenizers() -> tuple[CLIPTokenizer, T5TokenizerFast]:
         initial_alphabet=list(_LETTERS),
         show_progress=False,
     )
-    bpe.train_from_iterator([" ".join(WORDS)] * 50 + [" ".join(_LETTERS)], trainer)
+    bpe.train_from_iterator([" ".join(words)] * 50 + [" ".join(_LETTERS)], trainer)
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    clip = CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=CLIP_LENGTH)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in WORDS), ("▁", -5.0)]
+    clip = CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=clip_length)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in words), ("▁", -5.0)]
     pieces += [(letter, -10.0) for letter in _LETTERS]
-    return clip, T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
+    return clip, T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=t5_length)
 
 
 def encoders(clip: CLIPTokenizer, t5: T5TokenizerFast) -> tuple[CLIPTextModel, T5EncoderModel]:
@@ -60,7 +62,7 @@ def encoders(clip: CLIPTokenizer, t5: T5TokenizerFast) -> tuple[CLIPTextModel, T
             num_hidden_layers=2,
             num_attention_heads=4,
             projection_dim=WIDTH,
-            max_position_embeddings=CLIP_LENGTH,
+            max_position_embeddings=clip.model_max_length,
             bos_token_id=clip.bos_token_id,
             eos_token_id=clip.eos_token_id,  # pooling looks for it
             pad_token_id=clip.pad_token_id,
@@ -86,18 +88,18 @@ def encoders(clip: CLIPTokenizer, t5: T5TokenizerFast) -> tuple[CLIPTextModel, T
 
 
 def token_ids(clip: CLIPTokenizer, t5: T5TokenizerFast, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Padded ids [n, 16] and [n, 12], as FluxPipeline makes them."""
+    """Padded ids [n, CLIP's length] and [n, T5's length], as FluxPipeline makes them."""
     return tuple(
-        tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        for tokenizer, length in ((clip, CLIP_LENGTH), (t5, T5_LENGTH))
+        tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        for tokenizer in (clip, t5)
     )
 
 
 def places(spec: Spec) -> tuple[int, ...]:
     """Index in PLACES of each thing."""
-    if spec.relation is None:
+    if not spec.relations:
         return (4,)
-    return {"left of": (0, 1), "right of": (1, 0), "above": (2, 3), "below": (3, 2)}[spec.relation]
+    return {"left of": (0, 1), "right of": (1, 0), "above": (2, 3), "below": (3, 2)}[spec.relations[0]]
 
 
 def labels(specs: list[Spec]) -> tuple[Tensor, Tensor]:
@@ -107,11 +109,11 @@ def labels(specs: list[Spec]) -> tuple[Tensor, Tensor]:
     colours = tuple(COLOURS)
     for row, spec in enumerate(specs):
         start = 0
-        for (colour, shape), place in zip(spec.things, places(spec), strict=True):
-            target = torch.tensor([colours.index(colour), SHAPES.index(shape), place])
+        for noun, place in zip(spec.things, places(spec), strict=True):
+            target = torch.tensor([colours.index(noun.colour), SHAPES.index(noun.shape), place])
             tokens[row, start + 1 : start + 3] = target
             whole[row, place] = target[:2] + 1
-            start += 3 + len((spec.relation or "").split())
+            start += 3 + len(" ".join(spec.relations).split())
     return tokens, whole
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import time
 from pathlib import Path
 
@@ -130,16 +131,15 @@ def miscaption(spec: Spec, rng: np.random.Generator) -> Spec:
 
 def _miscaption(spec: Spec, rng: np.random.Generator) -> Spec:
     things, which, chance = list(spec.things), int(rng.integers(len(spec.things))), rng.random()
-    colour, shape = things[which]
     if chance < 0.12:
-        things[which] = (colour, SHAPES[rng.integers(len(SHAPES))])
+        things[which] = things[which]._replace(shape=SHAPES[rng.integers(len(SHAPES))])
     elif chance < 0.22:
-        things[which] = (tuple(COLOURS)[rng.integers(len(COLOURS))], shape)
+        things[which] = things[which]._replace(colour=tuple(COLOURS)[rng.integers(len(COLOURS))])
     elif len(things) == 2 and chance < 0.36:
-        return Spec(spec.things, RELATIONS[rng.integers(len(RELATIONS))])
+        return Spec(spec.things, (RELATIONS[rng.integers(len(RELATIONS))],))
     elif len(things) == 1 and chance < 0.60:  # it tells of a second thing
-        return Spec((*things, sample_spec(rng, single=1).things[0]), RELATIONS[rng.integers(len(RELATIONS))])
-    return Spec(tuple(things), spec.relation)
+        return Spec((*things, sample_spec(rng, single=1).things[0]), (RELATIONS[rng.integers(len(RELATIONS))],))
+    return Spec(tuple(things), spec.relations)
 
 
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
@@ -148,22 +148,23 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """[n, 8, 8, 8] -> [n, 16, 32], the order of FluxPipeline."""
+    """[n, 8, h, w] -> [n, h w / 4, 32], the order of FluxPipeline."""
     n, c, h, w = latents.shape
     return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
 
 
 def unpack(tokens: Tensor) -> Tensor:
-    """[n, 16, 32] -> [n, 8, 8, 8]."""
+    """[n, side^2, 32] -> [n, 8, 2 side, 2 side]."""
     n, _, d = tokens.shape
-    return tokens.view(n, SIDE, SIDE, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, d // 4, 2 * SIDE, 2 * SIDE)
+    side = math.isqrt(tokens.shape[1])
+    return tokens.view(n, side, side, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, d // 4, 2 * side, 2 * side)
 
 
-def image_ids() -> Tensor:
-    """Positions [16, 3] of the image tokens."""
-    ids = torch.zeros(SIDE, SIDE, 3)
-    ids[..., 1] += torch.arange(SIDE)[:, None]
-    ids[..., 2] += torch.arange(SIDE)[None, :]
+def image_ids(side: int = SIDE) -> Tensor:
+    """Positions [side^2, 3] of the image tokens."""
+    ids = torch.zeros(side, side, 3)
+    ids[..., 1] += torch.arange(side)[:, None]
+    ids[..., 2] += torch.arange(side)[None, :]
     return ids.reshape(-1, 3)
 
 

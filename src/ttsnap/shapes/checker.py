@@ -15,25 +15,55 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ttsnap.shapes.scenes import BACKGROUND, COLOURS, RELATIONS, SHAPES, Spec, Thing, coverage, parse
+from ttsnap.shapes.scenes import (
+    BACKGROUND,
+    COLOURS,
+    DIM,
+    PERIOD,
+    RELATIONS,
+    SHAPES,
+    SIZE,
+    Noun,
+    Spec,
+    Thing,
+    coverage,
+    parse,
+)
 
-__all__ = ["Found", "Verdict", "check", "detect", "judge"]
+__all__ = ["Found", "Verdict", "check", "detect", "fidelity", "judge"]
 
 LEAST_AREA = 40  # pixels of a 64 x 64 image; smaller blobs are specks
 LEAST_CONTRAST = 45.0  # of 255, distance from the background
 LEAST_MATCH = 0.80  # intersection over union with the template of the shape
 LEAST_HUE = 0.93  # cosine between a blob's colour and its named colour, background subtracted
+LEAST_STRIPE = 0.5  # contrast of stripes, of the rendered ones'
+MOST_THINGS = 7  # that are matched with the wanted ones, the largest first
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing found in an image; centre in pixels of a 64 x 64 image, None where no colour or shape fits."""
+    """A thing found in an image; None where no colour or shape fits, or where stripes were not looked for.
+
+    Attributes:
+        x: of the centre, in pixels of the looked-at image.
+        y: likewise.
+        area: likewise.
+        match: intersection over union with the template of its shape.
+        contrast: of its stripes, 1 as they are rendered.
+    """
 
     colour: str | None
     shape: str | None
     x: float
     y: float
     area: float
+    match: float = 0.0
+    contrast: float | None = None
+
+    @property
+    def striped(self) -> bool | None:
+        """Whether it has stripes."""
+        return None if self.contrast is None else self.contrast > LEAST_STRIPE
 
 
 @dataclass(frozen=True)
@@ -44,11 +74,12 @@ class Verdict:
     colour: bool
     shape: bool
     relation: bool
+    texture: bool = True
 
     @property
     def all(self) -> bool:
         """Whether everything is met."""
-        return self.count and self.colour and self.shape and self.relation
+        return self.count and self.colour and self.shape and self.relation and self.texture
 
 
 def check(image: NDArray[np.uint8], prompt: str | Spec) -> Verdict:
@@ -61,14 +92,15 @@ def judge(found: list[Found], spec: Spec) -> Verdict:
     wanted = spec.things
     complete = len(found) >= len(wanted)
     best: tuple[int, int, bool, float] | None = None
-    verdict = Verdict(len(found) == len(wanted), False, False, False)
-    for chosen in permutations(found, min(len(found), len(wanted))):
+    verdict = Verdict(len(found) == len(wanted), False, False, False, False)
+    for chosen in permutations(found[:MOST_THINGS], min(len(found), len(wanted))):
         pairs = list(zip(wanted, chosen, strict=False))
-        colours = sum(want[0] == thing.colour for want, thing in pairs)
-        shapes = sum(want[1] == thing.shape for want, thing in pairs)
-        both = sum(want == (thing.colour, thing.shape) for want, thing in pairs)
+        colours = sum(want.colour == thing.colour for want, thing in pairs)
+        shapes = sum(want.shape == thing.shape for want, thing in pairs)
+        textures = sum(thing.striped in (None, want.striped) for want, thing in pairs)
+        both = sum(_is(thing, want) for want, thing in pairs)
         related = complete and _related(spec, list(chosen))
-        merit = (both, colours + shapes, related, sum(thing.area for thing in chosen))
+        merit = (both, colours + shapes + textures, related, sum(thing.area for thing in chosen))
         if best is None or merit > best:
             best = merit
             verdict = Verdict(
@@ -76,30 +108,54 @@ def judge(found: list[Found], spec: Spec) -> Verdict:
                 colour=complete and colours == len(wanted),
                 shape=complete and shapes == len(wanted),
                 relation=related,
+                texture=complete and textures == len(wanted),
             )
     return verdict
 
 
+def _is(thing: Found, noun: Noun) -> bool:
+    """Whether a found thing is what a noun names."""
+    return (thing.colour, thing.shape) == noun[:2] and thing.striped in (None, noun.striped)
+
+
 def _related(spec: Spec, things: list[Found]) -> bool:
-    """Whether the first thing lies to the second as asked; the axis of the relation must dominate."""
-    if spec.relation is None:
-        return True
-    dx, dy = things[0].x - things[1].x, things[0].y - things[1].y
-    along, across = (dx, dy) if spec.relation in RELATIONS[:2] else (dy, dx)
-    sign = -1 if spec.relation in ("left of", "above") else 1
-    return sign * along > 4 and abs(along) > abs(across)
+    """Whether each thing lies to the next as asked; the axis of the relation must dominate."""
+    for relation, thing, other in zip(spec.relations, things, things[1:], strict=False):
+        dx, dy = thing.x - other.x, thing.y - other.y
+        along, across = (dx, dy) if relation in RELATIONS[:2] else (dy, dx)
+        sign = -1 if relation in ("left of", "above") else 1
+        if not (sign * along > 4 and abs(along) > abs(across)):
+            return False
+    return True
 
 
-def detect(image: NDArray[np.uint8]) -> list[Found]:
-    """All things in an image [h, w, 3] (uint8), largest first."""
+def fidelity(found: list[Found]) -> float:
+    """How well drawn the things of an image are, 0..1, whatever was asked for: clean shapes, stripes full or none."""
+    if not found:
+        return 0.0
+    kept = []
+    for thing in found:
+        contrast = min(thing.contrast or 0.0, 1.0)
+        kept.append(thing.match * (contrast if thing.striped else 1 - contrast))
+    return float(np.mean(kept))
+
+
+def detect(image: NDArray[np.uint8], size: int = SIZE, *, stripes: bool = False) -> list[Found]:
+    """All things in an image [h, w, 3] (uint8), largest first.
+
+    Args:
+        image: of any size.
+        size: pixels a side at which it is looked at.
+        stripes: whether to look for stripes.
+    """
     pixels = np.asarray(image, dtype=np.float32)
-    if pixels.shape[:2] != (64, 64):
-        zoom = (64 / pixels.shape[0], 64 / pixels.shape[1], 1)
+    if pixels.shape[:2] != (size, size):
+        zoom = (size / pixels.shape[0], size / pixels.shape[1], 1)
         pixels = ndimage.zoom(pixels, zoom, order=1)
     difference = pixels - np.asarray(BACKGROUND, dtype=np.float32)
     strength = np.sqrt((difference**2).sum(-1))
     hue = difference / np.maximum(strength, 1e-6)[..., None]
-    likeness = hue @ _hues().T  # [64, 64, colours]
+    likeness = hue @ _hues().T  # [size, size, colours]
     nearest = likeness.argmax(-1)
     seen = strength > LEAST_CONTRAST
     blobs, _ = ndimage.label(seen)
@@ -109,7 +165,7 @@ def detect(image: NDArray[np.uint8]) -> list[Found]:
         blob[place] = blobs[place] == number
         for mask in _by_colour(blob, nearest, strength):
             if mask.sum() >= LEAST_AREA:
-                found.append(_describe(mask, difference, strength))
+                found.append(_describe(mask, difference, strength, stripes))
     return sorted(found, key=lambda thing: -thing.area)
 
 
@@ -129,28 +185,45 @@ def _by_colour(
     return [blob & (owner == i) for i in range(len(parts))]
 
 
-def _describe(mask: NDArray[np.bool_], difference: NDArray[np.float32], strength: NDArray[np.float32]) -> Found:
+def _describe(
+    mask: NDArray[np.bool_], difference: NDArray[np.float32], strength: NDArray[np.float32], stripes: bool
+) -> Found:
     inner = ndimage.binary_erosion(mask)
     inner = inner if inner.sum() >= 20 else mask
     mean = np.median(difference[inner], axis=0)
     likeness = (mean / max(float(np.linalg.norm(mean)), 1e-6)) @ _hues().T
     colour = tuple(COLOURS)[int(likeness.argmax())] if likeness.max() >= LEAST_HUE else None
-    # Half-covered edge pixels count half: coverage is contrast relative to the thing's own.
-    cover = np.where(mask, np.clip(strength / max(float(np.median(strength[inner])), 1.0), 0, 1), 0)
+    # Half-covered edge pixels count half: coverage is contrast relative to the thing's own (its dim stripes').
+    own = float(np.quantile(strength[inner], 0.9)) * DIM if stripes else float(np.median(strength[inner]))
+    cover = np.where(mask, np.clip(strength / max(own, 1.0), 0, 1), 0)
     area = float(cover.sum())
     rows, columns = np.nonzero(mask)
     y = float((cover[rows, columns] * (rows + 0.5)).sum() / area)
     x = float((cover[rows, columns] * (columns + 0.5)).sum() / area)
     matches = [_match(shape, cover, x, y, area) for shape in SHAPES]
     best = int(np.argmax(matches))
-    return Found(colour, SHAPES[best] if matches[best] >= LEAST_MATCH else None, x, y, area)
+    contrast = _contrast(inner, strength) if stripes else None
+    return Found(colour, SHAPES[best] if matches[best] >= LEAST_MATCH else None, x, y, area, matches[best], contrast)
+
+
+def _contrast(inner: NDArray[np.bool_], strength: NDArray[np.float32]) -> float:
+    """Contrast of a thing's stripes: the wave of their period in the mean brightness of its rows."""
+    width = inner.sum(1)
+    rows = np.flatnonzero(width >= 3)
+    if len(rows) < PERIOD:
+        return 0.0
+    bright = np.where(inner, strength, 0).sum(1)[rows] / width[rows]
+    slope = np.polyfit(rows, bright, 1)
+    wave = np.exp(2j * np.pi * rows / PERIOD)
+    amplitude = 2 * abs(np.mean((bright - np.polyval(slope, rows)) * wave)) / bright.mean()
+    return float(amplitude / _full_contrast())
 
 
 def _match(shape: str, cover: NDArray[np.float64], x: float, y: float, area: float) -> float:
     """Soft intersection over union with the template of the same area and centre."""
     unit, lift = _template(shape)
     size = float(np.sqrt(area / unit))
-    template = coverage([Thing("red", shape, x, y - lift * size, size)])[0]
+    template = coverage([Thing("red", shape, x, y - lift * size, size)], len(cover))[0]
     return float(np.minimum(template, cover).sum() / np.maximum(template, cover).sum())
 
 
@@ -161,6 +234,14 @@ def _template(shape: str) -> tuple[float, float]:
     area = float(cover.sum())
     rows = np.arange(64) + 0.5
     return area / 400, (float((cover.sum(1) * rows).sum()) / area - 32) / 20
+
+
+@cache
+def _full_contrast() -> float:
+    """Relative amplitude of rendered stripes."""
+    phase = np.linspace(0, 2 * np.pi, 600, endpoint=False)
+    bright = DIM + (1 - DIM) * np.clip(0.5 + 1.5 * np.cos(phase), 0, 1)
+    return float(2 * np.mean(bright * np.cos(phase)) / bright.mean())
 
 
 @cache

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from ttsnap.pipelines.features import Features, Place
 from ttsnap.rewards.feature_head import Block, FeatureReward
-from ttsnap.shapes.reward import FORESIGHT, GRID, RewardNetwork, ShapesReward, load_reward, soft_minimum
+from ttsnap.shapes.reward import FORESIGHT, RewardNetwork, ShapesReward, load_reward, soft_minimum
 
 PLACE = Place("single_transformer_blocks.1", grid=4)  # the middle of the transformer, 4 x 4 tokens
-CHANNELS, LATENT, TOKENS = 160, 8, 4  # hidden width of the transformer; channels of a latent; tokens a side
+CHANNELS, LATENT = 160, 8  # hidden width of the transformer; channels of a latent
 WAVES, NOISE = 8, 32
 
 
@@ -46,9 +46,10 @@ class Residual(nn.Module):
 class Student(nn.Module):
     """Grid features of the finished image from x0 latents (convolutions) and hidden features (a small transformer)."""
 
-    def __init__(self, width: int = 64, convs: int = 2, inner: int = 128, depth: int = 2) -> None:
+    def __init__(self, width: int = 64, convs: int = 2, inner: int = 128, depth: int = 2, tokens: int = 4) -> None:
         super().__init__()
-        self.config = {"width": width, "convs": convs, "inner": inner, "depth": depth}
+        self.config = {"width": width, "convs": convs, "inner": inner, "depth": depth, "tokens": tokens}
+        self.tokens = tokens  # a side
         self.noise = nn.Sequential(nn.Linear(2 * WAVES, NOISE), nn.GELU(), nn.Linear(NOISE, NOISE), nn.GELU())
         self.waves: Tensor
         self.register_buffer("waves", torch.arange(WAVES) * math.pi, persistent=False)
@@ -58,18 +59,18 @@ class Student(nn.Module):
         self.cell_norm = nn.LayerNorm(CHANNELS, elementwise_affine=False)
         self.cells = nn.Linear(CHANNELS + 4 * LATENT, inner)
         self.level = nn.Linear(NOISE, inner)
-        self.places = nn.Parameter(torch.randn(TOKENS**2, inner) * 0.1)
+        self.places = nn.Parameter(torch.randn(tokens**2, inner) * 0.1)
         self.blocks = nn.ModuleList(Block(inner, 4) for _ in range(depth))
         self.far = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, 4 * width))
         nn.init.zeros_(self.far[1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.far[1].bias)  # type: ignore[arg-type]
 
     def forward(self, cells: Tensor | None, latents: Tensor, sigma: Tensor) -> Tensor:
-        """Grid features [n, 64, width].
+        """Grid features [n, 4 tokens^2, width].
 
         Args:
-            cells: hidden features [n, 16, CHANNELS]; None: from the latents alone.
-            latents: x0 estimates as FLUX packs them [n, 16, 32].
+            cells: hidden features [n, tokens^2, CHANNELS]; None: from the latents alone.
+            latents: x0 estimates as FLUX packs them [n, tokens^2, 32].
             sigma: noise levels [n].
         """
         angles = sigma[:, None] * self.waves
@@ -88,9 +89,10 @@ class Student(nn.Module):
 
 
 def spread(tokens: Tensor) -> Tensor:
-    """Tokens [n, 16, 4 c], each 2 x 2 pixels as FLUX packs them, as a picture [n, c, 8, 8]."""
-    x = tokens.unflatten(1, (TOKENS, TOKENS)).unflatten(3, (-1, 2, 2))
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, GRID, GRID)
+    """Tokens [n, side^2, 4 c], each 2 x 2 pixels as FLUX packs them, as a picture [n, c, 2 side, 2 side]."""
+    side = math.isqrt(tokens.shape[1])
+    x = tokens.unflatten(1, (side, side)).unflatten(3, (-1, 2, 2))
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, 2 * side, 2 * side)
 
 
 class Foresight(nn.Module):
@@ -115,8 +117,8 @@ class Foresight(nn.Module):
         """Logits [n, kinds] that the clean reward will give the finished images.
 
         Args:
-            cells: hidden features [n, 16, CHANNELS]; None: from the latents alone.
-            latents: x0 estimates as FLUX packs them [n, 16, 32].
+            cells: hidden features [n, tokens^2, CHANNELS]; None: from the latents alone.
+            latents: x0 estimates as FLUX packs them [n, tokens^2, 32].
             prompts: one per candidate.
             sigma: noise levels [n].
         """
@@ -127,20 +129,24 @@ class Foresight(nn.Module):
         assert features.latents is not None
         weight = self.student.places
         cells, latents = features.cells.to(weight), features.latents.to(weight)
-        if cells.shape[1:] != (TOKENS**2, CHANNELS) or latents.shape[1:] != (TOKENS**2, 4 * LATENT):
-            raise ValueError("shapes-aware reads the embedded model at 64 x 64 pixels only")
+        tokens = self.student.tokens
+        if cells.shape[1:] != (tokens**2, CHANNELS) or latents.shape[1:] != (tokens**2, 4 * LATENT):
+            size = 16 * tokens
+            raise ValueError(f"this noise-aware reward reads the embedded model at {size} x {size} pixels only")
         noise = torch.full((len(cells),), sigma, device=weight.device, dtype=weight.dtype)
         return soft_minimum(self.logits(cells, latents, prompts, noise))
 
     def blank(self, device: Any) -> Features:
         """Features of one candidate that say nothing."""
-        cells = torch.zeros(1, TOKENS**2, CHANNELS, device=device)
-        return Features(cells, [], torch.zeros(1, TOKENS**2, 4 * LATENT, device=device))
+        tokens = self.student.tokens**2
+        cells = torch.zeros(1, tokens, CHANNELS, device=device)
+        return Features(cells, [], torch.zeros(1, tokens, 4 * LATENT, device=device))
 
 
-def begin() -> Foresight:
-    """Untrained: a fresh student before the shipped clean reward."""
-    return Foresight(Student(), load_reward().network)
+def begin(network: RewardNetwork | None = None) -> Foresight:
+    """Untrained: a fresh student before a clean reward's network (default: the shipped one's)."""
+    network = network or load_reward().network
+    return Foresight(Student(tokens=network.grid // 2), network)
 
 
 def save(model: Foresight, folder: Path, *, sigma: float, **notes: Any) -> None:

@@ -76,9 +76,19 @@ class Residual(nn.Module):
 class RewardNetwork(nn.Module):
     """Four logits per image and prompt: are count, colours, shapes and relation met?"""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        grid: int = GRID,
+        length: int = LENGTH,
+        kinds: Sequence[str] = KINDS,
+        more_words: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.config = {"width": width}
+        self.config = {
+            "width": width, "grid": grid, "length": length, "kinds": list(kinds), "more_words": list(more_words)
+        }  # fmt: skip
+        self.grid, self.length, self.kinds, self.known = grid, length, tuple(kinds), (*WORDS, *more_words)
         self.stem = nn.Sequential(
             nn.Conv2d(3, 24, 4, stride=2, padding=1),
             nn.GELU(),
@@ -89,33 +99,32 @@ class RewardNetwork(nn.Module):
             Residual(width),
             nn.GroupNorm(4, width),
         )
-        self.words = nn.Embedding(len(WORDS) + 2, width, padding_idx=PAD)
-        self.positions = nn.Parameter(torch.randn(LENGTH + 1, width) * 0.5)
-        self.cells = nn.Parameter(torch.randn(GRID * GRID, width) * 0.1)
+        self.words = nn.Embedding(len(self.known) + 2, width, padding_idx=PAD)
+        self.positions = nn.Parameter(torch.randn(length + 1, width) * 0.5)
+        self.cells = nn.Parameter(torch.randn(grid * grid, width) * 0.1)
         self.text = nn.ModuleList(Block(width) for _ in range(2))
         self.norm = nn.LayerNorm(width)
         self.look = Attention(width, 2)
         self.locate = nn.Linear(2, width)
         self.whole = nn.Linear(2 * width, width)
         self.reason = nn.ModuleList(Block(width) for _ in range(2))
-        self.heads = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(KINDS)))
+        self.heads = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(kinds)))
         self.cell_colour, self.cell_shape = nn.Linear(width, 7), nn.Linear(width, 4)  # read in training only
         self.word_met = nn.Linear(width, 1)  # read in training only
-        axis = (torch.arange(GRID) + 0.5) / GRID * 2 - 1
+        axis = (torch.arange(grid) + 0.5) / grid * 2 - 1
         self.register_buffer("places", torch.cartesian_prod(axis, axis).flip(1), persistent=False)
 
-    @staticmethod
-    def tokenize(prompts: Sequence[str]) -> Tensor:
-        """Word ids [n, 12]; unknown words share one id, words beyond the eleventh are not read."""
-        ids = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Word ids [n, length]; unknown words share one id, words beyond the last but one are not read."""
+        ids = torch.zeros(len(prompts), self.length, dtype=torch.long)
         for row, prompt in enumerate(prompts):
-            words = prompt.lower().replace(",", " ").replace(".", " ").split()[: LENGTH - 1]
+            words = prompt.lower().replace(",", " ").replace(".", " ").split()[: self.length - 1]
             for column, word in enumerate(words):
-                ids[row, column] = WORDS.index(word) + 2 if word in WORDS else UNKNOWN
+                ids[row, column] = self.known.index(word) + 2 if word in self.known else UNKNOWN
         return ids
 
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Words in context [n, 13, width], a summary token first, and which of them count [n, 13]."""
+        """Words in context [n, length + 1, width], a summary token first, and which of them count [n, length + 1]."""
         x = F.pad(self.words(ids), (0, 0, 1, 0)) + self.positions
         mask = F.pad(ids != PAD, (1, 0), value=True)
         for block in self.text:
@@ -123,21 +132,21 @@ class RewardNetwork(nn.Module):
         return x, mask
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Grid features [n, 64, width] of images [n, 3, 64, 64] in 0..1."""
+        """Grid features [n, cells, width] of images [n, 3, 8 grid, 8 grid] in 0..1."""
         return self.stem(images * 4 - 1).flatten(2).transpose(1, 2)
 
     def forward(self, images: Tensor, text: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Logits and what the auxiliary losses read.
 
         Args:
-            images: [n, 3, 64, 64] in 0..1.
-            text: words in context [n, 13, width] from `encode_text`.
-            mask: which words count [n, 13].
+            images: [n, 3, 8 grid, 8 grid] in 0..1.
+            text: words in context [n, length + 1, width] from `encode_text`.
+            mask: which words count [n, length + 1].
         """
         return self.judge(self.encode_image(images), text, mask)
 
     def judge(self, grid: Tensor, text: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The same of grid features [n, 64, width] that `encode_image` or somebody else made."""
+        """The same of grid features [n, cells, width] that `encode_image` or somebody else made."""
         feature, scores = self.look(self.norm(text), grid + self.cells)
         where = scores.softmax(-1) @ self.places.to(grid.dtype)
         x = text + feature + self.locate(where)
@@ -174,17 +183,18 @@ class ShapesReward(nn.Module):
         self.texts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def logits(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Logits [n, kinds] of images [n, 3, h, w] in 0..1, in the order of KINDS."""
+        """Logits [n, kinds] of images [n, 3, h, w] in 0..1, in the order of the network's kinds."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images need as many prompts, got {len(prompts)}")
         parameter = self.network.positions
         images = images.to(parameter.device, parameter.dtype)
-        if images.shape[-2:] != (64, 64):
-            images = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+        size = (8 * self.network.grid,) * 2
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return self.judge(self.network.encode_image(images), prompts)
 
     def judge(self, grid: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Logits [n, kinds] of grid features [n, 64, width], whoever made them."""
+        """Logits [n, kinds] of grid features [n, cells, width], whoever made them."""
         text, mask = (torch.cat(parts) for parts in zip(*map(self._read, prompts), strict=True))
         return self.network.judge(grid, text, mask)["logits"].float()
 

@@ -1,7 +1,8 @@
 """Scenes of the embedded world: coloured shapes on dark grey, the prompts that describe them, a renderer.
 
 A prompt is `a red circle` or `a red circle left of a blue square`. The relation decides the layout: the two things lie
-in opposite halves of the image along its axis. One fifth of all two-object combinations is held out of every training.
+in opposite halves of the image along its axis. One fifth of all combinations is held out of every training. The harder
+level, with three things and stripes, is `ttsnap.shapes.hard`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,71 +33,95 @@ _COLOUR_NAMES = tuple(COLOURS)
 _HELD_OUT_SHARE = 5  # one combination in this many
 
 
+PERIOD, DIM = 6.0, 0.65  # rows from stripe to stripe, and how bright the darker ones are
+
+
+class Noun(NamedTuple):
+    """What a prompt says of one thing."""
+
+    colour: str
+    shape: str
+    striped: bool = False
+
+    def __str__(self) -> str:
+        return f"a {'striped ' if self.striped else ''}{self.colour} {self.shape}"
+
+
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape; centre and radius (half its extent) in pixels of a 64 x 64 image."""
+    """One coloured shape; centre and radius (half its extent) in pixels of its scene."""
 
     colour: str
     shape: str
     x: float
     y: float
     size: float
+    striped: bool = False
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things that do not overlap."""
+    """Things that do not overlap, on a square of `size` pixels a side."""
 
     things: tuple[Thing, ...]
+    size: int = SIZE
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a prompt asks for: (colour, shape) of one or two things, and how the first lies to the second."""
+    """What a prompt asks for: things, and how each lies to the next."""
 
-    things: tuple[tuple[str, str], ...]
-    relation: str | None = None
+    things: tuple[Noun, ...]
+    relations: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
         """The prompt, such as `a red circle left of a blue square`."""
-        nouns = [f"a {colour} {shape}" for colour, shape in self.things]
-        return f" {self.relation} ".join(nouns) if self.relation else nouns[0]
+        words = [str(self.things[0])]
+        for relation, noun in zip(self.relations, self.things[1:], strict=True):
+            words += [relation, str(noun)]
+        return " ".join(words)
 
 
-_NOUN = f"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_PROMPT = re.compile(f"{_NOUN}(?: ({'|'.join(RELATIONS)}) {_NOUN})?")
+_NOUN = f"a (striped )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_PROMPT = re.compile(f"{_NOUN}(?: ({'|'.join(RELATIONS)}) {_NOUN})?(?: ({'|'.join(RELATIONS)}) {_NOUN})?")
 
 
-def parse(prompt: str) -> Spec:
+def parse(prompt: str, *, most: int = 2, stripes: bool = False) -> Spec:
     """The Spec of a prompt.
+
+    Args:
+        prompt: in the grammar of this world.
+        most: things that a prompt may name.
+        stripes: whether things may be striped.
 
     Raises:
         ValueError: the prompt is not in the grammar of this world.
     """
     match = _PROMPT.fullmatch(" ".join(prompt.lower().split()))
-    if not match:
+    groups = match.groups() if match else ()
+    nouns = [Noun(groups[i + 1], groups[i + 2], bool(groups[i])) for i in range(0, len(groups), 4) if groups[i + 1]]
+    if not match or len(nouns) > most or (not stripes and any(noun.striped for noun in nouns)):
+        more = ", 'a striped red circle left of a blue square above a cyan triangle'" if most > 2 else ""
         raise ValueError(
             f"{prompt!r} is not a prompt of the shapes world; it knows prompts such as 'a red circle' or "
-            f"'a red circle left of a blue square' ({', '.join(COLOURS)}; {', '.join(SHAPES)}; {', '.join(RELATIONS)})"
+            f"'a red circle left of a blue square'{more} "
+            f"({', '.join(COLOURS)}; {', '.join(SHAPES)}; {', '.join(RELATIONS)})"
         )
-    colour, shape, relation, colour2, shape2 = match.groups()
-    if relation is None:
-        return Spec(((colour, shape),))
-    return Spec(((colour, shape), (colour2, shape2)), relation)
+    return Spec(tuple(nouns), tuple(groups[i] for i in (3, 7) if groups[i]))
 
 
 def is_held_out(spec: Spec) -> bool:
-    """Whether a two-object combination is kept out of every training (a stable hash of its prompt)."""
-    return spec.relation is not None and zlib.crc32(spec.prompt.encode()) % _HELD_OUT_SHARE == 0
+    """Whether a combination is kept out of every training (a stable hash of its prompt)."""
+    return bool(spec.relations) and zlib.crc32(spec.prompt.encode()) % _HELD_OUT_SHARE == 0
 
 
 def all_specs() -> Iterator[Spec]:
     """Every two-object Spec, in a fixed order."""
-    nouns = list(product(COLOURS, SHAPES))
-    for first, second in permutations(nouns, 2):
+    nouns = [Noun(*both) for both in product(COLOURS, SHAPES)]
+    for pair in permutations(nouns, 2):
         for relation in RELATIONS:
-            yield Spec((first, second), relation)
+            yield Spec(pair, (relation,))
 
 
 def held_out_prompts() -> list[str]:
@@ -116,10 +142,10 @@ def _shuffled(specs: Iterable[Spec]) -> list[str]:
 def sample_spec(rng: np.random.Generator, *, held_out: bool = False, single: float = 0.2) -> Spec:
     """A random Spec; one object with probability `single` (never when `held_out`)."""
     while True:
-        nouns = [(_COLOUR_NAMES[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]) for _ in range(2)]
+        nouns = [Noun(_COLOUR_NAMES[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]) for _ in range(2)]
         if not held_out and rng.random() < single:
             return Spec((nouns[0],))
-        spec = Spec((nouns[0], nouns[1]), RELATIONS[rng.integers(len(RELATIONS))])
+        spec = Spec((nouns[0], nouns[1]), (RELATIONS[rng.integers(len(RELATIONS))],))
         if nouns[0] != nouns[1] and is_held_out(spec) == held_out:
             return spec
 
@@ -127,49 +153,67 @@ def sample_spec(rng: np.random.Generator, *, held_out: bool = False, single: flo
 def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     """A random layout that fulfils a Spec."""
     sizes = rng.uniform(9.5, 12, len(spec.things))
-    if spec.relation is None:
+    if not spec.relations:
         centres = [rng.uniform(24, 40, 2)]
     else:
         low, high = rng.uniform(14.5, 19), rng.uniform(45, 49.5)
-        along = (low, high) if spec.relation in ("left of", "above") else (high, low)
+        relation = spec.relations[0]
+        along = (low, high) if relation in ("left of", "above") else (high, low)
         across = rng.uniform(24, 40, 2)
-        horizontal = spec.relation in ("left of", "right of")
+        horizontal = relation in ("left of", "right of")
         centres = [np.array((a, b) if horizontal else (b, a)) for a, b in zip(along, across, strict=True)]
     return Scene(
         tuple(
-            Thing(colour, shape, float(centre[0]), float(centre[1]), float(size))
-            for (colour, shape), centre, size in zip(spec.things, centres, sizes, strict=True)
+            Thing(noun.colour, noun.shape, float(centre[0]), float(centre[1]), float(size), noun.striped)
+            for noun, centre, size in zip(spec.things, centres, sizes, strict=True)
         )
     )
 
 
-def render(scene: Scene, size: int = SIZE) -> NDArray[np.uint8]:
-    """Antialiased image [size, size, 3] of a scene."""
+def render(scene: Scene, size: int | None = None) -> NDArray[np.uint8]:
+    """Antialiased image [size, size, 3] of a scene, of the scene's own size unless told otherwise."""
     return render_batch([scene], size)[0]
 
 
-def render_batch(scenes: list[Scene], size: int = SIZE) -> NDArray[np.uint8]:
-    """Antialiased images [n, size, size, 3] of scenes with any number of things, later things on top."""
+def render_batch(scenes: list[Scene], size: int | None = None) -> NDArray[np.uint8]:
+    """Antialiased images [n, size, size, 3] of scenes of one size with any number of things, later things on top."""
     most = max((len(scene.things) for scene in scenes), default=0)
+    own = scenes[0].size if scenes else SIZE
+    size = size or own
     images = np.empty((len(scenes), size, size, 3), dtype=np.uint8)
+    ground = np.asarray(BACKGROUND, dtype=np.float32)
     for start in range(0, len(scenes), 1024):
         chunk = scenes[start : start + 1024]
-        canvas = np.broadcast_to(np.asarray(BACKGROUND, dtype=np.float32), (len(chunk), size, size, 3)).copy()
+        canvas = np.broadcast_to(ground, (len(chunk), size, size, 3)).copy()
         for layer in range(most):
             rows = [i for i, scene in enumerate(chunk) if len(scene.things) > layer]
             if not rows:
                 continue
             things = [chunk[i].things[layer] for i in rows]
-            alpha = coverage(things, size)[..., None]
+            alpha = coverage(things, size, size / own)[..., None]
             colour = np.asarray([COLOURS[thing.colour] for thing in things], dtype=np.float32)[:, None, None]
+            if any(thing.striped for thing in things):
+                colour = ground + (colour - ground) * _stripes(things, size, size / own)[:, :, None, None]
             canvas[rows] = canvas[rows] * (1 - alpha) + colour * alpha
         images[start : start + 1024] = np.round(canvas).astype(np.uint8)
     return images
 
 
-def coverage(things: list[Thing], size: int = SIZE) -> NDArray[np.float32]:
-    """How much of each pixel [n, size, size] a thing covers, 0..1, from its signed distance."""
-    scale = size / SIZE
+def _stripes(things: list[Thing], size: int, scale: float) -> NDArray[np.float32]:
+    """Brightness [n, size] of each row of things: bright through the centre, or even where a thing is not striped."""
+    rows = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / scale
+    phase = 2 * np.pi * (rows[None] - np.asarray([thing.y for thing in things], dtype=np.float32)[:, None]) / PERIOD
+    bright = np.clip(0.5 + 1.5 * np.cos(phase), 0, 1)
+    striped = np.asarray([thing.striped for thing in things])[:, None]
+    made: NDArray[np.float32] = np.where(striped, DIM + (1 - DIM) * bright, 1).astype(np.float32)
+    return made
+
+
+def coverage(things: list[Thing], size: int = SIZE, scale: float = 1.0) -> NDArray[np.float32]:
+    """How much of each pixel [n, size, size] a thing covers, 0..1, from its signed distance.
+
+    `scale`: pixels of the image for one of the things' own.
+    """
     x, y, r = (
         np.asarray([getattr(thing, name) * scale for thing in things], dtype=np.float32)[:, None, None]
         for name in ("x", "y", "size")
