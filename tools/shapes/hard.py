@@ -1,11 +1,12 @@
-"""Train the whole hard level of the embedded world on one GPU, in about eight minutes.
+"""Train the hard level of the embedded world: on two CPU cores, or in minutes on a GPU.
 
-    python -m tools.shapes.hard --out runs/hard                          # a GPU and some CPU cores beside it
-    python -m tools.shapes.hard --out runs/try --device cpu --scale .01  # the same lines, in miniature
+    python -m tools.shapes.hard text vae transformer reward foresight preview measure --out runs/hard
+    python -m tools.shapes.hard ... --minutes .1 --count .02        # the same lines, in miniature
+    python -m tools.shapes.hard ... --device cuda --minutes .1 --workers 15
 
-Stages, each of a set time: text encoders, VAE, transformer on true captions, three short goes on loose captions (of which
-the one that leaves a search most to do is kept), clean reward, noise-aware reward, tiny decoder, figures. Each stage
-leaves its weights in the folder, and its figures in `log.jsonl`. Scenes are drawn and judged by worker processes.
+Each stage leaves its weights in the folder and its figures in `log.jsonl`; named again, it trains anew, and the
+transformer goes on from its checkpoint. Text encoders, VAE and transformer begin with the weights of the first level,
+whose words, colours and shapes are the same. In the last part captions are loose, as for the first level.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import math
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,8 +42,8 @@ WORDS = (*text.WORDS, "striped")
 CLIP_LENGTH, T5_LENGTH = 18, 17
 ALL_KINDS = (*KINDS, "texture")
 SIDE, GRID, CHANNELS = 6, 12, 32  # tokens a side, latents a side, channels of a token
-LOOSE = (0.10, 0.15, 0.20)  # chance of each word of a loose caption to say what is not so
-WANTED = 0.12  # share of single samples that meet everything
+LOOSE = (0.0, 0.05, 0.1, 0.15, 0.2)  # chance of each word of a loose caption to say what is not so
+WANTED = 0.13  # share of single samples that meet everything
 PAIRS = 6  # captions that the reward reads for each image
 _COLOURS = tuple(COLOURS)
 
@@ -213,25 +212,26 @@ class Run:
     """Device, folder, clock, workers."""
 
     def __init__(self, a: argparse.Namespace) -> None:
-        self.out, self.device, self.scale = a.out, torch.device(a.device), a.scale
+        self.out, self.device, self.minutes, self.share = a.out, torch.device(a.device), a.minutes, a.count
+        self.gpu = self.device.type == "cuda"
         self.log = common.Log(a.out)
-        processes = max(1, min(a.workers, (os.cpu_count() or 2) - 1))
-        self.workers = multiprocessing.get_context("spawn").Pool(processes, initializer=_one_thread)
+        self.workers = multiprocessing.get_context("spawn").Pool(a.workers, initializer=_one_thread)
 
-    def updates(self, seconds: float) -> Iterator[tuple[int, float]]:
-        """Number and progress 0..1 of each update for so many seconds, less if scaled."""
-        start, step, limit = time.time(), 0, seconds * self.scale
+    def updates(self, minutes: float, done: float = 0.0) -> Iterator[tuple[int, float]]:
+        """Number and progress 0..1 of each update for so many minutes, less if scaled; `done`: progress made before."""
+        limit = minutes * 60 * self.minutes
+        start, step = time.time() - done * limit, 0
         while (progress := (time.time() - start) / limit) < 1 or step < 3:
             yield step, min(progress, 1.0)
             step += 1
 
     def autocast(self) -> Any:
         """bf16 on a GPU."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu)
 
     def count(self, full: int, least: int) -> int:
         """So many, less if scaled."""
-        return max(least, int(full * self.scale))
+        return max(least, int(full * self.share))
 
     def split(self, images: NDArray[np.uint8], prompts: list[str], size: int = 256) -> list[Any]:
         """Images and prompts in parts for the workers."""
@@ -249,8 +249,8 @@ def _one_thread() -> None:
 class Texts:
     """Frozen text encoders; prompts of this world become token ids by table."""
 
-    def __init__(self, run: Run, clip: Any, t5: Any, clip_model: nn.Module, t5_model: nn.Module) -> None:
-        self.clip_model, self.t5_model, self.device = clip_model.eval(), t5_model.eval(), run.device
+    def __init__(self, device: torch.device, clip: Any, t5: Any, clip_model: nn.Module, t5_model: nn.Module) -> None:
+        self.clip_model, self.t5_model, self.device = clip_model.eval(), t5_model.eval(), device
         ids = [tokenizer(["", " ".join(WORDS[:8]), " ".join(WORDS[8:])]).input_ids for tokenizer in (clip, t5)]
         self.tables = []
         for (empty, first, second), skip in zip(ids, (1, 0), strict=True):
@@ -258,8 +258,8 @@ class Texts:
             self.tables.append((empty, words, skip))
         self.pads = (clip.pad_token_id, t5.pad_token_id)
         self.lengths = (CLIP_LENGTH, T5_LENGTH)
-        image = transformer.image_ids(SIDE).to(run.device)
-        self.ids = {"txt_ids": torch.zeros(T5_LENGTH, 3, device=run.device), "img_ids": image}
+        image = transformer.image_ids(SIDE).to(device)
+        self.ids = {"txt_ids": torch.zeros(T5_LENGTH, 3, device=device), "img_ids": image}
 
     def tokens(self, prompts: list[str]) -> Tensor:
         """Ids of CLIP and T5 side by side [n, 35] (int16)."""
@@ -307,14 +307,46 @@ def text_labels(specs: list[Spec]) -> tuple[Tensor, Tensor]:
     return tokens, whole
 
 
-def train_text(run: Run, seconds: float) -> Texts:
+def begin_from(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Take over what another module learnt, row by row where there are more rows now."""
+    mine = module.state_dict()
+    for name, old in state.items():
+        new = mine.get(name)
+        if new is not None and new.is_floating_point() and new.shape[1:] == old.shape[1:]:
+            rows = min(len(new), len(old)) if new.ndim else 0
+            new[:rows] = old[:rows].to(new) if new.ndim else old
+    module.load_state_dict(mine)
+
+
+def renumbered(state: dict[str, Tensor], table: str, old: dict[str, int], new: dict[str, int]) -> dict[str, Tensor]:
+    """An encoder's weights for another numbering of tokens."""
+    weights = state[table].new_zeros(len(new), state[table].shape[1]).normal_(0, float(state[table].std()))
+    for token, index in new.items():
+        if token in old:
+            weights[index] = state[table][old[token]]
+    return state | {table: weights}
+
+
+def train_text(run: Run, minutes: float) -> None:
     """Text encoders that know what each word's thing is and where it lies."""
+    from ttsnap.shapes.pipeline import load_pipeline
+
+    first = load_pipeline()
     clip, t5 = text.tokenizers(WORDS, CLIP_LENGTH, T5_LENGTH)
     clip_model, t5_model = (m.to(run.device) for m in text.encoders(clip, t5))
+    for model, known, table, tokenizers in (
+        (clip_model, first.text_encoder, "text_model.embeddings.token_embedding.weight", (first.tokenizer, clip)),
+        (t5_model, first.text_encoder_2, "shared.weight", (first.tokenizer_2, t5)),
+    ):
+        state = known.state_dict()
+        table = next(name for name in state if name.endswith(table.removeprefix("text_model.")))
+        state = renumbered(state, table, *(tokenizer.get_vocab() for tokenizer in tokenizers))
+        state.pop("encoder.embed_tokens.weight", None)
+        begin_from(model, state)
     width = text.WIDTH
     heads = nn.ModuleList([nn.Linear(width, n) for n in (6, 3, 5, 2)] + [nn.Linear(width, 5 * n) for n in (7, 4, 3)])
     heads.to(run.device)
-    texts = Texts(run, clip, t5, clip_model, t5_model)
+    texts = Texts(run.device, clip, t5, clip_model, t5_model)
     rng = np.random.default_rng(0)
     probe = [hard.sample_spec(rng).prompt for _ in range(64)]
     both = torch.cat(text.token_ids(clip, t5, probe), 1)
@@ -338,19 +370,32 @@ def train_text(run: Run, seconds: float) -> Texts:
         return loss, right.float().mean().item() if len(specs) == 512 else 0.0
 
     step = 0
-    for step, progress in run.updates(seconds):
-        optimiser.param_groups[0]["lr"] = 2e-3 * common.schedule(progress)
+    for step, progress in run.updates(minutes):
+        optimiser.param_groups[0]["lr"] = 1.5e-3 * common.schedule(progress)
         loss, _ = forward([hard.sample_spec(rng) for _ in range(192)])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     with torch.no_grad():
         run.log(stage="text", step=step, right=forward([hard.sample_spec(rng, held_out=True) for _ in range(512)])[1])
-    for model, name in ((clip, "tokenizer"), (t5, "tokenizer_2"), (clip_model, "text_encoder"), (t5_model, "text_encoder_2")):
+    for model, name in (
+        (clip, "tokenizer"),
+        (t5, "tokenizer_2"),
+        (clip_model, "text_encoder"),
+        (t5_model, "text_encoder_2"),
+    ):
         model.save_pretrained(run.out / "text" / name)
-    for model in (clip_model, t5_model):
-        model.requires_grad_(False)
-    return texts
+
+
+def load_texts(device: torch.device, out: Path) -> Texts:
+    """The trained text encoders, frozen."""
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+    kinds = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5TokenizerFast}
+    clip, t5 = (kind.from_pretrained(out / "text" / name) for name, kind in kinds.items())
+    models = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
+    loaded = [k.from_pretrained(out / "text" / n).to(device).requires_grad_(False) for n, k in models.items()]
+    return Texts(device, clip, t5, *loaded)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -370,18 +415,23 @@ def in_parts(work: Callable[[Tensor], Tensor], rows: Tensor, size: int = 1024) -
     return torch.cat([work(part) for part in rows.split(size)])
 
 
-def train_vae(run: Run, pool: Tensor, seconds: float, decoder_seconds: float) -> AutoencoderKL:
+def train_vae(run: Run, minutes: float, decoder_minutes: float) -> None:
     """First everything, then the decoder alone."""
-    model = vae.build().to(run.device)
+    from ttsnap.shapes.pipeline import load_pipeline
+
+    drawn = run.workers.map(draw_any, [(10_000 + i, 512) for i in range(run.count(24, 1))], chunksize=1)
+    pool = torch.cat([torch.from_numpy(images) for images, _ in drawn]).to(run.device)
+    model = load_pipeline().vae.to(run.device, memory_format=torch.channels_last)
     model.register_to_config(sample_size=hard.SIZE)
     average = common.Ema({"vae": model}, 0.998)
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.97), weight_decay=1e-3)
     step = 0
-    for stage, limit in enumerate((seconds, decoder_seconds)):
+    for stage, limit in enumerate((minutes, decoder_minutes)):
         for _, progress in run.updates(limit):
             for group in optimiser.param_groups:
                 group["lr"] = 2e-3 * common.schedule(progress, decay=0.5) * (1.0 if stage == 0 else 0.7)
-            images = to_float(pool[torch.randint(len(pool), (128,), device=pool.device)])
+            rows = torch.randint(len(pool), (128 if run.gpu else 64,), device=pool.device)
+            images = to_float(pool[rows]).contiguous(memory_format=torch.channels_last)
             with torch.set_grad_enabled(stage == 0):
                 posterior = model.encode(images).latent_dist
             if stage == 0:
@@ -398,7 +448,7 @@ def train_vae(run: Run, pool: Tensor, seconds: float, decoder_seconds: float) ->
             optimiser.step()
             step += 1
             average.update(step)
-            if step % 500 == 0:
+            if step % (500 if run.gpu else 25) == 0:
                 run.log(stage=f"vae {stage}", step=step, loss=loss.item())
         model.load_state_dict(average.state["vae"])
         for p in model.encoder.parameters():
@@ -406,107 +456,171 @@ def train_vae(run: Run, pool: Tensor, seconds: float, decoder_seconds: float) ->
             p.grad = None
     model.eval().requires_grad_(False)
     with torch.no_grad():
-        latents = in_parts(lambda x: model.encode(to_float(x)).latent_dist.mean, pool[:2048])
+        latents = in_parts(lambda x: model.encode(to_float(x)).latent_dist.mean, pool[:2048], 64)
         model.register_to_config(
             shift_factor=round(float(latents.mean()), 5), scaling_factor=round(float(1 / latents.std()), 5)
         )
     model.save_pretrained(run.out / "vae")
-    return model
+    prompts = hard.held_out_prompts()[: run.count(200, 4)]
+    rng = np.random.default_rng(3)
+    clean = torch.from_numpy(render_batch([hard.sample_scene(hard.parse(p), rng) for p in prompts])).to(run.device)
+    rebuilt = in_parts(lambda x: model.decode(model.encode(to_float(x)).latent_dist.mean).sample, clean, 64)
+    run.log(stage="vae", **figures(run.verdicts(to_bytes(rebuilt), prompts)))
+    sheet(np.concatenate([clean[:12].cpu().numpy(), to_bytes(rebuilt[:12])]), 12, run.out / "vae.png")
+
+
+def load_vae(device: torch.device, out: Path) -> AutoencoderKL:
+    """The trained VAE, frozen."""
+    return AutoencoderKL.from_pretrained(out / "vae").to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def scenes(run: Run, count: int) -> None:
+    """Packed latents of random scenes, with the tokens of true and of loose captions, kept for the transformer."""
+    decoder, texts = load_vae(run.device, run.out), load_texts(run.device, run.out)
+    latents: list[Tensor] = []
+    ids: list[list[Tensor]] = [[] for _ in range(1 + len(LOOSE))]
+    for images, captions in run.workers.imap(draw, [(i, 512) for i in range(run.count(count // 512, 1))]):
+        pictures = torch.from_numpy(images).to(run.device)
+        made = in_parts(lambda x: transformer.encode(decoder, to_float(x)), pictures, 128)
+        latents.append(transformer.pack(made).half().cpu())
+        for kept, said in zip(ids, captions, strict=True):
+            kept.append(texts.tokens(said))
+    common.save({"latents": torch.cat(latents), "ids": torch.stack([torch.cat(x) for x in ids])}, run.out / "scenes.pt")
+    run.log(stage="scenes", images=sum(map(len, latents)))
 
 
 def decode(model: AutoencoderKL, packed: Tensor) -> Tensor:
     """Images [n, 3, 96, 96] in -1..1 of packed latents."""
-    made: Tensor = model.decode(transformer.unpack(packed) / model.config.scaling_factor + model.config.shift_factor).sample
+    made: Tensor = model.decode(
+        transformer.unpack(packed) / model.config.scaling_factor + model.config.shift_factor
+    ).sample
     return made
 
 
-class Muon:
-    """As in `tools.shapes.transformer`, all matrices of one shape at once."""
-
-    def __init__(self, parameters: list[nn.Parameter], momentum: float = 0.95) -> None:
-        self.momentum = momentum
-        self.groups: dict[Any, list[nn.Parameter]] = {}
-        for p in parameters:
-            self.groups.setdefault(p.shape, []).append(p)
-        self.buffers = {shape: torch.zeros_like(torch.stack(list(ps))) for shape, ps in self.groups.items()}
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """One step at that learning rate."""
-        for shape, parameters in self.groups.items():
-            gradient, buffer = torch.stack([p.grad for p in parameters]), self.buffers[shape]  # type: ignore[misc]
-            buffer.lerp_(gradient, 1 - self.momentum)
-            update = orthogonal(gradient.lerp(buffer, self.momentum))
-            factor = -rate * max(1, shape[0] / shape[1]) ** 0.5
-            torch._foreach_mul_(parameters, 1 - rate * 0.01)
-            torch._foreach_add_(parameters, list(update.unbind()), alpha=factor)
-
-
-def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices [n, rows, columns]."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-def train_transformer(
-    run: Run, model: nn.Module, texts: Texts, latents: Tensor, ids: Tensor, seconds: float, *, name: str,
-    batch: int, final: bool, decay: float = 0.4,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Flow matching; the averaged weights. `final`: the learning rate falls at the end."""
+def train_transformer(rank: int, a: argparse.Namespace) -> None:
+    """Flow matching: true captions, then loose ones, as loose as leaves a search most to do."""
+    device = torch.device(a.device)
+    gpu = device.type == "cuda"
+    state = common.load(a.out / "scenes.pt")
+    assert state is not None
+    texts, decoder = load_texts(device, a.out), load_vae(device, a.out)
+    latents, ids = state["latents"].to(device), state["ids"].to(device)
+    torch.manual_seed(rank)
+    model = load_transformer(None).to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n and "norm" not in n]
     chosen = {id(p) for p in matrices}
-    muon = Muon(matrices)
-    adam = torch.optim.AdamW(
-        [p for p in model.parameters() if id(p) not in chosen], lr=1e-3, betas=(0.9, 0.97), weight_decay=0.0
-    )
-    average = common.Ema({"model": model}, 0.99 if final else 0.98)
-    empty = texts.tokens([""]).to(run.device)
+    muon = transformer.Muon(matrices)
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.97), weight_decay=0.0)
+    average = common.Ema({"model": model}, 0.99)
+    step, spent, loose = 0, 0.0, -1
+    if saved_state := common.load(a.out / "checkpoint.pt"):
+        model.load_state_dict(saved_state["model"])
+        average.state = saved_state["ema"]
+        adam.load_state_dict(saved_state["adam"])
+        muon.buffers = [x.to(device) for x in saved_state["muon"]]
+        step, spent, loose = saved_state["step"], saved_state["spent"], saved_state["loose"]
+    log = common.Log(a.out) if rank == 0 else None
+    run = argparse.Namespace(device=device, gpu=gpu, autocast=lambda: Run.autocast(run))  # type: ignore[arg-type]
+    empty = texts.tokens([""]).to(device)
+    torch.manual_seed(1000 * step + rank)
+    held = hard.held_out_prompts()[: max(8, int(128 * a.count))]
+    limit, batch = a.transformer * a.minutes * 60, 384 if gpu else 80
     losses: list[Tensor] = []
-    step = 0
-    for step, progress in run.updates(seconds):
-        factor = common.schedule(progress, warmup=0.03, decay=decay if final else 1e-9)
+    last = saved = evaluated = time.time()
+
+    def evaluate() -> float:
+        mine = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(average.state["model"])
+        images, _ = paint(run, model, texts, decoder, held, 1)  # type: ignore[arg-type]
+        model.load_state_dict(mine)
+        found = figures(verdicts((images, held)))
+        if log:
+            log(stage="held out", step=step, **found)
+            sheet(images[:24], 12, a.out / "transformer.png")
+        return found["all"]
+
+    while spent < limit:
+        progress = spent / limit
+        if progress >= a.loose and loose < 0:
+            rate = common.same_on_all(evaluate() if rank == 0 else 0.0)
+            words = 11  # colours, shapes, textures and relations of three things
+            loose = int(np.argmin([abs(math.log((rate * (1 - chance) ** words + 1e-3) / WANTED)) for chance in LOOSE]))
+            if log:
+                log(stage="loose", true=rate, chance=LOOSE[loose])
+                common.save({"model": halves(average.state["model"])}, a.out / "true.pt")
+            last = time.time()
+        factor = common.schedule(progress, decay=1 - a.loose)
         for group in adam.param_groups:
-            group["lr"] = 2e-3 * factor
-        rows = torch.randint(len(latents), (batch,), device=run.device)
+            group["lr"] = a.rate / 2 * factor
+        rows = torch.randint(len(latents), (batch,), device=device)
         x0 = latents[rows].float()
-        t = torch.randn(batch, device=run.device).sigmoid()
-        high = torch.rand(batch, device=run.device)
-        t = torch.where(torch.rand(batch, device=run.device) < 0.5, 0.75 + 0.25 * high, t)[:, None, None]
+        t = torch.randn(batch, device=device).sigmoid()
+        high = torch.rand(batch, device=device)
+        t = torch.where(torch.rand(batch, device=device) < 0.5, 0.75 + 0.25 * high, t)[:, None, None]
         noise = torch.randn_like(x0)
-        kept = torch.rand(batch, 1, device=run.device) >= 0.05
-        with run.autocast():
+        kept = torch.rand(batch, 1, device=device) >= 0.05
+        with Run.autocast(run):  # type: ignore[arg-type]
             output = model(
                 hidden_states=(1 - t) * x0 + t * noise, timestep=t.flatten(), return_dict=False,
-                **texts(torch.where(kept, ids[rows], empty)),
+                **texts(torch.where(kept, ids[1 + loose if loose >= 0 else 0][rows], empty)),
             )[0]  # fmt: skip
         loss = (output.float() - (noise - x0)).square().mean()
         model.zero_grad()
         loss.backward()
+        common.average_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        muon.step(4e-3 * factor)
+        muon.step(a.rate * factor)
         adam.step()
+        step += 1
         average.update(step)
         losses.append(loss.detach())
-        if step % 300 == 299:
-            run.log(stage=name, step=step + 1, loss=torch.stack(losses[-300:]).mean().item())
-    run.log(stage=name, step=step + 1, loss=torch.stack(losses[-300:]).mean().item())
-    return average.state["model"]
+        now = time.time()
+        spent = common.same_on_all(spent + now - last)
+        last = now
+        if log and step % 50 == 0:
+            log(stage="transformer", step=step, loss=torch.stack(losses[-50:]).mean().item(), minutes=spent / 60)
+        if rank == 0 and now - saved > 120:
+            both = {"model": model.state_dict(), "ema": average.state, "adam": adam.state_dict(), "muon": muon.buffers}
+            common.save(both | {"step": step, "spent": spent, "loose": loose}, a.out / "checkpoint.pt")
+            saved = now
+        if now - evaluated > a.evaluate * 60:
+            if rank == 0:
+                evaluate()
+            torch.distributed.barrier()
+            evaluated = last = time.time()
+    if rank == 0:
+        common.save({"model": halves(average.state["model"])}, a.out / "transformer.pt")
+        evaluate()
+
+
+def load_transformer(path: Path | None) -> Any:
+    """A transformer with stored weights; those of the first level where there is no path."""
+    from ttsnap.shapes.pipeline import WEIGHTS
+
+    if path is None:
+        return type(transformer.build(5)).from_pretrained(WEIGHTS / "transformer", torch_dtype=torch.float32)
+    model = transformer.build(5)
+    state = common.load(path)
+    if state is None:
+        raise FileNotFoundError(path)
+    model.load_state_dict({name: tensor.float() for name, tensor in state["model"].items()})
+    return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def sample(run: Run, model: nn.Module, condition: dict[str, Tensor], noise: Tensor, steps: int, watch: Any = None) -> Tensor:
+def sample(
+    run: Run, model: nn.Module, condition: dict[str, Tensor], noise: Tensor, steps: int, watch: Any = None
+) -> Tensor:
     """Euler flow from noise to packed latents; `watch(call, x0)` sees each estimate."""
     sigmas = [1 - i / steps for i in range(steps + 1)]
     x = noise
     for call, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         with run.autocast():
-            v = model(hidden_states=x, timestep=torch.full((len(x),), sigma, device=x.device), return_dict=False, **condition)[0]
+            v = model(
+                hidden_states=x, timestep=torch.full((len(x),), sigma, device=x.device), return_dict=False, **condition
+            )[0]
         if watch:
             watch(call, x - sigma * v.float())
         x = x + (following - sigma) * v.float()
@@ -514,16 +628,17 @@ def sample(run: Run, model: nn.Module, condition: dict[str, Tensor], noise: Tens
 
 
 def paint(
-    run: Run, model: nn.Module, texts: Texts, decoder: AutoencoderKL, prompts: list[str], seed: int, steps: int = 20, size: int = 1024
+    run: Run, model: nn.Module, texts: Texts, decoder: AutoencoderKL, prompts: list[str], seed: int, steps: int = 20
 ) -> tuple[NDArray[np.uint8], Tensor]:  # fmt: skip
     """Images of prompts, one each, as bytes and as floats in 0..1."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(prompts), SIDE**2, CHANNELS, generator=generator)
-    made = []
+    made, size = [], 1024 if run.gpu else 64
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
         latents = sample(run, model, texts(texts.tokens(prompts[part])), noise[part].to(run.device), steps)
-        made.append(in_parts(lambda x: decode(decoder, x), latents))
+        with torch.no_grad():
+            made.append(decode(decoder, latents))
     images = torch.cat(made)
     return to_bytes(images), images.clamp(-1, 1) / 2 + 0.5
 
@@ -550,7 +665,9 @@ def reward_pool(run: Run, decoder: AutoencoderKL, count: int) -> tuple[NDArray[n
                 if kind >= 2:
                     level = torch.rand(256, 1, 1, 1, device=run.device) ** 2 * 0.8
                     latents = latents + level * torch.randn_like(latents)
-                made = to_bytes(decoder.decode(latents / decoder.config.scaling_factor + decoder.config.shift_factor).sample)
+                made = to_bytes(
+                    decoder.decode(latents / decoder.config.scaling_factor + decoder.config.shift_factor).sample
+                )
             if kind == 3:
                 made = np.stack([_malform(image, rng) for image in made])
         images.append(made)
@@ -558,19 +675,35 @@ def reward_pool(run: Run, decoder: AutoencoderKL, count: int) -> tuple[NDArray[n
     return np.concatenate(images), prompts
 
 
-def train_reward(run: Run, images: NDArray[np.uint8], prompts: list[str], seconds: float) -> RewardNetwork:
-    """The clean reward on labelled images."""
+def train_reward(run: Run, minutes: float) -> None:
+    """The clean reward on labelled images: rendered, rebuilt and malformed ones, and some that transformers made."""
+    from ttsnap.shapes.reward import load_reward
+
+    texts, decoder = load_texts(run.device, run.out), load_vae(run.device, run.out)
+    pool_of, prompts = reward_pool(run, decoder, run.count(14_336 if not run.gpu else 24_576, 256))
+    parts, train, rng = [pool_of], hard.train_prompts(), np.random.default_rng(17)
+    for number, name in enumerate(("true.pt", "transformer.pt")):
+        model = load_transformer(run.out / name).to(run.device)
+        some = [train[i] for i in rng.integers(len(train), size=run.count(2560, 64))]
+        parts.append(paint(run, model, texts, decoder, some, 100 + number)[0])
+        prompts += some
+    images = np.concatenate(parts)
     jobs = [(i, *part) for i, part in enumerate(run.split(images, prompts))]
     labelled = list(run.workers.imap(label, jobs))
     cells, *labels = (torch.from_numpy(np.concatenate(x)).to(run.device) for x in zip(*labelled, strict=True))
     run.log(stage="labels", images=len(images), right=float(labels[0].amin(2).float().mean()))
     pool = torch.from_numpy(images).to(run.device)
-    network = RewardNetwork(64, GRID, T5_LENGTH, ALL_KINDS, ("striped",)).to(run.device)
+    network = RewardNetwork(64, GRID, T5_LENGTH, ALL_KINDS, ("striped",))
+    state = load_reward().network.state_dict()
+    known = state["cells"].T.reshape(1, 64, 8, 8)
+    state["cells"] = F.interpolate(known, (GRID, GRID), mode="bilinear").flatten(2)[0].T
+    begin_from(network, state)
+    network = network.to(run.device)
     optimiser = torch.optim.AdamW(network.parameters(), 1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
     average = common.Ema({"network": network}, 0.998)
-    batch = 384 if run.device.type == "cuda" else 32
+    batch = 384 if run.gpu else 96
     seen: list[tuple[Tensor, Tensor]] = []
-    for step, progress in run.updates(seconds):
+    for step, progress in run.updates(minutes):
         for group in optimiser.param_groups:
             group["lr"] = 1.5e-3 * common.schedule(progress, warmup=0.02, decay=0.6)
         rows = torch.randint(len(pool), (batch,), device=run.device)
@@ -586,14 +719,20 @@ def train_reward(run: Run, images: NDArray[np.uint8], prompts: list[str], second
         optimiser.step()
         average.update(step)
         seen = [*seen[-20:], (logits.detach(), kinds)]
-        if step % 500 == 499:
+        if step % (500 if run.gpu else 100) == 99:
             values, truth = (torch.cat(x).cpu().numpy() for x in zip(*seen, strict=True))
             run.log(stage="reward", step=step + 1, loss=loss.item(),
                     **{kind: auc(values[:, i], truth[:, i] > 0.5) for i, kind in enumerate(ALL_KINDS)})  # fmt: skip
     network.load_state_dict(average.state["network"])
     network.eval().requires_grad_(False)
     export(network, run.out / "reward")
-    return network
+
+
+def load_hard_reward(run: Run) -> ShapesReward:
+    """The trained clean reward."""
+    from ttsnap.shapes.reward import load_reward
+
+    return load_reward(run.device, run.out / "reward")
 
 
 @torch.no_grad()
@@ -616,10 +755,11 @@ def trails_of(
     finished latents."""
     asked = [prompt for prompt in prompts for _ in range(size)]
     read_all(reward, prompts)
+    begun = time.time()
     generator = torch.Generator(run.device).manual_seed(seed)
     module = dict(model.named_modules())[foresight.PLACE.module]
     cells, latents, goals, ends = [], [], [], []
-    per = max(1, 2048 // size) * size
+    per = max(1, (2048 if run.gpu else 64) // size) * size
     for start in range(0, len(asked), per):
         part = asked[start : start + per]
         heard: list[Tensor] = []
@@ -642,14 +782,25 @@ def trails_of(
         latents.append(torch.stack(estimates[:-1], 1).unflatten(0, (groups, size)))
         goals.append(found.unflatten(0, (groups, size)))
         ends.append(end.unflatten(0, (groups, size)))
+        if not run.gpu and start // per % 16 == 15:
+            run.log(stage="trails", done=start + per, minutes=(time.time() - begun) / 60)
     index = np.arange(len(prompts))
     sigmas = np.array([1 - i / steps for i in range(steps - 1)])
     nothing = torch.zeros(len(prompts), 0, 1)
-    made = Trails(tuple(prompts), nothing, nothing[..., 0].bool(), index, torch.cat(cells), torch.cat(goals), sigmas, torch.cat(latents))
+    made = Trails(
+        tuple(prompts),
+        nothing,
+        nothing[..., 0].bool(),
+        index,
+        torch.cat(cells),
+        torch.cat(goals),
+        sigmas,
+        torch.cat(latents),
+    )
     return made, torch.cat(ends)
 
 
-def distil(run: Run, student: Any, trails: Trails, decoder: AutoencoderKL, seconds: float) -> None:
+def distil(run: Run, student: Any, trails: Trails, decoder: AutoencoderKL, minutes: float) -> None:
     """Teach the student's convolutions to see in x0 latents what the reward's stem sees in the decoded image."""
     assert trails.latents is not None
     flat, calls = trails.latents.flatten(0, 2), len(trails.sigmas)
@@ -659,9 +810,9 @@ def distil(run: Run, student: Any, trails: Trails, decoder: AutoencoderKL, secon
         [p for part in (net.noise, net.stem, net.convs, net.near) for p in part.parameters()], 3e-3, weight_decay=0.01
     )
     loss = flat.new_zeros(())
-    for _, progress in run.updates(seconds):
+    for _, progress in run.updates(minutes):
         set_rate(optimiser, 3e-3, int(progress * 1000), 1001)
-        rows = torch.randint(len(flat), (384 if run.device.type == "cuda" else 16,), device=run.device)
+        rows = torch.randint(len(flat), (384 if run.gpu else 64,), device=run.device)
         with torch.no_grad():
             seen = network.encode_image(decode(decoder, flat[rows].float()).clamp(-1, 1) / 2 + 0.5)
         found = net(None, flat[rows].float(), levels[rows % calls])
@@ -700,7 +851,7 @@ def early(run: Run, head: Any, reward: ShapesReward, decoder: AutoencoderKL, tra
         run.log(stage="tau", call=call + 1, sigma=float(sigma), clean=taus[0][0], aware=taus[1][0], error=taus[1][1])
 
 
-def train_preview(run: Run, trails: Trails, decoder: AutoencoderKL, seconds: float) -> None:
+def train_preview(run: Run, trails: Trails, decoder: AutoencoderKL, minutes: float) -> None:
     """The tiny decoder, on x0 estimates of all calls; pictures of half the size."""
     assert trails.latents is not None
     model = preview.build(8, (4, 4, 0)).to(run.device)
@@ -709,10 +860,10 @@ def train_preview(run: Run, trails: Trails, decoder: AutoencoderKL, seconds: flo
     average = common.Ema({"decoder": tiny}, 0.998)
     flat = trails.latents.flatten(0, 2)
     loss = flat.new_zeros(())
-    for step, progress in run.updates(seconds):
+    for step, progress in run.updates(minutes):
         for group in optimiser.param_groups:
             group["lr"] = 4e-3 * common.schedule(progress, decay=0.6)
-        packed = flat[torch.randint(len(flat), (128 if run.device.type == "cuda" else 8,), device=run.device)].float()
+        packed = flat[torch.randint(len(flat), (128 if run.gpu else 16,), device=run.device)].float()
         with torch.no_grad():
             target = F.interpolate(decode(decoder, packed).clamp(-1, 1), scale_factor=0.5, mode="area")
         loss = vae.reconstruction_loss(tiny(transformer.unpack(packed)), target)
@@ -730,27 +881,28 @@ def sheet(images: NDArray[np.uint8], columns: int, path: Path) -> None:
     """A contact sheet."""
     from PIL import Image
 
-    rows = [np.concatenate(list(images[i : i + columns]), 1) for i in range(0, len(images) // columns * columns, columns)]
+    columns = min(columns, len(images))
+
+    rows = [
+        np.concatenate(list(images[i : i + columns]), 1) for i in range(0, len(images) // columns * columns, columns)
+    ]
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
 @torch.no_grad()
-def measure(run: Run, model: nn.Module, texts: Texts, decoder: AutoencoderKL, reward: ShapesReward) -> None:
-    """Gates: AUC by kind, best-of-N, steps x best-of-N, reconstructions."""
-    held = hard.held_out_prompts()
-    rng = np.random.default_rng(3)
-    prompts = held[: run.count(240, 4)]
+def gates(run: Run, model: nn.Module, texts: Texts, decoder: AutoencoderKL, reward: ShapesReward) -> None:
+    """AUC by kind, best-of-N, steps x best-of-N."""
+    prompts = hard.held_out_prompts()[: run.count(240 if run.gpu else 60, 4)]
     read_all(reward, prompts)
-    clean = render_batch([hard.sample_scene(hard.parse(p), rng) for p in prompts])
-    rebuilt = to_bytes(decoder.decode(decoder.encode(to_float(torch.from_numpy(clean).to(run.device))).latent_dist.mean).sample)
-    run.log(stage="vae", **figures(run.verdicts(rebuilt, prompts)))
     for steps in (2, 3, 4, 6, 8, 12, 20, 32):
         seeds = 64 if steps == 20 else 8
-        some = prompts[: run.count(120, 4)] if steps == 20 else prompts
+        some = prompts[: run.count(120 if run.gpu else 24, 4)] if steps == 20 else prompts
         asked = [p for p in some for _ in range(seeds)]
         images, floats = paint(run, model, texts, decoder, asked, 1, steps)
         found = run.verdicts(images, asked)
-        logits = torch.cat([reward.logits(floats[i : i + 1024], asked[i : i + 1024]) for i in range(0, len(asked), 1024)])
+        logits = torch.cat(
+            [reward.logits(floats[i : i + 1024], asked[i : i + 1024]) for i in range(0, len(asked), 1024)]
+        )
         values = soft_minimum(logits).cpu().numpy().reshape(-1, seeds)
         right, sharp = found[:, :5].all(1).reshape(-1, seeds), found[:, 5].reshape(-1, seeds)
         best = {}
@@ -758,16 +910,24 @@ def measure(run: Run, model: nn.Module, texts: Texts, decoder: AutoencoderKL, re
             if n <= seeds:
                 groups = values.reshape(len(some), -1, n)
                 chosen = groups.argmax(2)
-                best[f"best_of_{n}"] = float(np.take_along_axis(right.reshape(groups.shape), chosen[..., None], 2).mean())
+                best[f"best_of_{n}"] = float(
+                    np.take_along_axis(right.reshape(groups.shape), chosen[..., None], 2).mean()
+                )
                 best[f"reward_{n}"] = float(groups.max(2).mean())
-                best[f"fidelity_{n}"] = float(np.take_along_axis(sharp.reshape(groups.shape), chosen[..., None], 2).mean())
+                best[f"fidelity_{n}"] = float(
+                    np.take_along_axis(sharp.reshape(groups.shape), chosen[..., None], 2).mean()
+                )
         run.log(stage="steps", steps=steps, oracle=float(right.any(1).mean()), **best)
         if steps == 20:
             run.log(stage="one sample", **figures(found))
             logits_np = logits.cpu().numpy()
             by_kind = {kind: auc(logits_np[:, i], found[:, i] > 0.5) for i, kind in enumerate(ALL_KINDS)}
             run.log(stage="auc", **by_kind, all=auc(values.ravel(), found[:, :5].all(1)))
-            sheet(images[: 8 * seeds].reshape(-1, seeds, *images.shape[1:])[:, :12].reshape(-1, *images.shape[1:]), 12, run.out / "sheet.png")
+            sheet(
+                images[: 8 * seeds].reshape(-1, seeds, *images.shape[1:])[:, :12].reshape(-1, *images.shape[1:]),
+                12,
+                run.out / "sheet.png",
+            )
             (run.out / "sheet.txt").write_text("\n".join(some[:8]))
 
 
@@ -776,95 +936,79 @@ def halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.half().contiguous().cpu() for key, value in state.items()}
 
 
-def main() -> None:
-    """All stages in order."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/hard"))
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--workers", type=int, default=15)
-    parser.add_argument("--scale", type=float, default=1.0, help="of times and counts")
-    a = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    run = Run(a)
-    jobs = [(i, 1024 if a.scale == 1 else 64) for i in range(run.count(224, 4))]
-    drawn = run.workers.imap(draw, jobs)
-    extra = run.workers.imap(draw_any, [(10_000 + i, jobs[0][1]) for i in range(run.count(40, 2))])
-    texts = train_text(run, 14)
-    pool = torch.cat([torch.from_numpy(images) for images, _ in extra]).to(run.device)
-    run.log(stage="drawn", images=len(pool))
-    decoder = train_vae(run, pool, 50, 32)
-    run.log(stage="vae done")
-    latents, ids = [], [[] for _ in range(1 + len(LOOSE))]  # type: ignore[var-annotated]
-    for images, captions in drawn:
-        with torch.no_grad():
-            made = transformer.encode(decoder, to_float(torch.from_numpy(images).to(run.device)))
-        latents.append(transformer.pack(made).half())
-        for kept, said in zip(ids, captions, strict=True):
-            kept.append(texts.tokens(said))
-    flat, said = torch.cat(latents), [torch.cat(x).to(run.device) for x in ids]
-    run.log(stage="encoded", images=len(flat))
-
-    batch = 768 if run.device.type == "cuda" else 16
-    model = transformer.build(5).to(run.device)
-    early_state = train_transformer(run, model, texts, flat, said[0], 25, name="early", batch=batch, final=False)
-    early_state = halves(early_state)
-    base = train_transformer(run, model, texts, flat, said[0], 60, name="base", batch=batch, final=False)
-    model.load_state_dict(base)
-    common.save({"model": halves(base)}, run.out / "base.pt")
-    asked = [p for p in hard.held_out_prompts()[: run.count(160, 4)] for _ in range(8)]
-    run.log(stage="base", **figures(run.verdicts(paint(run, model, texts, decoder, asked, 1)[0], asked)))
-    branches, rates = [], []
-    for number, chance in enumerate(LOOSE):
-        model.load_state_dict(base)
-        state = train_transformer(
-            run, model, texts, flat, said[1 + number], 16, name=f"loose {chance}", batch=batch, final=True, decay=0.7
-        )
-        branches.append(halves(state))
-        model.load_state_dict(branches[-1])
-        found = figures(run.verdicts(paint(run, model, texts, decoder, asked, 1)[0], asked))
-        rates.append(found["all"])
-        run.log(stage=f"loose {chance}", **found)
-    best = int(np.argmin([abs(math.log((rate + 1e-3) / WANTED)) for rate in rates]))
-    run.log(stage="kept", loose=LOOSE[best])
-    for number, state in enumerate(branches):
-        common.save({"model": state}, run.out / (f"transformer{'' if number == best else f'_{LOOSE[number]}'}.pt"))
-
-    images, prompts = reward_pool(run, decoder, run.count(22_000, 512))
-    extra_images, train = [images], hard.train_prompts()
-    rng = np.random.default_rng(17)
-    for number, state in enumerate([early_state, branches[(best + 1) % 3], branches[best], branches[best]]):
-        model.load_state_dict(state)
-        some = [train[i] for i in rng.integers(len(train), size=run.count(4096, 64))]
-        extra_images.append(paint(run, model, texts, decoder, some, 100 + number)[0])
-        prompts += some
-    model.load_state_dict(branches[best])
-    model.eval().requires_grad_(False)
-    network = train_reward(run, np.concatenate(extra_images), prompts, 65)
-    reward = ShapesReward(network)
-
-    groups = run.count(4000, 8)
+def train_foretelling(run: Run, minutes: float, groups: int) -> None:
+    """The noise-aware reward and the tiny decoder, both from the same trajectories of half the steps."""
+    texts, decoder, reward = load_texts(run.device, run.out), load_vae(run.device, run.out), load_hard_reward(run)
+    model = load_transformer(run.out / "transformer.pt").to(run.device)
+    groups, rng = run.count(groups, 8), np.random.default_rng(19)
     some = [hard.sample_spec(rng, fewer=0.03).prompt for _ in range(groups)]
     trails, _ = trails_of(run, model, texts, decoder, reward, some, 8, 10, 70_000)
-    run.log(stage="trails", groups=groups)
-    head = foresight.begin(copy.deepcopy(network)).to(run.device)
-    distil(run, head, trails, decoder, 15)
+    head = foresight.begin(copy.deepcopy(reward.network))
+    begin_from(head.student, foresight.load_foresight().head.student.state_dict())  # type: ignore[attr-defined]
+    head = head.to(run.device)
+    distil(run, head, trails, decoder, 0.2 * minutes)
     head._clean.texts = reward.texts  # the reading of prompts is the same
-    begun, updates, chunk = time.time(), 0, 768 if run.device.type == "cuda" else 16
-    probe = copy.deepcopy(head)
-    train_foresight(probe, trails, updates=20, batch=chunk)
-    each = (time.time() - begun) / 20
-    updates = max(20, int(45 * run.scale / each))
-    head = train_foresight(head, trails, updates=updates, batch=chunk, lowest=0.15, tell=lambda line: run.log(note=line))
-    head._clean.texts = reward.texts
-    head.eval().requires_grad_(False)
-    foresight.save(head, run.out / "foresight", sigma=0.6, trained={"trajectories": 8 * groups, "updates": updates, "lowest": 0.15})
-    train_preview(run, trails, decoder, 10)
-    del trails
-    measure(run, model, texts, decoder, reward)
-    tests, _ = trails_of(run, model, texts, decoder, reward, hard.held_out_prompts()[-run.count(100, 4) :], 16, 20, 5)
+    begun, chunk = time.time(), 768 if run.gpu else 128
+    train_foresight(copy.deepcopy(head), trails, updates=5, batch=chunk)
+    each = (time.time() - begun) / 5
+    updates = max(5, int(0.7 * minutes * 60 * run.minutes / each))
+    head = train_foresight(
+        head, trails, updates=updates, batch=chunk, lowest=0.15, tell=lambda line: run.log(note=line)
+    )
+    notes = {"trajectories": 8 * groups, "updates": updates, "lowest": 0.15}
+    foresight.save(head, run.out / "foresight", sigma=0.6, trained=notes)
+    train_preview(run, trails, decoder, 0.1 * minutes)
+
+
+def measure(run: Run) -> None:
+    """All gates on held-out prompts."""
+    texts, decoder, reward = load_texts(run.device, run.out), load_vae(run.device, run.out), load_hard_reward(run)
+    model = load_transformer(run.out / "transformer.pt").to(run.device)
+    gates(run, model, texts, decoder, reward)
+    head = foresight.load_foresight(run.device, run.out / "foresight", reward).head
+    prompts = hard.held_out_prompts()[-run.count(60, 4) :]
+    tests, _ = trails_of(run, model, texts, decoder, reward, prompts, 16, 20, 5)
     early(run, head, reward, decoder, tests)
+
+
+def main() -> None:
+    """The stages that are named, in their order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "stages", nargs="+", choices=("text", "vae", "scenes", "transformer", "reward", "foresight", "measure")
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/hard"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw and check")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="of the transformer's training")
+    parser.add_argument("--minutes", type=float, default=1.0, help="factor of all times")
+    parser.add_argument("--count", type=float, default=1.0, help="factor of all counts")
+    parser.add_argument("--transformer", type=float, default=30, help="minutes")
+    parser.add_argument("--loose", type=float, default=0.75, help="share of the time after which captions are loose")
+    parser.add_argument("--rate", type=float, default=4e-3, help="of Muon; AdamW takes half")
+    parser.add_argument("--evaluate", type=float, default=6, help="minutes between evaluations of the transformer")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    run = Run(a)
+    for stage in a.stages:
+        if stage == "text":
+            train_text(run, 3)
+        elif stage == "vae":
+            train_vae(run, 6, 5)
+        elif stage == "scenes":
+            scenes(run, 40_960 if not run.gpu else 204_800)
+        elif stage == "transformer":
+            common.launch(train_transformer, a.processes, a)
+        elif stage == "reward":
+            train_reward(run, 12)
+        elif stage == "foresight":
+            train_foretelling(run, 10, 1000 if not run.gpu else 4000)
+        else:
+            measure(run)
     run.log(stage="done")
     run.workers.terminate()
 

@@ -8,10 +8,12 @@ noise levels. A look costs a quarter of a denoiser call; with decoder and clean 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +171,10 @@ def stored(model: Foresight) -> set[str]:
     return {name for name in model.state_dict() if not unused.fullmatch(name)}
 
 
-def load_foresight(device: Any = "cpu", folder: Path = FORESIGHT) -> FeatureReward:
-    """The shipped noise-aware reward.
+def load_foresight(
+    device: Any = "cpu", folder: Path = FORESIGHT, clean: ShapesReward | None = None, name: str = "shapes"
+) -> FeatureReward:
+    """A shipped noise-aware reward, before the clean one that it foretells (default: the first level's).
 
     Raises:
         FileNotFoundError: there are no weights in the folder.
@@ -178,13 +182,14 @@ def load_foresight(device: Any = "cpu", folder: Path = FORESIGHT) -> FeatureRewa
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = Foresight(Student(**config["student"]), load_reward().network)
+    clean = clean or load_reward(device=device)
+    model = Foresight(Student(**config["student"]), copy.deepcopy(clean.network))
     tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     missing = stored(model) ^ set(tensors)
     if missing:
         raise ValueError(f"{folder} does not fit: {sorted(missing)[0]} is in one of weights and network only")
     model.load_state_dict(tensors, strict=False)  # the rest is the clean reward's own
     model = model.to(device).eval().requires_grad_(False)
-    clean = load_reward(device=device)
     model.texts = clean.texts  # both read prompts alike: once is enough
-    return FeatureReward(clean, model, PLACE, float(config["sigma"]), "shapes")
+    place = replace(PLACE, grid=model.student.tokens)
+    return FeatureReward(clean, model, place, float(config["sigma"]), name)
