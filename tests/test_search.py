@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -188,12 +189,24 @@ def test_an_empty_prompt_is_refused(pipe):
         ttsnap.search(pipe, " ", reward=tiny.Redness(), candidates=2, **OPTIONS)
 
 
+class Nothing:
+    """An object that can be called."""
+
+    def __call__(self, images, prompts, sigma):
+        return None
+
+    judge = __call__
+
+
 OWN = {
+    "an object": (Nothing(), "must return one number per image, shape .2., got NoneType"),
+    "a method": (Nothing().judge, "must return one number per image, shape .2., got NoneType"),
+    "a partial": (partial(Nothing().judge, sigma=1), "must return one number per image, shape .2., got NoneType"),
     "nothing": (lambda images, prompts, *, sigma: None, "must return one number per image, shape .2., got NoneType"),
     "one for all": (lambda images, prompts, *, sigma: images.mean(), r"shape \[2\], got \[\]"),
     "too few": (lambda images, prompts, *, sigma: [1.0], r"shape \[2\], got \[1\]"),
     "texts": (lambda images, prompts, *, sigma: ["good", "bad"], "got list"),
-    "no sigma": (lambda images, prompts: images.mean((1, 2, 3)), "it is called as reward.images, prompts, sigma="),
+    "no prompts": (lambda images: images.mean((1, 2, 3)), "it is called as reward.images, prompts, sigma="),
     "raises": (lambda images, prompts, *, sigma: 1 / 0, "fails on two pictures .ZeroDivisionError"),
 }
 
@@ -206,6 +219,18 @@ def test_a_reward_that_cannot_judge_is_told_before_a_model_is_loaded(case, monke
     reward, message = OWN[case]
     with pytest.raises(ValueError, match=message):
         ttsnap.search("shapes", "a red circle", reward={"mine": reward})
+
+
+def test_a_reward_may_do_without_the_noise_level(pipe):
+    def told(images, prompts, *, sigma):
+        return images.mean((1, 2, 3))
+
+    def plain(images, prompts):
+        return images.mean((1, 2, 3))
+
+    found = [find(pipe, reward={"bright": judge}) for judge in (told, plain)]
+    assert found[0].seed == found[1].seed
+    assert found[0].reward == found[1].reward
 
 
 def test_a_list_of_prompts_gives_a_list_of_what_each_gives_alone(pipe):

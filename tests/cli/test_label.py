@@ -113,3 +113,16 @@ def test_what_is_no_tree_is_one_sentence(ttsnap, tmp_path):
         code, _, err = ttsnap("label", source, tmp_path / "out", "--reward", "shapes")
         assert code == 2
         assert message in err
+
+
+def test_labels_are_gone_on_with_only_by_the_same_code_of_ones_own(ttsnap, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = tmp_path / "my_judge_of_labels.py"
+    code.write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    command = ["label", made / "tree", tmp_path / "out", "--reward", "my_judge_of_labels:bright"]
+    assert ttsnap(*command)[0] == 0
+    assert "nothing was judged again" in ttsnap(*command)[1]
+    code.write_text("def bright(images, prompts):\n    return 1 - images.mean((1, 2, 3))\n")
+    status, _, err = ttsnap(*command)
+    assert status == 2
+    assert "the content of reward my_judge_of_labels:bright" in err

@@ -166,3 +166,17 @@ def test_previews_are_recorded_at_the_size_of_the_finished_images_with_their_cos
         assert model.look(19).source == "small"
         assert model.look(19).picture_tflop < model.decode_tflop / 3
         assert model.look(19).judge_tflop == pytest.approx(model.look_tflop)
+
+
+def test_rewards_are_gone_on_with_only_by_the_same_code_of_ones_own(ttsnap, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = tmp_path / "my_judge_of_records.py"
+    code.write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    command = ["record", "a red circle", "--per-prompt", 2, "--steps", 3, "--out", tmp_path / "out.zarr"]
+    command += ["--reward", "my_judge_of_records:bright"]
+    assert ttsnap(*command)[0] == 0
+    assert "complete already" in ttsnap(*command)[1]
+    code.write_text("def bright(images, prompts):\n    return 1 - images.mean((1, 2, 3))\n")
+    status, _, err = ttsnap(*command)
+    assert status == 2
+    assert "the content of reward my_judge_of_records:bright" in err

@@ -21,7 +21,7 @@ from ttsnap.cli.options import (
 )
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.files.pictures import LONGEST_SIDE, Pictures
-from ttsnap.live.settings import MAX_SEED, ModelSettings, check_ranges
+from ttsnap.live.settings import MAX_SEED, ModelSettings, check_ranges, reward_contents
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.sampler import Sampler
@@ -70,6 +70,7 @@ def record(
     from ttsnap.cli.workers import PARTLY, failures_file, quietly, report_failures, run
     from ttsnap.cluster.record import Record
     from ttsnap.files.storage import location
+    from ttsnap.live.judging import try_out
     from ttsnap.recordings.image_tree import FORMATS
 
     check_ranges(
@@ -83,11 +84,13 @@ def record(
         rewards.names_of(reward)
         if store_size is not None or image_format != "png":
             raise ValueError("with --reward no images are stored: leave out --store-size and --format")
+        for one, judge in rewards.own_of(reward).items():
+            try_out(one, judge, texts[0], None)
     workers.check_device(model.device)
     job = Record(
         load_sampler=partial(quietly, model.sampler, texts[0], pictures),
         load_rewards=partial(rewards.load, reward) if reward else None,
-        describe=partial(described, model, pictures, seed),
+        describe=partial(described, model, pictures, seed, reward),
         prompts=texts,
         part=part,
         per_prompt=per_prompt,
@@ -112,12 +115,15 @@ def record(
         raise SystemExit(PARTLY)
 
 
-def described(model: ModelSettings, pictures: Pictures, seed: int, sampler: Sampler) -> dict[str, Any]:
-    """Everything that decides the images; kept with them."""
+def described(
+    model: ModelSettings, pictures: Pictures, seed: int, reward: str | None, sampler: Sampler
+) -> dict[str, Any]:
+    """Everything that decides the images, and their rewards if they are judged; kept with them."""
     found = {"num_steps": sampler.num_steps, **sampler.call_options(), **pictures.settings()}
     found.pop("num_inference_steps", None)
     dtype = str(sampler.pipe.dtype).removeprefix("torch.")
     asked = model.key()
+    asked["contents"] |= reward_contents(reward)
     settings = {"model": model.model, "dtype": dtype, **found, "seed": seed}
     settings |= {"preview": model.preview} if sampler.preview else {}
     settings |= {"look_frames": list(sampler.look_frames)} if sampler.look_frames else {}

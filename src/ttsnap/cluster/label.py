@@ -26,6 +26,7 @@ class Label:
         strict: stop at the first bad image.
         batch: most images in one look.
         threads: that read images (None: one per core).
+        contents: fingerprints of the rewards' weights and code.
     """
 
     tree: ImageTree
@@ -36,6 +37,7 @@ class Label:
     strict: bool = False
     batch: int = 32
     threads: int | None = None
+    contents: Mapping[str, str] | None = None
 
     def load(self) -> _Labels:
         """Load the rewards."""
@@ -59,7 +61,8 @@ class _Labels:
         from ttsnap.recordings.labelling import begin_labels
 
         job, tree = self.job, self.job.tree
-        recording = begin_labels(tree, self.rewards, job.out, final_only=job.final_only, device=self.device)
+        options = {"final_only": job.final_only, "device": self.device, "contents": job.contents}
+        recording = begin_labels(tree, self.rewards, job.out, **options)
         done = recording.done
         begun = [tree.begun(p) for p in range(len(tree.prompts))]
         groups = [tuple(p for p in rows if begun[p]) for rows in self._groups()]

@@ -198,13 +198,12 @@ class SearchSettings:
 
     def key(self) -> dict[str, Any]:
         """What decides the result, as a JSON object, with the contents of the files that are named."""
-        from ttsnap import policies, rewards
+        from ttsnap import policies
 
         policy = self.chosen_policy()
         found = asdict(self) | {"policy": policy if isinstance(policy, str | None) else policies.to_dict(policy)}
         del found["rungs"], found["keep"]
-        named = [rewards.files_of(text) for text in (self.reward, self.report_reward) if text is not None]
-        found["contents"] = contents({name: path for files in named for name, path in files.items()})
+        found["contents"] = reward_contents(self.reward, self.report_reward)
         return found
 
 
@@ -223,6 +222,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = [name for name in names if name != "contents" and before.get(name) != now.get(name)]
     old, new = before.get("contents", {}), now.get("contents", {})
     return found + [f"the content of {name}" for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+
+
+def reward_contents(*named: str | None) -> dict[str, str]:
+    """Fingerprints of the weights, runs and code that decide what rewards by name say."""
+    from ttsnap import rewards
+
+    return contents({name: path for text in named if text is not None for name, path in rewards.files_of(text).items()})
 
 
 def contents(files: Mapping[str, Path]) -> dict[str, str]:
@@ -327,4 +333,11 @@ def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | 
     return SuccessiveHalving(steps, ratios)  # type: ignore[arg-type]  # it checks that rungs are whole
 
 
-__all__: Sequence[str] = ["ModelSettings", "SearchSettings", "changes", "fingerprint", "resume_key"]
+__all__: Sequence[str] = [
+    "ModelSettings",
+    "SearchSettings",
+    "changes",
+    "fingerprint",
+    "resume_key",
+    "reward_contents",
+]

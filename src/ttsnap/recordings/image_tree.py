@@ -24,6 +24,7 @@ import numpy as np
 
 from ttsnap.core.grid import IntArray
 from ttsnap.files.storage import AnyPath, Remote, location, write_json
+from ttsnap.live.settings import changes
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "ttsnap-image-tree", 1
@@ -93,8 +94,7 @@ class ImageTree:
             found = _read_manifest(self.root)
             free = ("settings", "versions", "cost_model")
             different = [key for key in mine if key not in free and mine[key] != found.get(key)]
-            settings, before = mine["settings"], found["settings"]
-            different += [key for key in {**settings, **before} if settings.get(key) != before.get(key)]
+            different += changes(found["settings"], mine["settings"])
             if different:
                 raise ValueError(
                     f"{self.root} holds a tree with other settings ({', '.join(different)} differ); give another --out"

@@ -99,13 +99,24 @@ def label_tree(
 
 
 def begin_labels(
-    tree: ImageTree, rewards: Mapping[str, Any], out: str | AnyPath, *, final_only: bool = False, device: Any = "cpu"
+    tree: ImageTree,
+    rewards: Mapping[str, Any],
+    out: str | AnyPath,
+    *,
+    final_only: bool = False,
+    device: Any = "cpu",
+    contents: Mapping[str, str] | None = None,
 ) -> Recording:
-    """The recording that `label_tree` fills, new or gone on with; arguments and errors are the same."""
+    """The recording that `label_tree` fills, new or gone on with; arguments and errors are the same.
+
+    `contents`: fingerprints of the rewards' weights and code; a recording made with others is refused.
+    """
     from ttsnap.files.provenance import versions
 
     calls = (tree.num_steps,) if final_only else tree.calls
     settings = {**tree.settings, "calls": list(calls), "image size": list(tree.size)}
+    if contents:
+        settings["contents"] = {**tree.settings.get("contents", {}), **contents}
     recording = Recording.create(
         out,
         prompts=tree.prompts,

@@ -18,6 +18,7 @@ import numpy as np
 from ttsnap.core.grid import BoolArray, IntArray
 from ttsnap.files.storage import AnyPath, location
 from ttsnap.live.judging import apart, judge_in_parts
+from ttsnap.live.settings import changes
 from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.recordings.recording import Recording
 
@@ -438,7 +439,7 @@ def plan_tree(
 
 def check_same(settings: Mapping[str, Any], found: Mapping[str, Any], path: AnyPath) -> None:
     """Raise ValueError unless the settings are those that `path` was begun with."""
-    different = [key for key in {**settings, **found} if settings.get(key) != found.get(key)]
+    different = changes(found, settings)
     if different:
         raise ValueError(
             f"{path} was begun with other settings ({', '.join(different)} differ); give the same, or another output"

@@ -26,6 +26,7 @@ from ttsnap.rewards.registry import (
     parse,
     split,
     targets_of,
+    with_sigma,
 )
 
 
@@ -33,16 +34,16 @@ def load(rewards: Rewards, device: Any = "cpu") -> dict[str, Callable[..., Any]]
     """Rewards by name, from a name, several (a list, or separated by commas), a callable, or a mapping of callables."""
     names = names_of(rewards)
     if callable(rewards):
-        return {names[0]: rewards}
+        return {names[0]: with_sigma(rewards)}
     if isinstance(rewards, Mapping):
-        return dict(rewards)
+        return {name: with_sigma(judge) for name, judge in rewards.items()}
     return {name: _load(text, device) for name, text in zip(names, split(rewards), strict=True)}
 
 
 def _load(text: str, device: Any) -> Callable[..., Any]:
     spec = parse(text)
     if spec is None:
-        return own(text)
+        return with_sigma(own(text))
     if spec.levels is not None:
         from ttsnap.rewards.noise_aware import load_noise_aware
         from ttsnap.rewards.published import find_steps, load_published
@@ -71,4 +72,5 @@ __all__ = [
     "own_of",
     "parse",
     "targets_of",
+    "with_sigma",
 ]

@@ -181,14 +181,38 @@ def _look_here() -> None:
 
 
 def own_of(rewards: Rewards) -> dict[str, Callable[..., Any]]:
-    """Those that are callables of one's own, and not loaded yet or on a device: functions, not modules."""
+    """Those that are callables of one's own and can be tried at once: not those that sit on a device."""
     if callable(rewards):
         found = {names_of(rewards)[0]: rewards}
     elif isinstance(rewards, Mapping):
         found = dict(rewards)
     else:
         found = {text: own(text) for text in split(rewards) if parse(text) is None}
-    return {name: judge for name, judge in found.items() if inspect.isfunction(judge)}
+    return {name: with_sigma(judge) for name, judge in found.items() if not _placed(judge)}
+
+
+def with_sigma(judge: Callable[..., Any]) -> Callable[..., Any]:
+    """A reward that may be called with the noise level, also where it takes none."""
+    try:
+        parameters = inspect.signature(judge).parameters.values()
+    except (TypeError, ValueError):  # of compiled callables nothing is known
+        return judge
+    if any(p.name == "sigma" or p.kind is p.VAR_KEYWORD for p in parameters):
+        return judge
+
+    def told(images: Any, prompts: Sequence[str], *, sigma: float) -> Any:
+        return judge(images, prompts)
+
+    return told
+
+
+def _placed(judge: Any) -> bool:
+    """Whether a callable is ttsnap's own, a module, or knows of a device, so that pictures elsewhere would not do."""
+    owner = getattr(judge, "__self__", getattr(judge, "func", judge))  # of a bound method, of a partial
+    if owner is not judge and not inspect.isfunction(owner):
+        return _placed(owner)
+    ours = type(owner).__module__.startswith("ttsnap.")
+    return ours or hasattr(owner, "parameters") or hasattr(owner, "device")
 
 
 def targets_of(judges: Mapping[str, Any]) -> list[str]:
