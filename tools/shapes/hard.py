@@ -38,9 +38,9 @@ from ttsnap.shapes.reward import KINDS, PAD, RewardNetwork, ShapesReward, soft_m
 from ttsnap.shapes.scenes import COLOURS, RELATIONS, SHAPES, Noun, Scene, Spec, Thing, is_held_out, render_batch
 from ttsnap.training.heads import Trails
 
-WORDS = (*text.WORDS, "striped")
+WORDS = (*text.WORDS, "hollow")
 CLIP_LENGTH, T5_LENGTH = 18, 17
-ALL_KINDS = (*KINDS, "texture")
+ALL_KINDS = (*KINDS, "hollow")
 SIDE, GRID, CHANNELS = 6, 12, 32  # tokens a side, latents a side, channels of a token
 LOOSE = (0.0, 0.05, 0.1, 0.15, 0.2)  # chance of each word of a loose caption to say what is not so
 WANTED = 0.13  # share of single samples that meet everything
@@ -52,7 +52,7 @@ _COLOURS = tuple(COLOURS)
 
 
 def loosened(spec: Spec, rng: np.random.Generator, chance: float) -> Spec:
-    """A caption in which each colour, shape, texture and relation is another with that chance."""
+    """A caption in which each colour, shape, hollow and relation is another with that chance."""
 
     def other(value: Any, among: tuple[Any, ...]) -> Any:
         rest = [x for x in among if x != value]
@@ -117,7 +117,7 @@ def _vary(spec: Spec, rng: np.random.Generator) -> Spec:
     elif choice < 0.57:
         things[which] = things[which]._replace(shape=SHAPES[rng.integers(3)])
     elif choice < 0.69:
-        things[which] = things[which]._replace(striped=not things[which].striped)
+        things[which] = things[which]._replace(hollow=not things[which].hollow)
     elif choice < 0.77 and len(things) > 1:  # two change places
         a, b = rng.permutation(len(things))[:2]
         things[a], things[b] = things[b], things[a]
@@ -136,7 +136,7 @@ def _vary(spec: Spec, rng: np.random.Generator) -> Spec:
 def word_ids(prompts: list[str]) -> NDArray[np.int64]:
     """Word ids [n, T5_LENGTH] as the reward reads prompts."""
     ids = np.full((len(prompts), T5_LENGTH), PAD, dtype=np.int64)
-    known = {word: i + 2 for i, word in enumerate((*text.WORDS, "striped"))}
+    known = {word: i + 2 for i, word in enumerate((*text.WORDS, "hollow"))}
     for row, prompt in enumerate(prompts):
         words = prompt.split()
         ids[row, : len(words)] = [known[word] for word in words]
@@ -151,13 +151,13 @@ def targets(found: list[Found], spec: Spec) -> tuple[NDArray[np.float32], NDArra
     start, chosen = 0, []
     for number, noun in enumerate(spec.things):
         named = [f for f in found if (f.colour, f.shape) == noun[:2]]
-        exact = [f for f in named if f.striped == noun.striped]
+        exact = [f for f in named if f.hollow == noun.hollow]
         near = exact or named or [f for f in found if f.colour == noun.colour]
         near = near or [f for f in found if f.shape == noun.shape]
         chosen.append(next(iter(exact), None))
-        length = 3 + noun.striped
-        if noun.striped:
-            met[start + 1] = any(f.striped for f in found)
+        length = 3 + noun.hollow
+        if noun.hollow:
+            met[start + 1] = any(f.hollow for f in found)
         met[start + length - 2] = any(f.colour == noun.colour for f in found)
         met[start + length - 1] = bool(exact)
         if near:
@@ -171,7 +171,7 @@ def targets(found: list[Found], spec: Spec) -> tuple[NDArray[np.float32], NDArra
             start += len(spec.relations[number].split())
     start = 0
     for number, relation in enumerate(spec.relations):
-        start += 3 + spec.things[number].striped
+        start += 3 + spec.things[number].hollow
         pair = chosen[number : number + 2]
         if all(pair):
             met[start] = judge(pair, Spec(spec.things[number : number + 2], (relation,))).relation  # type: ignore[arg-type]
@@ -293,14 +293,14 @@ def places(spec: Spec) -> tuple[int, ...]:
 
 
 def text_labels(specs: list[Spec]) -> tuple[Tensor, Tensor]:
-    """Colour, shape, place, texture per T5 token [n, 17, 4], -100 outside nouns; and per place [n, 5, 3]."""
+    """Colour, shape, place, hollow per T5 token [n, 17, 4], -100 outside nouns; and per place [n, 5, 3]."""
     tokens = torch.full((len(specs), T5_LENGTH, 4), -100)
     whole = torch.zeros(len(specs), 5, 3, dtype=torch.long)
     for row, spec in enumerate(specs):
         start = 0
         for number, (noun, place) in enumerate(zip(spec.things, places(spec), strict=True)):
-            length = 3 + noun.striped
-            known = [_COLOURS.index(noun.colour), SHAPES.index(noun.shape), place, int(noun.striped)]
+            length = 3 + noun.hollow
+            known = [_COLOURS.index(noun.colour), SHAPES.index(noun.shape), place, int(noun.hollow)]
             tokens[row, start + 1 : start + length] = torch.tensor(known)
             whole[row, place] = torch.tensor([known[0] + 1, known[1] + 1, known[3] + 1])
             start += length + (len(spec.relations[number].split()) if number < len(spec.relations) else 0)
@@ -421,7 +421,9 @@ def train_vae(run: Run, minutes: float, decoder_minutes: float) -> None:
 
     drawn = run.workers.map(draw_any, [(10_000 + i, 512) for i in range(run.count(24, 1))], chunksize=1)
     pool = torch.cat([torch.from_numpy(images) for images, _ in drawn]).to(run.device)
-    model = load_pipeline().vae.to(run.device, memory_format=torch.channels_last)
+    known = run.out / "vae"  # gone on with, if it is there
+    model = AutoencoderKL.from_pretrained(known) if known.exists() else load_pipeline().vae
+    model = model.to(run.device, memory_format=torch.channels_last)
     model.register_to_config(sample_size=hard.SIZE)
     average = common.Ema({"vae": model}, 0.998)
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.97), weight_decay=1e-3)
@@ -439,7 +441,7 @@ def train_vae(run: Run, minutes: float, decoder_minutes: float) -> None:
             else:
                 noise = 0.03 * torch.rand(len(images), 1, 1, 1, device=run.device) * posterior.mean.std()
                 latents = posterior.mean + noise * torch.randn_like(posterior.mean)
-            loss = vae.reconstruction_loss(model.decode(latents).sample, images)
+            loss = vae.reconstruction_loss(model.decode(latents).sample, images, reach=9)
             if stage == 0:
                 loss = loss + vae.KL * posterior.kl().mean() / 1152
             optimiser.zero_grad()
@@ -545,7 +547,7 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
         progress = spent / limit
         if progress >= a.loose and loose < 0:
             rate = common.same_on_all(evaluate() if rank == 0 else 0.0)
-            words = 11  # colours, shapes, textures and relations of three things
+            words = 11  # colours, shapes, holes and relations of three things
             loose = int(np.argmin([abs(math.log((rate * (1 - chance) ** words + 1e-3) / WANTED)) for chance in LOOSE]))
             if log:
                 log(stage="loose", true=rate, chance=LOOSE[loose])
@@ -693,7 +695,7 @@ def train_reward(run: Run, minutes: float) -> None:
     cells, *labels = (torch.from_numpy(np.concatenate(x)).to(run.device) for x in zip(*labelled, strict=True))
     run.log(stage="labels", images=len(images), right=float(labels[0].amin(2).float().mean()))
     pool = torch.from_numpy(images).to(run.device)
-    network = RewardNetwork(64, GRID, T5_LENGTH, ALL_KINDS, ("striped",))
+    network = RewardNetwork(64, GRID, T5_LENGTH, ALL_KINDS, ("hollow",))
     state = load_reward().network.state_dict()
     known = state["cells"].T.reshape(1, 64, 8, 8)
     state["cells"] = F.interpolate(known, (GRID, GRID), mode="bilinear").flatten(2)[0].T

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.nn import functional as F
 
 from tools.shapes import common
 from ttsnap.shapes.scenes import COLOURS, SHAPES, Scene, Thing, render_batch, sample_scene, sample_spec
@@ -65,10 +66,11 @@ def batch_of(rng: np.random.Generator, size: int) -> Tensor:
     return common.to_tensor(render_batch([any_scene(rng) for _ in range(size)]))
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 on colours and on chroma, things weighing more than the background."""
+def reconstruction_loss(output: Tensor, target: Tensor, reach: int = 1) -> Tensor:
+    """L1 on colours and on chroma, things (and what lies within `reach` / 2 pixels) weighing more than the rest."""
     ground = target[:, :, :1, :1]
-    weight = 1 + 5 * ((target - ground).abs().amax(1, keepdim=True) > 0.05)
+    near = ((target - ground).abs().amax(1, keepdim=True) > 0.05).float()
+    weight = 1 + 5 * F.max_pool2d(near, reach, 1, reach // 2)
     error = output - target
     chroma = error - error.mean(1, keepdim=True)
     return ((error.abs() + chroma.abs() + 2 * error.square()) * weight).mean()

@@ -18,8 +18,6 @@ from scipy import ndimage
 from ttsnap.shapes.scenes import (
     BACKGROUND,
     COLOURS,
-    DIM,
-    PERIOD,
     RELATIONS,
     SHAPES,
     SIZE,
@@ -36,20 +34,21 @@ LEAST_AREA = 40  # pixels of a 64 x 64 image; smaller blobs are specks
 LEAST_CONTRAST = 45.0  # of 255, distance from the background
 LEAST_MATCH = 0.80  # intersection over union with the template of the shape
 LEAST_HUE = 0.93  # cosine between a blob's colour and its named colour, background subtracted
-LEAST_STRIPE = 0.5  # contrast of stripes, of the rendered ones'
+LEAST_HOLE = 0.5  # how much darker a hollow thing's middle is, of its brightness
+MIDDLE = 2.0  # pixels from its centre
 MOST_THINGS = 7  # that are matched with the wanted ones, the largest first
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing found in an image; None where no colour or shape fits, or where stripes were not looked for.
+    """A thing found in an image; None where no colour or shape fits, or where holes were not looked for.
 
     Attributes:
         x: of the centre, in pixels of the looked-at image.
         y: likewise.
         area: likewise.
         match: intersection over union with the template of its shape.
-        contrast: of its stripes, 1 as they are rendered.
+        hole: how dark its middle is, 0 as the thing itself to 1 as the background.
     """
 
     colour: str | None
@@ -58,12 +57,12 @@ class Found:
     y: float
     area: float
     match: float = 0.0
-    contrast: float | None = None
+    hole: float | None = None
 
     @property
-    def striped(self) -> bool | None:
-        """Whether it has stripes."""
-        return None if self.contrast is None else self.contrast > LEAST_STRIPE
+    def hollow(self) -> bool | None:
+        """Whether it has a hole."""
+        return None if self.hole is None else self.hole > LEAST_HOLE
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,12 @@ class Verdict:
     colour: bool
     shape: bool
     relation: bool
-    texture: bool = True
+    hollow: bool = True
 
     @property
     def all(self) -> bool:
         """Whether everything is met."""
-        return self.count and self.colour and self.shape and self.relation and self.texture
+        return self.count and self.colour and self.shape and self.relation and self.hollow
 
 
 def check(image: NDArray[np.uint8], prompt: str | Spec) -> Verdict:
@@ -97,10 +96,10 @@ def judge(found: list[Found], spec: Spec) -> Verdict:
         pairs = list(zip(wanted, chosen, strict=False))
         colours = sum(want.colour == thing.colour for want, thing in pairs)
         shapes = sum(want.shape == thing.shape for want, thing in pairs)
-        textures = sum(thing.striped in (None, want.striped) for want, thing in pairs)
+        hollows = sum(thing.hollow in (None, want.hollow) for want, thing in pairs)
         both = sum(_is(thing, want) for want, thing in pairs)
         related = complete and _related(spec, list(chosen))
-        merit = (both, colours + shapes + textures, related, sum(thing.area for thing in chosen))
+        merit = (both, colours + shapes + hollows, related, sum(thing.area for thing in chosen))
         if best is None or merit > best:
             best = merit
             verdict = Verdict(
@@ -108,14 +107,14 @@ def judge(found: list[Found], spec: Spec) -> Verdict:
                 colour=complete and colours == len(wanted),
                 shape=complete and shapes == len(wanted),
                 relation=related,
-                texture=complete and textures == len(wanted),
+                hollow=complete and hollows == len(wanted),
             )
     return verdict
 
 
 def _is(thing: Found, noun: Noun) -> bool:
     """Whether a found thing is what a noun names."""
-    return (thing.colour, thing.shape) == noun[:2] and thing.striped in (None, noun.striped)
+    return (thing.colour, thing.shape) == noun[:2] and thing.hollow in (None, noun.hollow)
 
 
 def _related(spec: Spec, things: list[Found]) -> bool:
@@ -130,23 +129,23 @@ def _related(spec: Spec, things: list[Found]) -> bool:
 
 
 def fidelity(found: list[Found]) -> float:
-    """How well drawn the things of an image are, 0..1, whatever was asked for: clean shapes, stripes full or none."""
+    """How well drawn the things of an image are, 0..1, whatever was asked for: clean shapes, holes dark or none."""
     if not found:
         return 0.0
     kept = []
     for thing in found:
-        contrast = min(thing.contrast or 0.0, 1.0)
-        kept.append(thing.match * (contrast if thing.striped else 1 - contrast))
+        hole = thing.hole or 0.0
+        kept.append(thing.match * (hole if thing.hollow else 1 - hole))
     return float(np.mean(kept))
 
 
-def detect(image: NDArray[np.uint8], size: int = SIZE, *, stripes: bool = False) -> list[Found]:
+def detect(image: NDArray[np.uint8], size: int = SIZE, *, holes: bool = False) -> list[Found]:
     """All things in an image [h, w, 3] (uint8), largest first.
 
     Args:
         image: of any size.
         size: pixels a side at which it is looked at.
-        stripes: whether to look for stripes.
+        holes: whether to look for holes.
     """
     pixels = np.asarray(image, dtype=np.float32)
     if pixels.shape[:2] != (size, size):
@@ -165,7 +164,7 @@ def detect(image: NDArray[np.uint8], size: int = SIZE, *, stripes: bool = False)
         blob[place] = blobs[place] == number
         for mask in _by_colour(blob, nearest, strength):
             if mask.sum() >= LEAST_AREA:
-                found.append(_describe(mask, difference, strength, stripes))
+                found.append(_describe(mask, difference, strength, holes))
     return sorted(found, key=lambda thing: -thing.area)
 
 
@@ -186,37 +185,35 @@ def _by_colour(
 
 
 def _describe(
-    mask: NDArray[np.bool_], difference: NDArray[np.float32], strength: NDArray[np.float32], stripes: bool
+    mask: NDArray[np.bool_], difference: NDArray[np.float32], strength: NDArray[np.float32], holes: bool
 ) -> Found:
     inner = ndimage.binary_erosion(mask)
     inner = inner if inner.sum() >= 20 else mask
     mean = np.median(difference[inner], axis=0)
     likeness = (mean / max(float(np.linalg.norm(mean)), 1e-6)) @ _hues().T
     colour = tuple(COLOURS)[int(likeness.argmax())] if likeness.max() >= LEAST_HUE else None
-    # Half-covered edge pixels count half: coverage is contrast relative to the thing's own (its dim stripes').
-    own = float(np.quantile(strength[inner], 0.9)) * DIM if stripes else float(np.median(strength[inner]))
-    cover = np.where(mask, np.clip(strength / max(own, 1.0), 0, 1), 0)
+    # Half-covered edge pixels count half: coverage is contrast relative to the thing's own.
+    cover = np.where(mask, np.clip(strength / max(float(np.median(strength[inner])), 1.0), 0, 1), 0)
+    shown = cover
+    if holes:
+        filled = ndimage.binary_fill_holes(mask)
+        cover = np.where(ndimage.binary_erosion(filled), 1.0, cover)
+        mask = filled
     area = float(cover.sum())
     rows, columns = np.nonzero(mask)
     y = float((cover[rows, columns] * (rows + 0.5)).sum() / area)
     x = float((cover[rows, columns] * (columns + 0.5)).sum() / area)
     matches = [_match(shape, cover, x, y, area) for shape in SHAPES]
     best = int(np.argmax(matches))
-    contrast = _contrast(inner, strength) if stripes else None
-    return Found(colour, SHAPES[best] if matches[best] >= LEAST_MATCH else None, x, y, area, matches[best], contrast)
+    hole = _hole(shown, x, y) if holes else None
+    return Found(colour, SHAPES[best] if matches[best] >= LEAST_MATCH else None, x, y, area, matches[best], hole)
 
 
-def _contrast(inner: NDArray[np.bool_], strength: NDArray[np.float32]) -> float:
-    """Contrast of a thing's stripes: the wave of their period in the mean brightness of its rows."""
-    width = inner.sum(1)
-    rows = np.flatnonzero(width >= 3)
-    if len(rows) < PERIOD:
-        return 0.0
-    bright = np.where(inner, strength, 0).sum(1)[rows] / width[rows]
-    slope = np.polyfit(rows, bright, 1)
-    wave = np.exp(2j * np.pi * rows / PERIOD)
-    amplitude = 2 * abs(np.mean((bright - np.polyval(slope, rows)) * wave)) / bright.mean()
-    return float(amplitude / _full_contrast())
+def _hole(cover: NDArray[np.float64], x: float, y: float) -> float:
+    """How little of the middle of a thing is covered, 0..1."""
+    axis = np.arange(len(cover)) + 0.5
+    middle = np.hypot(axis[None] - x, axis[:, None] - y) <= MIDDLE
+    return float(1 - cover[middle].mean()) if middle.any() else 0.0
 
 
 def _match(shape: str, cover: NDArray[np.float64], x: float, y: float, area: float) -> float:
@@ -234,14 +231,6 @@ def _template(shape: str) -> tuple[float, float]:
     area = float(cover.sum())
     rows = np.arange(64) + 0.5
     return area / 400, (float((cover.sum(1) * rows).sum()) / area - 32) / 20
-
-
-@cache
-def _full_contrast() -> float:
-    """Relative amplitude of rendered stripes."""
-    phase = np.linspace(0, 2 * np.pi, 600, endpoint=False)
-    bright = DIM + (1 - DIM) * np.clip(0.5 + 1.5 * np.cos(phase), 0, 1)
-    return float(2 * np.mean(bright * np.cos(phase)) / bright.mean())
 
 
 @cache

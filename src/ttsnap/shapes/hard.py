@@ -1,8 +1,7 @@
-"""The harder level of the embedded world: three small things, two relations, stripes, on 96 x 96 pixels.
+"""The harder level of the embedded world: three small things, two relations, holes, on 96 x 96 pixels.
 
-A prompt is `a striped red circle left of a blue square above a cyan triangle`: each relation holds between the things
-beside it. Prompts of one and two things are known too. One sample of the model is seldom right, and stripes and edges
-are fine enough to need denoiser calls.
+A prompt is `a hollow red circle left of a blue square above a cyan triangle`: each relation holds between the things
+beside it. Prompts of one and two things are known too. One sample of the model is seldom right.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ def parse(prompt: str) -> Spec:
     Raises:
         ValueError: the prompt is not in the grammar of this level.
     """
-    return parse_any(prompt, most=MOST, stripes=True)
+    return parse_any(prompt, most=MOST, holes=True)
 
 
 def detect(image: NDArray[np.uint8]) -> list[Found]:
     """All things in an image [h, w, 3] (uint8), largest first."""
-    return checker.detect(image, SIZE, stripes=True)
+    return checker.detect(image, SIZE, holes=True)
 
 
 def check(image: NDArray[np.uint8], prompt: str | Spec) -> Verdict:
@@ -73,7 +72,7 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     shift = rng.uniform(12.5 - low, SIZE - 12.5 - high)
     return Scene(
         tuple(
-            Thing(noun.colour, noun.shape, *(float(c) for c in centre + shift), rng.uniform(8.5, 10.5), noun.striped)
+            Thing(noun.colour, noun.shape, *(float(c) for c in centre + shift), rng.uniform(8.5, 10.5), noun.hollow)
             for noun, centre in zip(spec.things, centres, strict=True)
         ),
         SIZE,

@@ -2,7 +2,7 @@
 
 A prompt is `a red circle` or `a red circle left of a blue square`. The relation decides the layout: the two things lie
 in opposite halves of the image along its axis. One fifth of all combinations is held out of every training. The harder
-level, with three things and stripes, is `ttsnap.shapes.hard`.
+level, with three things and holes, is `ttsnap.shapes.hard`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 from typing import NamedTuple
 
@@ -30,10 +30,11 @@ SHAPES = ("circle", "square", "triangle")
 RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUND = (40, 40, 44)
 _COLOUR_NAMES = tuple(COLOURS)
+_LIFT = np.float32(0.22)  # how far a triangle's centre lies below its middle
 _HELD_OUT_SHARE = 5  # one combination in this many
 
 
-PERIOD, DIM = 6.0, 0.65  # rows from stripe to stripe, and how bright the darker ones are
+HOLE = 0.5  # size of a hollow thing's hole, of its own
 
 
 class Noun(NamedTuple):
@@ -41,10 +42,10 @@ class Noun(NamedTuple):
 
     colour: str
     shape: str
-    striped: bool = False
+    hollow: bool = False
 
     def __str__(self) -> str:
-        return f"a {'striped ' if self.striped else ''}{self.colour} {self.shape}"
+        return f"a {'hollow ' if self.hollow else ''}{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Thing:
     x: float
     y: float
     size: float
-    striped: bool = False
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,17 @@ class Spec:
         return " ".join(words)
 
 
-_NOUN = f"a (striped )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_NOUN = f"a (hollow )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 _PROMPT = re.compile(f"{_NOUN}(?: ({'|'.join(RELATIONS)}) {_NOUN})?(?: ({'|'.join(RELATIONS)}) {_NOUN})?")
 
 
-def parse(prompt: str, *, most: int = 2, stripes: bool = False) -> Spec:
+def parse(prompt: str, *, most: int = 2, holes: bool = False) -> Spec:
     """The Spec of a prompt.
 
     Args:
         prompt: in the grammar of this world.
         most: things that a prompt may name.
-        stripes: whether things may be striped.
+        holes: whether things may be hollow.
 
     Raises:
         ValueError: the prompt is not in the grammar of this world.
@@ -101,8 +102,8 @@ def parse(prompt: str, *, most: int = 2, stripes: bool = False) -> Spec:
     match = _PROMPT.fullmatch(" ".join(prompt.lower().split()))
     groups = match.groups() if match else ()
     nouns = [Noun(groups[i + 1], groups[i + 2], bool(groups[i])) for i in range(0, len(groups), 4) if groups[i + 1]]
-    if not match or len(nouns) > most or (not stripes and any(noun.striped for noun in nouns)):
-        more = ", 'a striped red circle left of a blue square above a cyan triangle'" if most > 2 else ""
+    if not match or len(nouns) > most or (not holes and any(noun.hollow for noun in nouns)):
+        more = ", 'a hollow red circle left of a blue square above a cyan triangle'" if most > 2 else ""
         raise ValueError(
             f"{prompt!r} is not a prompt of the shapes world; it knows prompts such as 'a red circle' or "
             f"'a red circle left of a blue square'{more} "
@@ -164,7 +165,7 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
         centres = [np.array((a, b) if horizontal else (b, a)) for a, b in zip(along, across, strict=True)]
     return Scene(
         tuple(
-            Thing(noun.colour, noun.shape, float(centre[0]), float(centre[1]), float(size), noun.striped)
+            Thing(noun.colour, noun.shape, float(centre[0]), float(centre[1]), float(size), noun.hollow)
             for noun, centre, size in zip(spec.things, centres, sizes, strict=True)
         )
     )
@@ -191,22 +192,19 @@ def render_batch(scenes: list[Scene], size: int | None = None) -> NDArray[np.uin
                 continue
             things = [chunk[i].things[layer] for i in rows]
             alpha = coverage(things, size, size / own)[..., None]
+            holes = [i for i, thing in enumerate(things) if thing.hollow]
+            if holes:
+                alpha[holes] -= coverage([_hole(things[i]) for i in holes], size, size / own)[..., None]
             colour = np.asarray([COLOURS[thing.colour] for thing in things], dtype=np.float32)[:, None, None]
-            if any(thing.striped for thing in things):
-                colour = ground + (colour - ground) * _stripes(things, size, size / own)[:, :, None, None]
             canvas[rows] = canvas[rows] * (1 - alpha) + colour * alpha
         images[start : start + 1024] = np.round(canvas).astype(np.uint8)
     return images
 
 
-def _stripes(things: list[Thing], size: int, scale: float) -> NDArray[np.float32]:
-    """Brightness [n, size] of each row of things: bright through the centre, or even where a thing is not striped."""
-    rows = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / scale
-    phase = 2 * np.pi * (rows[None] - np.asarray([thing.y for thing in things], dtype=np.float32)[:, None]) / PERIOD
-    bright = np.clip(0.5 + 1.5 * np.cos(phase), 0, 1)
-    striped = np.asarray([thing.striped for thing in things])[:, None]
-    made: NDArray[np.float32] = np.where(striped, DIM + (1 - DIM) * bright, 1).astype(np.float32)
-    return made
+def _hole(thing: Thing) -> Thing:
+    """The hole of a hollow thing: its shape around the same point, smaller."""
+    lift = _LIFT * (thing.size - HOLE * thing.size) if thing.shape == "triangle" else 0.0
+    return replace(thing, size=HOLE * thing.size, y=thing.y + lift)
 
 
 def coverage(things: list[Thing], size: int = SIZE, scale: float = 1.0) -> NDArray[np.float32]:
@@ -231,7 +229,7 @@ def coverage(things: list[Thing], size: int = SIZE, scale: float = 1.0) -> NDArr
         elif number == 1:
             distance[rows] = np.maximum(np.abs(a), np.abs(b)) - 0.92 * s
         else:  # upright equilateral: three half planes at the inradius from a centre a little below the middle
-            c = b - 0.22 * s
+            c = b - _LIFT * s
             inradius = 0.62 * s
             slanted = np.abs(a) * np.float32(np.sqrt(3) / 2) - c / 2
             distance[rows] = np.maximum(c, slanted) - inradius
