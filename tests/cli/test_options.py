@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 
 import pytest
 
 from tests.commands import ttsnap
+from ttsnap.cli import VERBS
 from ttsnap.live.settings import changes
 
 SEARCH = ("generate", "a red circle", "--policy", "best-of-n")
@@ -92,9 +95,9 @@ def test_quiet_says_nothing_but_the_result():
 
 
 def test_completion_knows_the_verbs():
-    from ttsnap.cli import app
+    from ttsnap.cli import commands
 
-    script = app.generate_completion(shell="bash")
+    script = commands.generate_completion(shell="bash")
     assert all(verb in script for verb in ("generate", "import-values", "--candidates"))
 
 
@@ -102,3 +105,11 @@ def test_a_file_that_came_or_went_is_a_change_too():
     before, now = {"seed": 0, "contents": {"model m": "a", "config c": "b"}}, {"seed": 0, "contents": {"model m": "a"}}
     assert changes(before, now) == changes(now, before) == ["the content of config c"]
     assert changes(before, before) == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_line_in_the_list_of_verbs_is_the_first_of_the_verb_itself(verb):
+    path, summary = VERBS[verb]
+    module, _, function = path.partition(":")
+    told = inspect.getdoc(getattr(importlib.import_module(f"ttsnap.cli.{module}"), function))
+    assert " ".join(told.split("\n\n")[0].split()) == summary

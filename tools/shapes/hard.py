@@ -220,8 +220,8 @@ class Run:
     def updates(self, minutes: float, done: float = 0.0) -> Iterator[tuple[int, float]]:
         """Number and progress 0..1 of each update for so many minutes, less if scaled; `done`: progress made before."""
         limit = minutes * 60 * self.minutes
-        start, step = time.time() - done * limit, 0
-        while (progress := (time.time() - start) / limit) < 1 or step < 3:
+        start, step = clock() - done * limit, 0
+        while (progress := (clock() - start) / limit) < 1 or step < 3:
             yield step, min(progress, 1.0)
             step += 1
 
@@ -240,6 +240,11 @@ class Run:
     def verdicts(self, images: NDArray[np.uint8], prompts: list[str]) -> NDArray[np.float32]:
         """Kinds met [n, 5] and fidelity."""
         return np.concatenate(self.workers.map(verdicts, self.split(images, prompts, 64), chunksize=1))
+
+
+def clock() -> float:
+    """Seconds of processor time of each thread: what others do on the machine does not count."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def _one_thread() -> None:
@@ -432,7 +437,7 @@ def train_vae(run: Run, minutes: float, decoder_minutes: float) -> None:
         for _, progress in run.updates(limit):
             for group in optimiser.param_groups:
                 group["lr"] = 2e-3 * common.schedule(progress, decay=0.5) * (1.0 if stage == 0 else 0.7)
-            rows = torch.randint(len(pool), (128 if run.gpu else 64,), device=pool.device)
+            rows = torch.randint(len(pool), (128 if run.gpu else 16,), device=pool.device)
             images = to_float(pool[rows]).contiguous(memory_format=torch.channels_last)
             with torch.set_grad_enabled(stage == 0):
                 posterior = model.encode(images).latent_dist
@@ -450,7 +455,7 @@ def train_vae(run: Run, minutes: float, decoder_minutes: float) -> None:
             optimiser.step()
             step += 1
             average.update(step)
-            if step % (500 if run.gpu else 25) == 0:
+            if step % (500 if run.gpu else 100) == 0:
                 run.log(stage=f"vae {stage}", step=step, loss=loss.item())
         model.load_state_dict(average.state["vae"])
         for p in model.encoder.parameters():
@@ -530,7 +535,7 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
     held = hard.held_out_prompts()[: max(8, int(128 * a.count))]
     limit, batch = a.transformer * a.minutes * 60, 384 if gpu else 80
     losses: list[Tensor] = []
-    last = saved = evaluated = time.time()
+    last, saved, evaluated = clock(), time.time(), clock()
 
     def evaluate() -> float:
         mine = {k: v.clone() for k, v in model.state_dict().items()}
@@ -552,7 +557,7 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
             if log:
                 log(stage="loose", true=rate, chance=LOOSE[loose])
                 common.save({"model": halves(average.state["model"])}, a.out / "true.pt")
-            last = time.time()
+            last = clock()
         factor = common.schedule(progress, decay=1 - a.loose)
         for group in adam.param_groups:
             group["lr"] = a.rate / 2 * factor
@@ -578,20 +583,20 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
         step += 1
         average.update(step)
         losses.append(loss.detach())
-        now = time.time()
+        now = clock()
         spent = common.same_on_all(spent + now - last)
         last = now
         if log and step % 50 == 0:
             log(stage="transformer", step=step, loss=torch.stack(losses[-50:]).mean().item(), minutes=spent / 60)
-        if rank == 0 and now - saved > 120:
+        if rank == 0 and time.time() - saved > 120:
             both = {"model": model.state_dict(), "ema": average.state, "adam": adam.state_dict(), "muon": muon.buffers}
             common.save(both | {"step": step, "spent": spent, "loose": loose}, a.out / "checkpoint.pt")
-            saved = now
-        if now - evaluated > a.evaluate * 60:
+            saved = time.time()
+        if common.same_on_all(now - evaluated) > a.evaluate * 60:
             if rank == 0:
                 evaluate()
             torch.distributed.barrier()
-            evaluated = last = time.time()
+            evaluated = last = clock()
     if rank == 0:
         common.save({"model": halves(average.state["model"])}, a.out / "transformer.pt")
         evaluate()
@@ -950,9 +955,9 @@ def train_foretelling(run: Run, minutes: float, groups: int) -> None:
     head = head.to(run.device)
     distil(run, head, trails, decoder, 0.2 * minutes)
     head._clean.texts = reward.texts  # the reading of prompts is the same
-    begun, chunk = time.time(), 768 if run.gpu else 128
+    begun, chunk = clock(), 768 if run.gpu else 128
     train_foresight(copy.deepcopy(head), trails, updates=5, batch=chunk)
-    each = (time.time() - begun) / 5
+    each = (clock() - begun) / 5
     updates = max(5, int(0.7 * minutes * 60 * run.minutes / each))
     head = train_foresight(
         head, trails, updates=updates, batch=chunk, lowest=0.15, tell=lambda line: run.log(note=line)

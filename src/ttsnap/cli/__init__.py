@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,22 +15,12 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Dict
 
 import ttsnap
-from ttsnap.cli import options
-from ttsnap.cli.app import open_page
-from ttsnap.cli.generate import generate
-from ttsnap.cli.import_values import import_values
-from ttsnap.cli.label import label
-from ttsnap.cli.models import models
-from ttsnap.cli.record import record
-from ttsnap.cli.rewards import rewards
-from ttsnap.cli.simulate import simulate
-from ttsnap.cli.train import train
-from ttsnap.cli.tune import tune
+from ttsnap.cli import verbosity
 from ttsnap.core.errors import explain
 
 SETTINGS_FILE = "ttsnap.toml"
 
-app = App(
+commands = App(
     name="ttsnap",
     help="A better picture for the same compute: start many candidates, look early, drop the poor, finish the best.",
     version=f"ttsnap {ttsnap.__version__}",
@@ -39,25 +28,49 @@ app = App(
     result_action="return_value",
     default_parameter=Parameter(negative=(), show_default=False),
 )
-VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
-    ("generate", generate),
-    ("record", record),
-    ("label", label),
-    ("train", train),
-    ("import-values", import_values),
-    ("simulate", simulate),
-    ("tune", tune),
-    ("app", open_page),
-    ("models", models),
-    ("rewards", rewards),
-)
-for place, (name, verb) in enumerate(VERBS):
-    app.command(verb, name=name, sort_key=place)
-app.register_install_completion_command()
-app.meta.group_parameters = Group("Options of every verb", sort_key=9)
+VERBS = {  # loaded when they are called
+    "generate": ("generate:generate", "Find the best image for a prompt under a compute budget."),
+    "record": (
+        "record:record",
+        "Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.",
+    ),
+    "label": ("label:label", "Judge the images of a tree into a recording, which simulate, tune and train read."),
+    "train": (
+        "train:train",
+        "Train a reward to foretell, from noisy x0 estimates, what the finished image will be worth (TTSnap).",
+    ),
+    "import-values": (
+        "import_values:import_values",
+        "Read published reward values ({model}_{reward}_val_{base|naft}) into one recording.",
+    ),
+    "simulate": (
+        "simulate:simulate",
+        "Replay policies on recorded rewards and compare them with best-of-N at equal cost.",
+    ),
+    "tune": (
+        "tune:tune",
+        "Find the best schedule for a budget or a range of budgets, and say what it is worth on held-out prompts.",
+    ),
+    "app": (
+        "app:open_page",
+        "Open a page on this machine: watch the search, pick by hand, compare policies, explore recordings.",
+    ),
+    "models": (
+        "models:models",
+        "The supported models: memory, cost at full size, a schedule to start with, and a command for each.",
+    ),
+    "rewards": (
+        "rewards:rewards",
+        "List the rewards: what they judge, where their weights come from, what a look costs.",
+    ),
+}
+for place, (name, (function, summary)) in enumerate(VERBS.items()):
+    commands.command(f"ttsnap.cli.{function}", name=name, help=summary, sort_key=place)
+commands.register_install_completion_command()
+commands.meta.group_parameters = Group("Options of every verb", sort_key=9)
 
 
-@app.meta.default
+@commands.meta.default
 def run(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     settings: Path | None = None,
@@ -73,20 +86,22 @@ def run(
         verbose: Also what diffusers and transformers have to say.
         debug: Show the traceback of an error.
     """
-    options.debug = debug
-    options.verbosity = verbose - quiet
+    verbosity.debug = debug
+    verbosity.level = verbose - quiet
     file = settings or Path(SETTINGS_FILE)
     if settings is not None and not settings.is_file():
         raise ValueError(f"there is no settings file {settings}")
     if file.is_file():
         try:
-            app.config = Dict(tomllib.loads(file.read_text(encoding="utf-8")), source=str(file))
+            commands.config = Dict(tomllib.loads(file.read_text(encoding="utf-8")), source=str(file))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"the settings file {file} is not valid TOML: {error}") from error
+    if tokens and tokens[0] in VERBS:
+        commands[tokens[0]].help = None  # its own docstring tells more than the line in the list
     try:
-        app(tokens, exit_on_error=False, print_error=False)
+        commands(tokens, exit_on_error=False, print_error=False)
     finally:
-        app.config = None
+        commands.config = None
 
 
 def main() -> None:
@@ -95,9 +110,9 @@ def main() -> None:
     `--debug` or TTSNAP_DEBUG=1 shows it.
     """
     try:
-        app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
+        commands.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError, MemoryError, CycloptsError) as error:
-        if options.debug or os.environ.get("TTSNAP_DEBUG"):
+        if verbosity.debug or os.environ.get("TTSNAP_DEBUG"):
             raise
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

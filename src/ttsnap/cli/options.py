@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 MAX_PROMPT = 10_000  # characters
 MAX_FILE = 64 << 20  # bytes of a file with prompts
 
-debug = False  # errors show their traceback
-verbosity = 0  # -1: nothing is shown but results and errors; 1: libraries may speak
-
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ttsnap.cli import options
+from ttsnap.cli import verbosity
 from ttsnap.cluster.scheduling import Observer as WorkObserver
 from ttsnap.core.observers import Observer
 
@@ -24,12 +24,12 @@ def console(silent: bool = False) -> Console:
     """Stderr, where it is shown what goes on."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=silent or options.verbosity < 0)
+    return Console(stderr=True, quiet=silent or verbosity.level < 0)
 
 
 def say(sentence: str) -> None:
     """Tell people something."""
-    if options.verbosity >= 0:
+    if verbosity.level >= 0:
         print(sentence, file=sys.stderr, flush=True)
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ttsnap.cli import options
+from ttsnap.cli import verbosity
 from ttsnap.cli.options import Workers
 from ttsnap.cli.progress import Board, say
 from ttsnap.cluster.scheduling import Outcome, execute
@@ -31,7 +31,7 @@ def quietly(load: Callable[..., Any], *given: Any) -> Any:
     from ttsnap.pipelines.loading import quiet_libraries
 
     with warnings.catch_warnings():
-        if options.verbosity < 1:
+        if verbosity.level < 1:
             warnings.simplefilter("ignore")
             quiet_libraries()
         return load(*given)
