@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from ttsnap.app.desk import Desk
+from ttsnap.app.searches import Searches
 from ttsnap.app.server import serve
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
@@ -77,12 +77,12 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        desk = Desk(folder / "page")
+        searches = Searches(folder / "page")
         if options.recording:
-            shutil.copytree(options.recording, desk.out / options.recording.name)
-        server, url = serve(desk, port=None, block=False)
+            shutil.copytree(options.recording, searches.out / options.recording.name)
+        server, url = serve(searches, port=None, block=False)
         stack.callback(server.close)
-        desk.warm()
+        searches.warm()
         driver = stack.enter_context(sync_playwright())
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         if not options.screenshots:

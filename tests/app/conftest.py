@@ -22,13 +22,13 @@ PATIENCE = 180_000  # milliseconds until a test gives up; nothing waits that lon
 
 
 @pytest.fixture(scope="session")
-def desk(tmp_path_factory):
+def searches(tmp_path_factory):
     pytest.importorskip("gradio", reason="the page needs gradio: pip install 'ttsnap[app]'")
-    from ttsnap.app.desk import Desk
+    from ttsnap.app.searches import Searches
     from ttsnap.recordings import Recording
 
     out = tmp_path_factory.mktemp("page") / "out"
-    desk = Desk(out)
+    searches = Searches(out)
     rng = np.random.default_rng(0)
     final = rng.normal(size=(6, 40, 1, 1))
     noise = np.linspace(2, 0, 8)[:, None] * rng.normal(size=(6, 40, 8, 1))
@@ -42,15 +42,15 @@ def desk(tmp_path_factory):
     )
     for number in range(6):
         recording.write_prompt(number, clean=final[number] + noise[number], seeds=np.arange(40))
-    return desk
+    return searches
 
 
 @pytest.fixture(scope="session")
-def url(desk):
+def url(searches):
     from ttsnap.app.server import serve
 
-    page, url = serve(desk, port=None, block=False)
-    desk.warm().join()
+    page, url = serve(searches, port=None, block=False)
+    searches.warm().join()
     yield url.rstrip("/")
     page.close()
 

@@ -31,7 +31,7 @@ def ended(page, name="search"):
     page.wait_for_selector(f"#tt-{name}-outcome :is(img, p)")
 
 
-def test_a_whole_search_and_its_comparison(visit, desk):
+def test_a_whole_search_and_its_comparison(visit, searches):
     page = visit()
     search(page, amount=16)
     page.wait_for_selector("#tt-search-stop:not([disabled])")
@@ -52,7 +52,7 @@ def test_a_whole_search_and_its_comparison(visit, desk):
 
 
 @pytest.mark.slow
-def test_64_candidates_and_nothing_dropped(visit, desk):
+def test_64_candidates_and_nothing_dropped(visit, searches):
     page = visit()
     page.evaluate(
         """() => { window.seen = new Set(); new MutationObserver(() =>
@@ -110,12 +110,12 @@ def test_hand_picked_by_keyboard_and_finished_after_all(visit):
 
 
 @pytest.mark.slow
-def test_two_people_at_once(visit, desk):
+def test_two_people_at_once(visit, searches):
     one, other = visit(), visit()
     search(one, **LONG)
     one.wait_for_selector("#tt-search-board .tt-tile img")
     search(other, prompt="a green square", amount=4)
-    other.wait_for_function("() => document.querySelector('#tt-search-status').innerText.includes('in line')")
+    other.wait_for_function("() => document.querySelector('#tt-search-status').innerText.includes('in the queue')")
     assert other.locator("#tt-search-board img").count() == 0
     one.context.close()  # the closed tab's search stops, and the other's begins
     ended(other)
@@ -127,7 +127,7 @@ def test_two_people_at_once(visit, desk):
     assert len([name for name in names if "my run" in name]) == 1
 
 
-def test_a_reload_in_mid_search(visit, desk):
+def test_a_reload_in_mid_search(visit, searches):
     page = visit()
     search(page, **LONG)
     page.wait_for_selector("#tt-search-board .tt-tile img")
@@ -138,7 +138,7 @@ def test_a_reload_in_mid_search(visit, desk):
     search(page, amount=4)
     ended(page)
     assert page.locator("#tt-search-board .tt-tile").count() == 4
-    assert len(desk.line) == 0
+    assert len(searches.queue) == 0
 
 
 def test_a_bad_prompt_then_a_good_one_by_keyboard_on_a_phone(visit):
@@ -202,18 +202,18 @@ def fetch(address):
         return error.code, b""
 
 
-def test_nothing_outside_the_output_folder_can_be_read(url, desk, tmp_path):
-    secret = desk.out.parent / "secret.txt"
+def test_nothing_outside_the_output_folder_can_be_read(url, searches, tmp_path):
+    secret = searches.out.parent / "secret.txt"
     secret.write_text("secret")
-    inside = desk.out / "inside.txt"
+    inside = searches.out / "inside.txt"
     inside.write_text("inside")
-    (desk.out / "link.txt").unlink(missing_ok=True)
+    (searches.out / "link.txt").unlink(missing_ok=True)
     for path in (
         "/etc/passwd",
         secret,
-        f"{desk.out}/../secret.txt",
-        f"{desk.out}/%2e%2e/secret.txt",
-        f"{desk.out}//..//secret.txt",
+        f"{searches.out}/../secret.txt",
+        f"{searches.out}/%2e%2e/secret.txt",
+        f"{searches.out}//..//secret.txt",
         "../secret.txt",
         "pyproject.toml",
         __file__,

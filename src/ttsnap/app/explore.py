@@ -14,8 +14,8 @@ import gradio as gr
 
 from ttsnap import policies
 from ttsnap.app import view
-from ttsnap.app.desk import Desk
 from ttsnap.app.job import sentence
+from ttsnap.app.searches import Searches
 from ttsnap.core.cost import format_amount
 from ttsnap.core.observers import Seen
 from ttsnap.files import figures
@@ -34,19 +34,19 @@ NOTHING = (
 )
 
 
-def found(desk: Desk, visitor: str | None) -> dict[str, Path]:
+def found(searches: Searches, visitor: str | None) -> dict[str, Path]:
     """What a visitor may open: his own runs, and what whoever runs the page has put into the output folder."""
     items: dict[str, Path] = {}
-    for path in sorted(desk.out.glob("*.zarr")):
+    for path in sorted(searches.out.glob("*.zarr")):
         items[f"recording {path.stem}"] = path
     try:
-        mine = sorted(desk.home(visitor).glob("*/result.json"), reverse=True)
+        mine = sorted(searches.home(visitor).glob("*/result.json"), reverse=True)
     except ValueError:
         mine = []
     for path in mine:
         items[f"my run {path.parent.name}"] = path.parent
-    for path in sorted([*desk.out.glob("*/result.json"), *desk.out.glob("*/p[0-9]*/result.json")]):
-        items[f"run {path.parent.relative_to(desk.out)}"] = path.parent
+    for path in sorted([*searches.out.glob("*/result.json"), *searches.out.glob("*/p[0-9]*/result.json")]):
+        items[f"run {path.parent.relative_to(searches.out)}"] = path.parent
     return items
 
 
@@ -186,7 +186,7 @@ def describe(made: dict[str, Any]) -> str:
     return ", ".join([made["policy"], *parts])
 
 
-def build(desk: Desk, visitor: gr.BrowserState, tab: gr.Tab) -> None:
+def build(searches: Searches, visitor: gr.BrowserState, tab: gr.Tab) -> None:
     """The tab."""
     with gr.Row():
         item = gr.Dropdown([], label="A recording or a past run", elem_id="tt-explore-item", scale=4)
@@ -207,12 +207,12 @@ def build(desk: Desk, visitor: gr.BrowserState, tab: gr.Tab) -> None:
     every = [said, run, controls, chart, schedule, prompt, policy, single, tuned]
 
     def choices(visitor: str | None, chosen: str | None) -> dict[Any, Any]:
-        items = list(found(desk, visitor))
+        items = list(found(searches, visitor))
         keep = chosen if chosen in items else None
         return {item: gr.update(choices=items, value=keep), said: "" if items else NOTHING}
 
     def path_of(visitor: str | None, name: str | None) -> Path:
-        items = found(desk, visitor)
+        items = found(searches, visitor)
         if name not in items:
             raise ValueError("that is not among what can be opened here")
         return items[name]

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttsnap.app import view
-from ttsnap.app.orders import Order
-from ttsnap.app.story import Story
+from ttsnap.app.history import History
+from ttsnap.app.queue import Request
 from ttsnap.core.errors import explain
 from ttsnap.core.observers import Observer, Start, Stop
 from ttsnap.policies import HandPicked
 from ttsnap.policies.hand_picked import Proposal
 
 if TYPE_CHECKING:
-    from ttsnap.app.offer import Offer
+    from ttsnap.app.service import Service
     from ttsnap.core.cost import Ledger
     from ttsnap.core.grid import BoolArray, FloatArray, Query
     from ttsnap.core.observers import Look, Result
@@ -40,23 +40,23 @@ class Frame:
 
 
 @dataclass(eq=False)
-class Job(Story):
+class Job(History):
     """One ordered search: it runs in a thread of its own when its turn comes, and can be asked for more afterwards.
 
     Attributes:
-        order: what was asked for.
+        request: what was asked for.
         frames: what the page shows, one for every change of the board; none is dropped.
-        phase: line, preparing, searching, picking, comparing or over.
+        phase: queued, preparing, searching, picking, comparing or over.
         result: what it came to, once it is over.
         folder: where it is saved, once it is.
         trouble: what went wrong, in one sentence.
     """
 
-    desk: Offer = field(kw_only=True)
-    order: Order = field(kw_only=True)
+    searches: Service = field(kw_only=True)
+    request: Request = field(kw_only=True)
     home: Path = field(kw_only=True)
     frames: list[Frame] = field(default_factory=list)
-    phase: str = "line"
+    phase: str = "queued"
     result: SearchResult | None = None
     folder: Path | None = None
     trouble: str | None = None
@@ -92,7 +92,7 @@ class Job(Story):
         """End at the next denoiser call; what is finished stays."""
         self._stop.set()
         self._answered.set()
-        self.desk.line.nudge()
+        self.searches.queue.nudge()
 
     @property
     def active(self) -> bool:
@@ -103,10 +103,12 @@ class Job(Story):
         """The line above the board at this moment."""
         if self.trouble:
             return view.error(self.trouble)
-        if self.phase == "line":
-            before = self.desk.line.before(self)
+        if self.phase == "queued":
+            before = self.searches.queue.before(self)
             if before:
-                return view.status(f"Waiting in line: {before} before you" if before > 1 else "Waiting in line: next")
+                return view.status(
+                    f"Waiting in the queue: {before} before you" if before > 1 else "Waiting in the queue: next"
+                )
             return view.status("Starting")
         if self.phase == "preparing":
             return view.status("Loading and counting what a search costs")
@@ -123,15 +125,15 @@ class Job(Story):
     def _work(self, phase: str, work: Callable[[], None]) -> None:
         if self._busy:
             raise ValueError("this search is still at work")
-        self.trouble, self.phase, self._busy = None, "line", True
+        self.trouble, self.phase, self._busy = None, "queued", True
         self._stop.clear()
-        self.desk.line.join(self)
+        self.searches.queue.join(self)
         self._show()
         threading.Thread(target=self._in_turn, args=(phase, work), daemon=True).start()
 
     def _in_turn(self, phase: str, work: Callable[[], None]) -> None:
         try:
-            self.desk.line.wait(self, lambda: not self._stop.is_set())
+            self.searches.queue.wait(self, lambda: not self._stop.is_set())
             self.phase = phase
             self._show()
             work()
@@ -140,18 +142,18 @@ class Job(Story):
         except Exception as error:
             self.trouble = sentence(error)
         finally:
-            self.desk.line.leave(self)
+            self.searches.queue.leave(self)
             self.pause()
             self.over, self.phase = True, "over"
             self._show()
             self._busy = False  # last: whoever watches has seen everything then
 
     def _search(self) -> None:
-        searcher = self.desk.models.searcher(self.order)
-        self.desk.check_candidates(searcher.candidates)
-        if self.order.by_hand:
+        searcher = self.searches.models.searcher(self.request)
+        self.searches.check_candidates(searcher.candidates)
+        if self.request.by_hand:
             searcher = replace(searcher, policy=HandPicked(searcher.policy, self._pick))
-        self.block = searcher.open([self.order.prompt], seed=self.order.seed)
+        self.block = searcher.open([self.request.prompt], seed=self.request.seed)
         self.phase = "searching"
         self.block.run(self)
         self._save()
@@ -172,7 +174,7 @@ class Job(Story):
         assert self.block is not None
         self.result = self.block.results(top=3)[0]
         if self.folder is None:
-            slug = re.sub(r"[^a-z0-9]+", "-", self.order.prompt.lower()).strip("-")[:40] or "image"
+            slug = re.sub(r"[^a-z0-9]+", "-", self.request.prompt.lower()).strip("-")[:40] or "image"
             self.folder = self.home / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{secrets.token_hex(3)}"
         self.result.save(self.folder)
 
@@ -183,59 +185,59 @@ class Job(Story):
         self._answered.clear()
         self._check()
         self.pause()
-        self.desk.line.leave(self)
+        self.searches.queue.leave(self)
         self.phase = "picking"
         self._show(ticks=True)
         self._answered.wait()
         self._check()
-        self.phase = "line"
-        self.desk.line.join(self)
-        self.desk.line.wait(self, lambda: not self._stop.is_set())
+        self.phase = "queued"
+        self.searches.queue.join(self)
+        self.searches.queue.wait(self, lambda: not self._stop.is_set())
         self.phase = "searching"
         self.tick()
         assert self._answer is not None
         return self._answer
 
-    # The observer: as the story goes, and a frame for every change of the board.
+    # The observer: as the history goes, and a frame for every change of the board.
 
     def _check(self) -> None:
         if self._stop.is_set():
             raise Stop
 
     def _show(self, *, ticks: bool = False) -> None:
-        late = self.phase == "over" and self.order.by_hand and self.block is not None and self.trouble is None
+        late = self.phase == "over" and self.request.by_hand and self.block is not None and self.trouble is None
         self.frames.append(Frame(view.board(self, ticks=ticks or late), self.status()))
 
     def started(self, start: Start) -> None:
-        """As the story, shown."""
+        """As the history, shown."""
         super().started(start)
         self._show()
 
     def asked(self, query: Query) -> None:
-        """As the story, shown."""
+        """As the history, shown."""
         super().asked(query)
         self._show()
         self._check()
 
     def called(self, calls: int) -> None:
-        """As the story; this is where a stop takes effect."""
+        """As the history; this is where a stop takes effect."""
         super().called(calls)
         self._check()
 
     def judged(self, step: int, rewards: FloatArray) -> None:
-        """As the story, shown."""
+        """As the history, shown."""
         super().judged(step, rewards)
         self._show()
         self._check()
 
     def looked(self, look: Look, ledger: Ledger) -> None:
-        """As the story, shown."""
+        """As the history, shown."""
         super().looked(look, ledger)
         self._show()
         self._check()
 
     def ended(self, result: Result) -> None:
-        """As the story, shown."""
+        """As the history, shown."""
         super().ended(result)
         self._show()
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ttsnap.app import explore, view
-from ttsnap.app.desk import Desk
 from ttsnap.app.job import Job, sentence
-from ttsnap.app.orders import POLICIES, Order
+from ttsnap.app.queue import POLICIES, Request
+from ttsnap.app.searches import Searches
 
 if TYPE_CHECKING:
     from ttsnap.live.result import SearchResult
@@ -25,40 +25,40 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private",
 Update = dict[Any, Any]
 
 
-def build(desk: Desk) -> gr.Blocks:
-    """The page of a desk."""
+def build(searches: Searches) -> gr.Blocks:
+    """The page of a searches."""
     with gr.Blocks(title="ttsnap", analytics_enabled=False) as page:
         gr.HTML(HEAD)
         visitor = gr.BrowserState(None, storage_key="ttsnap-visitor", secret="ttsnap")
         with gr.Tab("Search"):
-            _search_tab(desk, visitor, "search")
+            _search_tab(searches, visitor, "search")
         with gr.Tab("Hand-picked"):
-            _search_tab(desk, visitor, "hand")
+            _search_tab(searches, visitor, "hand")
         with gr.Tab("Compare"):
-            _compare_tab(desk, visitor)
+            _compare_tab(searches, visitor)
         with gr.Tab("Explore") as tab:
-            explore.build(desk, visitor, tab)
-        page.load(desk.welcome, visitor, visitor, **QUIET)
+            explore.build(searches, visitor, tab)
+        page.load(searches.welcome, visitor, visitor, **QUIET)
 
         def leave(request: gr.Request) -> None:
-            desk.close(str(request.session_hash))
+            searches.close(str(request.session_hash))
 
         page.unload(leave)
     return page
 
 
 class Form:
-    """The fields of an order, with these policies and this budget to begin with."""
+    """The fields of a request, with these policies and this budget to begin with."""
 
     def __init__(
-        self, desk: Desk, name: str, policies: Sequence[str], unit: str = "candidates", amount: float = 16
+        self, searches: Searches, name: str, policies: Sequence[str], unit: str = "candidates", amount: float = 16
     ) -> None:
-        first = desk.offered[0]
+        first = searches.offered[0]
         self.prompt = gr.Textbox(
             EXAMPLES.get(first, ""),
             label="Prompt",
             lines=1,
-            max_length=desk.limits.prompt,
+            max_length=searches.limits.prompt,
             elem_id=f"tt-{name}-prompt",
             placeholder="what to paint",
         )
@@ -73,9 +73,9 @@ class Form:
             ]
         with gr.Accordion("Model, reward, seed, size", open=False):
             with gr.Row():
-                self.model = gr.Dropdown(desk.offered, value=first, label="Model", min_width=160)
+                self.model = gr.Dropdown(searches.offered, value=first, label="Model", min_width=160)
                 self.rewards = gr.Dropdown(
-                    desk.rewards, value=desk.rewards[:1], multiselect=True, label="Rewards", min_width=160
+                    searches.rewards, value=searches.rewards[:1], multiselect=True, label="Rewards", min_width=160
                 )
             with gr.Row():
                 self.seed = gr.Number(0, label="First seed", precision=0, minimum=0, min_width=100)
@@ -94,8 +94,8 @@ class Form:
         ]
 
 
-def orders(values: Sequence[Any], *, by_hand: bool = False) -> list[Order]:
-    """What the fields of a form say, one order per policy."""
+def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
+    """What the fields of a form say, one request per policy."""
     prompt, unit, amount, model, rewards, seed, size, steps, *policies = values
     if unit not in UNITS:
         raise ValueError(f"there is no budget in {unit!r}; there is {', '.join(UNITS)}")
@@ -103,7 +103,7 @@ def orders(values: Sequence[Any], *, by_hand: bool = False) -> list[Order]:
         raise ValueError("the budget must be a number above 0")
     kind = UNITS[unit]
     return [
-        Order(
+        Request(
             prompt=str(prompt or ""),
             model=str(model),
             rewards=tuple(rewards or ()),
@@ -180,7 +180,7 @@ def _files(result: SearchResult) -> dict[str, str]:
     return files | {"image": "best.png"} if result.images else files
 
 
-def _search_tab(desk: Desk, visitor: gr.BrowserState, name: str) -> None:
+def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None:
     """Search, or with `name` hand the same with somebody picking at each look."""
     by_hand = name == "hand"
     if by_hand:
@@ -188,7 +188,7 @@ def _search_tab(desk: Desk, visitor: gr.BrowserState, name: str) -> None:
             "At each look the search waits. The candidates that the reward would keep are ticked; tick and untick as "
             "you like, also those dropped earlier, then continue."
         )
-    form = Form(desk, name, ["tuned for the model"])
+    form = Form(searches, name, ["tuned for the model"])
     with gr.Row():
         go = gr.Button("Search", variant="primary", elem_id=f"tt-{name}-go", min_width=120)
         stop = gr.Button("Stop", variant="stop", interactive=False, elem_id=f"tt-{name}-stop", min_width=120)
@@ -220,7 +220,7 @@ def _search_tab(desk: Desk, visitor: gr.BrowserState, name: str) -> None:
 
     async def begin(request: gr.Request, visitor: str, *values: Any) -> AsyncIterator[Update]:
         try:
-            (job,) = desk.begin(str(request.session_hash), name, visitor, orders(values, by_hand=by_hand))
+            (job,) = searches.begin(str(request.session_hash), name, visitor, requests(values, by_hand=by_hand))
         except Exception as error:
             yield {status: view.error(sentence(error))}
             return
@@ -231,7 +231,7 @@ def _search_tab(desk: Desk, visitor: gr.BrowserState, name: str) -> None:
     def again(work: Callable[[Job, str], None]) -> Callable[..., AsyncIterator[Update]]:
         async def handle(ticks: str, request: gr.Request) -> AsyncIterator[Update]:
             try:
-                job = desk.job(str(request.session_hash), name)
+                job = searches.job(str(request.session_hash), name)
                 shown = len(job.frames)
                 work(job, ticks)
             except Exception as error:
@@ -244,13 +244,13 @@ def _search_tab(desk: Desk, visitor: gr.BrowserState, name: str) -> None:
 
     def go_on(ticks: str, request: gr.Request) -> Update:
         try:
-            desk.job(str(request.session_hash), name).answer(ticks)
+            searches.job(str(request.session_hash), name).answer(ticks)
         except Exception as error:
             return {status: view.error(sentence(error))}
         return {onward: gr.update(interactive=False)}
 
     def halt(request: gr.Request) -> None:
-        desk.stop(str(request.session_hash))
+        searches.stop(str(request.session_hash))
 
     marks = f"() => [[...document.querySelectorAll('#tt-{name}-board input:checked')].map(e => e.value).join(',')]"
     gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], outputs, **QUIET)
@@ -260,12 +260,12 @@ def _search_tab(desk: Desk, visitor: gr.BrowserState, name: str) -> None:
     compare.click(again(lambda job, ticks: job.compare()), ticked, outputs, **QUIET)
 
 
-def _compare_tab(desk: Desk, visitor: gr.BrowserState) -> None:
+def _compare_tab(searches: Searches, visitor: gr.BrowserState) -> None:
     """The same prompt, seeds and budget with two policies side by side."""
     gr.Markdown("The same prompt, the same seeds and the same budget, twice. The budget is what both may cost.")
-    small = desk.offered[0] == "shapes"
+    small = searches.offered[0] == "shapes"
     unit, amount = ("GFLOP", 10) if small else ("TFLOP", 1000)
-    form = Form(desk, "compare", ["tuned for the model", "best-of-N"], unit, amount)
+    form = Form(searches, "compare", ["tuned for the model", "best-of-N"], unit, amount)
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="tt-compare-go", min_width=120)
         stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="tt-compare-stop", min_width=120)
@@ -283,16 +283,16 @@ def _compare_tab(desk: Desk, visitor: gr.BrowserState) -> None:
 
     async def begin(request: gr.Request, visitor: str, *values: Any) -> AsyncIterator[Update]:
         try:
-            asked = orders(values)
+            asked = requests(values)
             if asked[0].budget is None:
                 raise ValueError("two policies are compared at a budget in calls, FLOP or seconds, not in candidates")
-            jobs = desk.begin(str(request.session_hash), "compare", visitor, asked)
+            jobs = searches.begin(str(request.session_hash), "compare", visitor, asked)
         except Exception as error:
             yield {status: view.error(sentence(error))}
             return
         first: Update = {status: "", go: gr.update(interactive=False), stop: gr.update(interactive=True)}
         for (title, line, outcome, board), job in zip(sides, jobs, strict=True):
-            first |= {title: f"### {job.order.policy}", line: "", outcome: "", board: ""}
+            first |= {title: f"### {job.request.policy}", line: "", outcome: "", board: ""}
         yield first
         async for number, picture, text in watch(jobs, [0, 0]):
             _, line, outcome, board = sides[number]
@@ -302,7 +302,7 @@ def _compare_tab(desk: Desk, visitor: gr.BrowserState) -> None:
         yield {go: gr.update(interactive=True), stop: gr.update(interactive=False)}
 
     def halt(request: gr.Request) -> None:
-        desk.stop(str(request.session_hash))
+        searches.stop(str(request.session_hash))
 
     gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], outputs, **QUIET)
     stop.click(halt, **QUIET)

@@ -7,11 +7,11 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ttsnap.app.desk import Desk
+    from ttsnap.app.searches import Searches
 
 
 def serve(
-    desk: Desk,
+    searches: Searches,
     *,
     host: str = "127.0.0.1",
     port: int | None = 7860,
@@ -21,7 +21,7 @@ def serve(
     """Open the page.
 
     Args:
-        desk: what is offered.
+        searches: what is offered.
         host: address to listen on; 127.0.0.1 lets only this machine in.
         port: None: any free one from 7860 on.
         auth: users and passwords, if a login is asked for.
@@ -34,13 +34,15 @@ def serve(
         OSError: the port is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(desk.out / ".served")  # what the page may hand out lies in the output folder
+    os.environ["GRADIO_TEMP_DIR"] = str(
+        searches.out / ".served"
+    )  # what the page may hand out
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # a closed tab is noticed soon
     import gradio as gr
 
     from ttsnap.app.page import build
 
-    page = build(desk)
+    page = build(searches)
     page.queue(default_concurrency_limit=None, api_open=False)
     font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     theme = gr.themes.Soft(
@@ -62,7 +64,7 @@ def serve(
         share=False,
         quiet=True,
         prevent_thread_lock=True,
-        allowed_paths=[str(desk.out)],
+        allowed_paths=[str(searches.out)],
         max_file_size="1kb",  # nothing is uploaded
         footer_links=[],
         run_history=False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ttsnap.app.story import ALIVE, CUT, FINISHED, RUNNING, WAITING, WINNER, Story, Tile
+from ttsnap.app.history import ALIVE, CUT, FINISHED, RUNNING, WAITING, WINNER, History, Tile
 from ttsnap.core.cost import format_amount
 from ttsnap.live.result import cost_line
 
@@ -32,18 +32,18 @@ SAYS = {
 EMPTY = '<p class="tt-hint">The board fills here: every candidate, what it is about to become, and its reward.</p>'
 
 
-def board(story: Story, *, ticks: bool = False) -> str:
+def board(history: History, *, ticks: bool = False) -> str:
     """All candidates, in the order of their seeds, so that each keeps its place.
 
     Args:
-        story: what happened so far.
+        history: what happened so far.
         ticks: a box to tick on each candidate that is not finished; those proposed are ticked.
     """
-    if not story.tiles:
+    if not history.tiles:
         return EMPTY
-    items = "".join(_tile(tile, story.num_steps, ticks) for tile in story.tiles)
-    many = " tt-many" if len(story.tiles) > 16 else ""
-    return f'<ol class="tt-board{many}" aria-label="Candidates">{items}</ol>{_rungs(story)}'
+    items = "".join(_tile(tile, history.num_steps, ticks) for tile in history.tiles)
+    many = " tt-many" if len(history.tiles) > 16 else ""
+    return f'<ol class="tt-board{many}" aria-label="Candidates">{items}</ol>{_rungs(history)}'
 
 
 def _tile(tile: Tile, num_steps: int, ticks: bool) -> str:
@@ -65,35 +65,35 @@ def _tile(tile: Tile, num_steps: int, ticks: bool) -> str:
     return f'<li class="tt-tile tt-{tile.state}">{inside}{caption}</li>'
 
 
-def _rungs(story: Story) -> str:
-    if not story.rungs:
+def _rungs(history: History) -> str:
+    if not history.rungs:
         return ""
     rows = ""
-    for number, rung in enumerate(story.rungs):
-        following = story.rungs[number + 1 : number + 2]
-        went_on = str(following[0].looked_at) if following else ("" if rung.step == story.num_steps else "…")
-        name = "finished" if rung.step == story.num_steps else f"call {rung.step}"
+    for number, rung in enumerate(history.rungs):
+        following = history.rungs[number + 1 : number + 2]
+        went_on = str(following[0].looked_at) if following else ("" if rung.step == history.num_steps else "…")
+        name = "finished" if rung.step == history.num_steps else f"call {rung.step}"
         rows += f"<tr><th>{name}</th><td>{rung.looked_at}</td><td>{rung.best:.2f}</td><td>{went_on}</td></tr>"
     head = "<tr><th>look</th><th>looked at</th><th>best reward</th><th>went on</th></tr>"
     return f'<table class="tt-rungs"><thead>{head}</thead><tbody>{rows}</tbody></table>'
 
 
-def progress(story: Story, what: str) -> str:
+def progress(history: History, what: str) -> str:
     """One line that says what goes on, what is spent and how long it takes."""
     parts = [what]
-    if story.planned is not None:
-        spent = format_amount(story.spent.tflop if story.spent else 0.0, "TFLOP")
-        if story.calls <= story.planned.nfe:
-            parts.append(f"spent {spent} of {format_amount(story.planned.tflop, 'TFLOP')}")
-            parts.append(f"{story.calls} of {story.planned.nfe} calls")
+    if history.planned is not None:
+        spent = format_amount(history.spent.tflop if history.spent else 0.0, "TFLOP")
+        if history.calls <= history.planned.nfe:
+            parts.append(f"spent {spent} of {format_amount(history.planned.tflop, 'TFLOP')}")
+            parts.append(f"{history.calls} of {history.planned.nfe} calls")
         else:  # more was kept than the policy proposes, or finished after all
-            parts.append(f"spent {spent}, {format_amount(story.planned.tflop, 'TFLOP')} were planned")
-            parts.append(f"{story.calls} calls")
-        if not story.over and (left := story.seconds_left) is not None:
+            parts.append(f"spent {spent}, {format_amount(history.planned.tflop, 'TFLOP')} were planned")
+            parts.append(f"{history.calls} calls")
+        if not history.over and (left := history.seconds_left) is not None:
             parts.append(f"about {left:.0f} s left")
     bar = ""
-    if story.planned is not None:
-        share = min(1.0, story.calls / max(1, story.planned.nfe))
+    if history.planned is not None:
+        share = min(1.0, history.calls / max(1, history.planned.nfe))
         bar = f'<progress max="1" value="{share:.3f}" aria-label="denoiser calls made"></progress>'
     return status(" · ".join(parts)) + bar
 
@@ -108,13 +108,13 @@ def error(text: str) -> str:
     return f'<p class="tt-error" role="alert">{escape(text)}</p>'
 
 
-def doing(story: Story) -> str:
+def doing(history: History) -> str:
     """What the search does at this moment."""
-    if not story.tiles:
+    if not history.tiles:
         return "Starting"
-    if story.goal == story.num_steps:
-        return f"Finishing {story.running} of {len(story.tiles)}"
-    return f"Bringing {story.running} of {len(story.tiles)} to call {story.goal} of {story.num_steps}"
+    if history.goal == history.num_steps:
+        return f"Finishing {history.running} of {len(history.tiles)}"
+    return f"Bringing {history.running} of {len(history.tiles)} to call {history.goal} of {history.num_steps}"
 
 
 def outcome(result: SearchResult) -> str:

@@ -45,8 +45,8 @@ def open_page(
 
     import gradio  # noqa: F401  # missing, it is named with its install command
 
-    from ttsnap.app.desk import Desk
-    from ttsnap.app.orders import Limits
+    from ttsnap.app.queue import Limits
+    from ttsnap.app.searches import Searches
     from ttsnap.app.server import serve
 
     users = []
@@ -61,7 +61,7 @@ def open_page(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     try:
-        desk = Desk(
+        searches = Searches(
             out,
             list(model) or ["shapes"],
             list(reward),
@@ -71,7 +71,7 @@ def open_page(
         )
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; give another --out") from error
-    page, url = serve(desk, host=host, port=port, auth=users or None, block=False)
-    print(f"ttsnap is at {url} (Ctrl-C ends it); results are in {desk.out}", file=sys.stderr)
-    desk.warm()
+    page, url = serve(searches, host=host, port=port, auth=users or None, block=False)
+    print(f"ttsnap is at {url} (Ctrl-C ends it); results are in {searches.out}", file=sys.stderr)
+    searches.warm()
     page.block_thread()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from functools import cached_property
-from importlib import metadata
 from typing import Any
 
 
@@ -26,11 +25,15 @@ class Registry(MutableMapping[str, Any]):
 
     @cached_property
     def _known(self) -> dict[str, Any]:
+        from importlib import metadata  # takes longer than all the rest of the command line's help
+
         return {entry.name: entry for entry in metadata.entry_points(group=self.group)} | self._own
 
     def __getitem__(self, name: str) -> Any:
+        from importlib.metadata import EntryPoint
+
         found = self._known[name]
-        return found.load() if isinstance(found, metadata.EntryPoint) else found
+        return found.load() if isinstance(found, EntryPoint) else found
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._known[name] = value

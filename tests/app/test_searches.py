@@ -1,4 +1,4 @@
-"""Orders, the line, picking and stopping, without a browser and with the smallest sampler there can be."""
+"""Requests, the queue, picking and stopping, without a browser and with the smallest sampler there can be."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from tests.pipelines.toy import ToyReward, toy_sampler
 from ttsnap.app import view
-from ttsnap.app.desk import Desk
-from ttsnap.app.orders import Limits, Order
-from ttsnap.app.story import Tile
+from ttsnap.app.history import Tile
+from ttsnap.app.queue import Limits, Request
+from ttsnap.app.searches import Searches
 from ttsnap.core.cost import CostModel
 from ttsnap.live.session import Session
 from ttsnap.policies import SuccessiveHalving
@@ -31,9 +31,9 @@ class Toys:
         self.gate.set()
         self.begun = []
 
-    def searcher(self, order):
-        self.begun.append(order.prompt)
-        if order.prompt == "broken":
+    def searcher(self, request):
+        self.begun.append(request.prompt)
+        if request.prompt == "broken":
             raise RuntimeError("secret detail")
         sampler = toy_sampler(num_steps=4, max_batch=16)
         forward = sampler.pipe.transformer.forward
@@ -43,22 +43,22 @@ class Toys:
             return forward(*arguments)
 
         sampler.pipe.transformer.forward = gated
-        return Session(sampler, {"bright": ToyReward()}, HALVING, order.candidates, MODEL)
+        return Session(sampler, {"bright": ToyReward()}, HALVING, request.candidates, MODEL)
 
 
 @pytest.fixture
-def desk(tmp_path):
-    desk = Desk(tmp_path / "out", rewards=["shapes"], limits=Limits(waiting=3))
-    desk.models = Toys()
-    return desk
+def searches(tmp_path):
+    searches = Searches(tmp_path / "out", rewards=["shapes"], limits=Limits(waiting=3))
+    searches.models = Toys()
+    return searches
 
 
-def order(prompt="a", candidates=8, **options):
-    return Order(prompt, "shapes", ("shapes",), candidates=candidates, **options)
+def request(prompt="a", candidates=8, **options):
+    return Request(prompt, "shapes", ("shapes",), candidates=candidates, **options)
 
 
-def begin(desk, *orders, session="s", tab="search", visitor=VISITOR):
-    return desk.begin(session, tab, visitor, orders)
+def begin(searches, *requests, session="s", tab="search", visitor=VISITOR):
+    return searches.begin(session, tab, visitor, requests)
 
 
 def wait(condition, seconds=20):
@@ -68,13 +68,13 @@ def wait(condition, seconds=20):
         time.sleep(0.005)
 
 
-def test_a_search_is_saved_and_told_frame_by_frame(desk):
-    (job,) = begin(desk, order(candidates=64))
+def test_a_search_is_saved_and_told_frame_by_frame(searches):
+    (job,) = begin(searches, request(candidates=64))
     wait(lambda: not job.active)
     assert job.trouble is None
     assert job.result.started == 64
     assert json.loads((job.folder / "result.json").read_text())["seed"] == job.result.seed
-    assert job.folder.parent == desk.home(VISITOR)
+    assert job.folder.parent == searches.home(VISITOR)
     pictures = [frame.board.count("<img") for frame in job.frames]
     assert pictures == sorted(pictures)
     assert {0, 16, 32, 48, 64} <= set(pictures)  # no batch of 64 candidates is dropped
@@ -86,37 +86,37 @@ def test_a_search_is_saved_and_told_frame_by_frame(desk):
     assert "Done" in job.frames[-1].status
 
 
-def test_one_at_a_time_and_the_others_see_their_place(desk):
-    desk.models.gate.clear()
-    first = begin(desk, order("first"), session="1")[0]
-    wait(lambda: desk.models.begun == ["first"])
-    second = begin(desk, order("second"), session="2")[0]
-    third = begin(desk, order("third"), session="3")[0]
-    wait(lambda: len(desk.line) == 3)
+def test_one_at_a_time_and_the_others_see_their_place(searches):
+    searches.models.gate.clear()
+    first = begin(searches, request("first"), session="1")[0]
+    wait(lambda: searches.models.begun == ["first"])
+    second = begin(searches, request("second"), session="2")[0]
+    third = begin(searches, request("third"), session="3")[0]
+    wait(lambda: len(searches.queue) == 3)
     assert "next" in second.status()
     assert "2 before you" in third.status()
-    with pytest.raises(ValueError, match="3 searches wait in line"):
-        begin(desk, order(), session="4")
+    with pytest.raises(ValueError, match="3 searches wait in the queue"):
+        begin(searches, request(), session="4")
     with pytest.raises(ValueError, match="one search at a time"):
-        begin(desk, order(), session="1", tab="hand")
-    desk.close("2")  # the tab is closed while it waits
+        begin(searches, request(), session="1", tab="hand")
+    searches.close("2")  # the tab is closed while it waits
     wait(lambda: not second.active)
     assert "next" in third.status()
-    desk.models.gate.set()
+    searches.models.gate.set()
     wait(lambda: not third.active)
-    assert desk.models.begun == ["first", "third"]
+    assert searches.models.begun == ["first", "third"]
     assert first.result.images
     assert second.result is None
     with pytest.raises(ValueError, match="no search yet"):
-        desk.job("2", "search")
+        searches.job("2", "search")
 
 
-def test_a_closed_tab_stops_its_search_and_the_stopped_search_is_saved(desk):
-    desk.models.gate.clear()
-    (job,) = begin(desk, order())
+def test_a_closed_tab_stops_its_search_and_the_stopped_search_is_saved(searches):
+    searches.models.gate.clear()
+    (job,) = begin(searches, request())
     wait(lambda: job.phase == "searching")
-    desk.close("s")
-    desk.models.gate.set()
+    searches.close("s")
+    searches.models.gate.set()
     wait(lambda: not job.active)
     assert job.result.stopped
     assert not job.result.images
@@ -125,12 +125,12 @@ def test_a_closed_tab_stops_its_search_and_the_stopped_search_is_saved(desk):
     assert "before an image was finished" in view.outcome(job.result)
 
 
-def test_picking_lets_others_search_meanwhile(desk):
-    (job,) = begin(desk, order(by_hand=True))
+def test_picking_lets_others_search_meanwhile(searches):
+    (job,) = begin(searches, request(by_hand=True))
     wait(lambda: job.phase == "picking")
     assert job.frames[-1].board.count(" checked") == 4  # what the reward proposes
     assert job.frames[-1].board.count('type="checkbox"') == 8
-    other = begin(desk, order("other"), session="2")[0]
+    other = begin(searches, request("other"), session="2")[0]
     wait(lambda: not other.active)
     assert other.result.images
     for wrong, message in (("", "at least one"), ("99", "of this search"), ("x", "of this search")):
@@ -154,13 +154,13 @@ def test_picking_lets_others_search_meanwhile(desk):
         job.answer("0")
 
 
-def test_what_goes_wrong_is_one_sentence_without_inner_details(desk, caplog):
-    (job,) = begin(desk, order("broken"))
+def test_what_goes_wrong_is_one_sentence_without_inner_details(searches, caplog):
+    (job,) = begin(searches, request("broken"))
     wait(lambda: not job.active)
     assert "RuntimeError" in job.trouble
     assert "secret" not in job.status()
     assert "secret detail" in caplog.text
-    assert begin(desk, order("again"))[0] is not job
+    assert begin(searches, request("again"))[0] is not job
 
 
 BAD = {
@@ -178,37 +178,37 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_orders_are_bounded_and_only_what_is_offered_is_loaded(case, desk):
+def test_requests_are_bounded_and_only_what_is_offered_is_loaded(case, searches):
     options, message = BAD[case]
     values = {"prompt": "a", "model": "shapes", "rewards": ("shapes",), "candidates": 4} | options
     with pytest.raises(ValueError, match=message):
-        begin(desk, Order(**values))
-    assert not desk.models.begun
+        begin(searches, Request(**values))
+    assert not searches.models.begun
 
 
 @pytest.mark.parametrize("name", ["", "..", "../../etc", "a/b", "a" * 21 + "/", "a" * 21 + "\n", None, "a" * 40])
-def test_a_visitor_cannot_name_another_folder(name, desk):
+def test_a_visitor_cannot_name_another_folder(name, searches):
     with pytest.raises(ValueError, match="does not know you"):
-        desk.home(name)
-    made = desk.welcome(name)
-    assert desk.home(made).parent == desk.out / "visitors"
+        searches.home(name)
+    made = searches.welcome(name)
+    assert searches.home(made).parent == searches.out / "visitors"
 
 
-def test_what_a_visitor_may_open_is_his_own(desk):
+def test_what_a_visitor_may_open_is_his_own(searches):
     from ttsnap.app.explore import found, show_run
 
-    (job,) = begin(desk, order())
+    (job,) = begin(searches, request())
     wait(lambda: not job.active)
-    assert list(found(desk, VISITOR).values()) == [job.folder]
-    assert not found(desk, "b" * 22)
-    assert not found(desk, "../" + VISITOR)
+    assert list(found(searches, VISITOR).values()) == [job.folder]
+    assert not found(searches, "b" * 22)
+    assert not found(searches, "../" + VISITOR)
     html = show_run(job.folder)
     assert "<svg" in html
     assert "data:image/png" in html
 
 
-def test_prompts_and_notes_are_text_not_html(desk):
-    (job,) = begin(desk, order("<script>alert(1)</script> \"&'"))
+def test_prompts_and_notes_are_text_not_html(searches):
+    (job,) = begin(searches, request("<script>alert(1)</script> \"&'"))
     wait(lambda: not job.active)
     from ttsnap.app.explore import show_run
 
@@ -217,11 +217,11 @@ def test_prompts_and_notes_are_text_not_html(desk):
 
 
 def test_a_look_without_a_picture_has_a_plain_tile_or_the_last_known_picture():
-    from ttsnap.app.story import Story
+    from ttsnap.app.history import History
 
-    story = Story(
+    history = History(
         tiles=[Tile(3, "alive", 2, 0.5), Tile(4, "alive", 2, 0.25, np.zeros((4, 4, 3), np.uint8))], num_steps=4
     )
-    html = view.board(story)
+    html = view.board(history)
     assert 'aria-label="seed 3, alive after 2 of 4 calls, reward 0.50"' in html
     assert 'alt="seed 4, alive after 2 of 4 calls, reward 0.25"' in html

@@ -1,4 +1,4 @@
-"""The story of one search as it unfolds: what a person wants to see of it at any moment."""
+"""The history of one search as it unfolds: what a person wants to see of it at any moment."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Rung(NamedTuple):
 
 
 @dataclass(eq=False)
-class Story(Observer):
+class History(Observer):
     """Gathers what the search of one prompt tells.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What a visitor may ask for, and the line of those who wait for the device."""
+"""What a visitor may ask for, and the queue of those who wait for the device."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Limits:
     candidates: int = 128
     side: int = 2048  # pixels
     steps: int = 100
-    waiting: int = 20  # searches in line
+    waiting: int = 20  # searches in the queue
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """What a visitor asks for; `by_hand`: he picks at each look."""
 
     prompt: str
@@ -44,7 +44,7 @@ class Order:
     by_hand: bool = False
 
 
-class Line:
+class Queue:
     """Those who want the device, in order of arrival; the first has it."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Line:
         self._changed = threading.Condition()
 
     def join(self, who: Any) -> None:
-        """Go to the end of the line."""
+        """Go to the end of the queue."""
         with self._changed:
             self._order.append(who)
 
@@ -78,7 +78,7 @@ class Line:
             self._changed.notify_all()
 
     def before(self, who: Any) -> int:
-        """How many are before somebody in line."""
+        """How many are before somebody in the queue."""
         with self._changed:
             return self._order.index(who) if who in self._order else 0
 

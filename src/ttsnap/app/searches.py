@@ -1,4 +1,4 @@
-"""Who searches for what: one search at a time on the device, the others in line, each visitor's own."""
+"""Who searches for what: one search at a time on the device, the others in the queue, each visitor's own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.app.job import Job
-from ttsnap.app.offer import Offer
-from ttsnap.app.orders import Order
+from ttsnap.app.queue import Request
+from ttsnap.app.service import Service
 
 
-class Desk(Offer):
-    """The searches of all visitors; arguments are those of `Offer`."""
+class Searches(Service):
+    """The searches of all visitors; arguments are those of `Service`."""
 
     def __init__(self, *offered: Any, **more: Any) -> None:
         super().__init__(*offered, **more)
@@ -35,20 +35,20 @@ class Desk(Offer):
         assert visitor
         return visitor
 
-    def begin(self, session: str, tab: str, visitor: str | None, orders: Sequence[Order]) -> list[Job]:
-        """Search for these, in line; a session has one search at a time, and each of its tabs remembers its last.
+    def begin(self, session: str, tab: str, visitor: str | None, requests: Sequence[Request]) -> list[Job]:
+        """Search for these, in the queue; a session has one search at a time, and each of its tabs remembers its last.
 
         Raises:
-            ValueError: what is wrong with an order.
+            ValueError: what is wrong with a request.
         """
         home = self.home(visitor)
-        orders = [self.check(order) for order in orders]
+        requests = [self.check(request) for request in requests]
         mine = self._jobs.setdefault(session, {})
         if any(job.active for jobs in mine.values() for job in jobs):
             raise ValueError("one search at a time: stop the one at work first")
-        if len(self.line) + len(orders) > self.limits.waiting:
-            raise ValueError(f"{len(self.line)} searches wait in line already; try again later")
-        mine[tab] = [Job(desk=self, order=order, home=home) for order in orders]
+        if len(self.queue) + len(requests) > self.limits.waiting:
+            raise ValueError(f"{len(self.queue)} searches wait in the queue already; try again later")
+        mine[tab] = [Job(searches=self, request=request, home=home) for request in requests]
         for job in mine[tab]:
             job.search()
         return mine[tab]

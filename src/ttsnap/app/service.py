@@ -1,4 +1,4 @@
-"""What is offered on the page: models and rewards, within limits, and the line for the device."""
+"""What is offered on the page: models and rewards, within limits, and the queue for the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ttsnap.app.orders import POLICIES, Limits, Line, Order
+from ttsnap.app.queue import POLICIES, Limits, Queue, Request
 
 logger = logging.getLogger(__name__)
 
@@ -23,36 +23,36 @@ class Models:
     _pipes: dict[str, Any] = field(default_factory=dict)
     _judges: dict[str, Any] = field(default_factory=dict)
 
-    def searcher(self, order: Order) -> Any:
+    def searcher(self, request: Request) -> Any:
         """A prepared searcher for what was ordered."""
         from ttsnap import rewards
         from ttsnap.live.session import prepare
         from ttsnap.pipelines.loading import Loading, find_device, load_model, quiet_libraries
 
         quiet_libraries()
-        if order.model not in self._pipes:
-            self._pipes[order.model] = load_model(order.model, Loading(device=self.device, dtype=self.dtype))
-        pipe = self._pipes[order.model]
-        for name in order.rewards:
+        if request.model not in self._pipes:
+            self._pipes[request.model] = load_model(request.model, Loading(device=self.device, dtype=self.dtype))
+        pipe = self._pipes[request.model]
+        for name in request.rewards:
             if name not in self._judges:
                 self._judges |= rewards.load([name], find_device(self.device))
         sizes: dict[str, Any] = {}
-        if order.steps:
-            sizes["num_inference_steps"] = order.steps
-        if order.size:
-            sizes |= {"height": order.size, "width": order.size}
+        if request.steps:
+            sizes["num_inference_steps"] = request.steps
+        if request.size:
+            sizes |= {"height": request.size, "width": request.size}
         return prepare(
             pipe,
-            reward={name: self._judges[name] for name in order.rewards},
-            budget=order.budget,
-            candidates=order.candidates,
-            policy=POLICIES[order.policy],
-            prompt=order.prompt,
+            reward={name: self._judges[name] for name in request.rewards},
+            budget=request.budget,
+            candidates=request.candidates,
+            policy=POLICIES[request.policy],
+            prompt=request.prompt,
             **sizes,
         )
 
 
-class Offer:
+class Service:
     """What is offered, and within which limits.
 
     Args:
@@ -86,52 +86,52 @@ class Offer:
         names_of(self.rewards)
         self.out, self.offered = Path(out).resolve(), list(models)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.models, self.limits, self.line = Models(device, dtype), limits or Limits(), Line()
+        self.models, self.limits, self.queue = Models(device, dtype), limits or Limits(), Queue()
 
     def warm(self) -> threading.Thread:
         """Load the first model on offer while nobody waits for it; the thread that does it."""
 
         def load() -> None:
             who = object()
-            self.line.join(who)
-            self.line.wait(who, lambda: True)
+            self.queue.join(who)
+            self.queue.wait(who, lambda: True)
             try:
-                self.models.searcher(Order("a", self.offered[0], (self.rewards[0],), candidates=1))
+                self.models.searcher(Request("a", self.offered[0], (self.rewards[0],), candidates=1))
             except Exception as error:  # whoever asks for it is told
                 logger.warning("%s could not be loaded: %s", self.offered[0], error)
             finally:
-                self.line.leave(who)
+                self.queue.leave(who)
 
         thread = threading.Thread(target=load, daemon=True)
         thread.start()
         return thread
 
-    def check(self, order: Order) -> Order:
-        """The order, tidied.
+    def check(self, request: Request) -> Request:
+        """The request, tidied.
 
         Raises:
             ValueError: not on offer, or beyond the limits.
         """
         limits = self.limits
-        prompt = " ".join(order.prompt.split())
+        prompt = " ".join(request.prompt.split())
         if not prompt:
             raise ValueError("the prompt is empty; it needs at least one word")
         if len(prompt) > limits.prompt:
             raise ValueError(f"the prompt has {len(prompt)} characters; at most {limits.prompt} are taken")
-        if order.model not in self.offered:
-            raise ValueError(f"there is no model {order.model!r} here; there is {', '.join(self.offered)}")
-        if not order.rewards or set(order.rewards) - set(self.rewards):
+        if request.model not in self.offered:
+            raise ValueError(f"there is no model {request.model!r} here; there is {', '.join(self.offered)}")
+        if not request.rewards or set(request.rewards) - set(self.rewards):
             raise ValueError(f"choose one reward or more of {', '.join(self.rewards)}")
-        if order.policy not in POLICIES:
-            raise ValueError(f"there is no policy {order.policy!r} here; there is {', '.join(POLICIES)}")
-        for name, value, most in (("size", order.size, limits.side), ("steps", order.steps, limits.steps)):
+        if request.policy not in POLICIES:
+            raise ValueError(f"there is no policy {request.policy!r} here; there is {', '.join(POLICIES)}")
+        for name, value, most in (("size", request.size, limits.side), ("steps", request.steps, limits.steps)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be 1 to {most}, got {value}")
-        if not 0 <= order.seed < 2**31:
-            raise ValueError(f"the seed must be 0 to {2**31 - 1}, got {order.seed}")
-        if order.candidates is not None:
-            self.check_candidates(order.candidates)
-        return replace(order, prompt=prompt)
+        if not 0 <= request.seed < 2**31:
+            raise ValueError(f"the seed must be 0 to {2**31 - 1}, got {request.seed}")
+        if request.candidates is not None:
+            self.check_candidates(request.candidates)
+        return replace(request, prompt=prompt)
 
     def check_candidates(self, count: int) -> None:
         """ValueError where these are too many, or none."""
