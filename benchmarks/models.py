@@ -15,7 +15,6 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -405,13 +404,8 @@ def measure(model: Model) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of names (default: all)")
-    parser.add_argument("--docs", action="store_true", help="count nothing; renew the tables of docs/models.md")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {catalogue.FIGURES.name}")
     arguments = parser.parse_args()
-    if arguments.docs:
-        document = Path(__file__).parents[1] / "docs" / "models.md"
-        document.write_text(catalogue.renewed(document.read_text()))
-        return
     for name, model in MODELS.items():
         if arguments.names and not any(part.lower() in name.lower() for part in arguments.names):
             continue

@@ -71,7 +71,7 @@ def any_scene(rng: np.random.Generator) -> Scene:
         return hard.sample_scene(hard.sample_spec(rng), rng)
     things = [
         Thing(
-            _COLOURS[rng.integers(6)], SHAPES[rng.integers(3)], *(float(c) for c in rng.uniform(11, 85, 2)),
+            _COLOURS[rng.integers(6)], SHAPES[rng.integers(3)], rng.uniform(11, 85), rng.uniform(11, 85),
             rng.uniform(6, 12), bool(rng.integers(2)),
         )
         for _ in range(rng.integers(0, 6))
@@ -208,12 +208,24 @@ def verdicts(job: tuple[NDArray[np.uint8], list[str]]) -> NDArray[np.float32]:
 # ---- stages
 
 
-class Run:
+class Place:
+    """Where networks run."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.gpu = self.device.type == "cuda"
+
+    def autocast(self) -> Any:
+        """bf16 on a GPU."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu)
+
+
+class Run(Place):
     """Device, folder, clock, workers."""
 
     def __init__(self, a: argparse.Namespace) -> None:
-        self.out, self.device, self.minutes, self.share = a.out, torch.device(a.device), a.minutes, a.count
-        self.gpu = self.device.type == "cuda"
+        super().__init__(a.device)
+        self.out, self.minutes, self.share = a.out, a.minutes, a.count
         self.log = common.Log(a.out)
         self.workers = multiprocessing.get_context("spawn").Pool(a.workers, initializer=_one_thread)
 
@@ -224,10 +236,6 @@ class Run:
         while (progress := (clock() - start) / limit) < 1 or step < 3:
             yield step, min(progress, 1.0)
             step += 1
-
-    def autocast(self) -> Any:
-        """bf16 on a GPU."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu)
 
     def count(self, full: int, least: int) -> int:
         """So many, less if scaled."""
@@ -374,8 +382,7 @@ def train_text(run: Run, minutes: float) -> None:
             right &= (logits.argmax(-1) == whole[..., i]).all(1)
         return loss, right.float().mean().item() if len(specs) == 512 else 0.0
 
-    step = 0
-    for step, progress in run.updates(minutes):
+    for step, progress in run.updates(minutes):  # noqa: B007 - the last is logged
         optimiser.param_groups[0]["lr"] = 1.5e-3 * common.schedule(progress)
         loss, _ = forward([hard.sample_spec(rng) for _ in range(192)])
         optimiser.zero_grad()
@@ -507,8 +514,8 @@ def decode(model: AutoencoderKL, packed: Tensor) -> Tensor:
 
 def train_transformer(rank: int, a: argparse.Namespace) -> None:
     """Flow matching: true captions, then loose ones, as loose as leaves a search most to do."""
-    device = torch.device(a.device)
-    gpu = device.type == "cuda"
+    place = Place(a.device)
+    device, gpu = place.device, place.gpu
     state = common.load(a.out / "scenes.pt")
     assert state is not None
     texts, decoder = load_texts(device, a.out), load_vae(device, a.out)
@@ -529,7 +536,6 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
         muon.buffers = [x.to(device) for x in saved_state["muon"]]
         step, spent, loose = saved_state["step"], saved_state["spent"], saved_state["loose"]
     log = common.Log(a.out) if rank == 0 else None
-    run = argparse.Namespace(device=device, gpu=gpu, autocast=lambda: Run.autocast(run))  # type: ignore[arg-type]
     empty = texts.tokens([""]).to(device)
     torch.manual_seed(1000 * step + rank)
     held = hard.held_out_prompts()[: max(8, int(128 * a.count))]
@@ -540,7 +546,7 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
     def evaluate() -> float:
         mine = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(average.state["model"])
-        images, _ = paint(run, model, texts, decoder, held, 1)  # type: ignore[arg-type]
+        images, _ = paint(place, model, texts, decoder, held, 1)
         model.load_state_dict(mine)
         found = figures(verdicts((images, held)))
         if log:
@@ -568,7 +574,7 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
         t = torch.where(torch.rand(batch, device=device) < 0.5, 0.75 + 0.25 * high, t)[:, None, None]
         noise = torch.randn_like(x0)
         kept = torch.rand(batch, 1, device=device) >= 0.05
-        with Run.autocast(run):  # type: ignore[arg-type]
+        with place.autocast():
             output = model(
                 hidden_states=(1 - t) * x0 + t * noise, timestep=t.flatten(), return_dict=False,
                 **texts(torch.where(kept, ids[1 + loose if loose >= 0 else 0][rows], empty)),
@@ -618,13 +624,13 @@ def load_transformer(path: Path | None) -> Any:
 
 @torch.no_grad()
 def sample(
-    run: Run, model: nn.Module, condition: dict[str, Tensor], noise: Tensor, steps: int, watch: Any = None
+    place: Place, model: nn.Module, condition: dict[str, Tensor], noise: Tensor, steps: int, watch: Any = None
 ) -> Tensor:
     """Euler flow from noise to packed latents; `watch(call, x0)` sees each estimate."""
     sigmas = [1 - i / steps for i in range(steps + 1)]
     x = noise
     for call, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
-        with run.autocast():
+        with place.autocast():
             v = model(
                 hidden_states=x, timestep=torch.full((len(x),), sigma, device=x.device), return_dict=False, **condition
             )[0]
@@ -635,15 +641,15 @@ def sample(
 
 
 def paint(
-    run: Run, model: nn.Module, texts: Texts, decoder: AutoencoderKL, prompts: list[str], seed: int, steps: int = 20
+    place: Place, model: nn.Module, texts: Texts, decoder: AutoencoderKL, prompts: list[str], seed: int, steps: int = 20
 ) -> tuple[NDArray[np.uint8], Tensor]:  # fmt: skip
     """Images of prompts, one each, as bytes and as floats in 0..1."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(prompts), SIDE**2, CHANNELS, generator=generator)
-    made, size = [], 1024 if run.gpu else 64
+    made, size = [], 1024 if place.gpu else 64
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
-        latents = sample(run, model, texts(texts.tokens(prompts[part])), noise[part].to(run.device), steps)
+        latents = sample(place, model, texts(texts.tokens(prompts[part])), noise[part].to(place.device), steps)
         with torch.no_grad():
             made.append(decode(decoder, latents))
     images = torch.cat(made)
@@ -756,16 +762,23 @@ def read_all(reward: ShapesReward, prompts: list[str]) -> None:
 
 @torch.no_grad()
 def trails_of(
-    run: Run, model: Any, texts: Texts, decoder: AutoencoderKL, reward: ShapesReward, prompts: list[str], size: int, steps: int, seed: int
-) -> tuple[Trails, Tensor]:  # fmt: skip
-    """Trajectories of prompts in groups of `size`, with features and x0 estimates of all calls but the last, and the
-    finished latents."""
+    run: Run,
+    model: Any,
+    texts: Texts,
+    decoder: AutoencoderKL,
+    reward: ShapesReward,
+    prompts: list[str],
+    size: int,
+    steps: int,
+    seed: int,
+) -> Trails:
+    """Trajectories of prompts in groups of `size`, with features and x0 estimates of all calls but the last."""
     asked = [prompt for prompt in prompts for _ in range(size)]
     read_all(reward, prompts)
     begun = time.time()
     generator = torch.Generator(run.device).manual_seed(seed)
     module = dict(model.named_modules())[foresight.PLACE.module]
-    cells, latents, goals, ends = [], [], [], []
+    cells, latents, goals = [], [], []
     per = max(1, (2048 if run.gpu else 64) // size) * size
     for start in range(0, len(asked), per):
         part = asked[start : start + per]
@@ -788,23 +801,13 @@ def trails_of(
         cells.append(torch.stack(heard[:-1], 1).unflatten(0, (groups, size)))
         latents.append(torch.stack(estimates[:-1], 1).unflatten(0, (groups, size)))
         goals.append(found.unflatten(0, (groups, size)))
-        ends.append(end.unflatten(0, (groups, size)))
         if not run.gpu and start // per % 16 == 15:
             run.log(stage="trails", done=start + per, minutes=(time.time() - begun) / 60)
     index = np.arange(len(prompts))
     sigmas = np.array([1 - i / steps for i in range(steps - 1)])
     nothing = torch.zeros(len(prompts), 0, 1)
-    made = Trails(
-        tuple(prompts),
-        nothing,
-        nothing[..., 0].bool(),
-        index,
-        torch.cat(cells),
-        torch.cat(goals),
-        sigmas,
-        torch.cat(latents),
-    )
-    return made, torch.cat(ends)
+    stacked = torch.cat(cells), torch.cat(goals), sigmas, torch.cat(latents)
+    return Trails(tuple(prompts), nothing, nothing[..., 0].bool(), index, *stacked)
 
 
 def distil(run: Run, student: Any, trails: Trails, decoder: AutoencoderKL, minutes: float) -> None:
@@ -929,7 +932,7 @@ def gates(run: Run, model: nn.Module, texts: Texts, decoder: AutoencoderKL, rewa
             run.log(stage="one sample", **figures(found))
             logits_np = logits.cpu().numpy()
             by_kind = {kind: auc(logits_np[:, i], found[:, i] > 0.5) for i, kind in enumerate(ALL_KINDS)}
-            run.log(stage="auc", **by_kind, all=auc(values.ravel(), found[:, :5].all(1)))
+            run.log(stage="auc", **by_kind, all=auc(values.ravel(), np.asarray(found[:, :5].all(1))))
             sheet(
                 images[: 8 * seeds].reshape(-1, seeds, *images.shape[1:])[:, :12].reshape(-1, *images.shape[1:]),
                 12,
@@ -949,7 +952,7 @@ def train_foretelling(run: Run, minutes: float, groups: int) -> None:
     model = load_transformer(run.out / "transformer.pt").to(run.device)
     groups, rng = run.count(groups, 8), np.random.default_rng(19)
     some = [hard.sample_spec(rng, fewer=0.03).prompt for _ in range(groups)]
-    trails, _ = trails_of(run, model, texts, decoder, reward, some, 8, 10, 70_000)
+    trails = trails_of(run, model, texts, decoder, reward, some, 8, 10, 70_000)
     head = foresight.begin(copy.deepcopy(reward.network))
     begin_from(head.student, foresight.load_foresight().head.student.state_dict())  # type: ignore[attr-defined]
     head = head.to(run.device)
@@ -974,7 +977,7 @@ def measure(run: Run) -> None:
     gates(run, model, texts, decoder, reward)
     head = foresight.load_foresight(run.device, run.out / "foresight", reward).head
     prompts = hard.held_out_prompts()[-run.count(60, 4) :]
-    tests, _ = trails_of(run, model, texts, decoder, reward, prompts, 16, 20, 5)
+    tests = trails_of(run, model, texts, decoder, reward, prompts, 16, 20, 5)
     early(run, head, reward, decoder, tests)
 
 

@@ -34,9 +34,7 @@ def serve(
         OSError: the port is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(
-        searches.out / ".served"
-    )  # what the page may hand out
+    os.environ["GRADIO_TEMP_DIR"] = str(searches.out / ".served")  # what the page may hand out
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # a closed tab is noticed soon
     import gradio as gr
 

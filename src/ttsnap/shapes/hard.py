@@ -72,8 +72,8 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     shift = rng.uniform(12.5 - low, SIZE - 12.5 - high)
     return Scene(
         tuple(
-            Thing(noun.colour, noun.shape, *(float(c) for c in centre + shift), rng.uniform(8.5, 10.5), noun.hollow)
-            for noun, centre in zip(spec.things, centres, strict=True)
+            Thing(noun.colour, noun.shape, float(x), float(y), rng.uniform(8.5, 10.5), noun.hollow)
+            for noun, (x, y) in zip(spec.things, centres + shift, strict=True)
         ),
         SIZE,
     )

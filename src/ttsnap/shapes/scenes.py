@@ -30,7 +30,7 @@ SHAPES = ("circle", "square", "triangle")
 RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUND = (40, 40, 44)
 _COLOUR_NAMES = tuple(COLOURS)
-_LIFT = np.float32(0.22)  # how far a triangle's centre lies below its middle
+_LIFT = 0.22  # how far a triangle's centre lies below its middle
 _HELD_OUT_SHARE = 5  # one combination in this many
 
 

@@ -1,0 +1,55 @@
+"""The generated tables of docs/models.md, from the families that ttsnap knows.
+
+python -m tools.model_tables            # renew them
+python -m tools.model_tables --check    # part of `make lint`: are they as they should be?
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ttsnap.pipelines.catalogue import HEAD, families, rows
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
+
+
+def tables() -> dict[str, str]:
+    """The generated parts by name, in Markdown."""
+    known = families()
+    notes = [[f.name, f.note] for f in known if f.note]
+    commands = [f"# {f.name}\n{f.command}" for f in known]
+    return {
+        "families": _markdown([HEAD, ["---"] * len(HEAD), *rows(known)]),
+        "notes": _markdown([["model", "note"], ["---"] * 2, *notes]),
+        "commands": "```sh\n" + "\n".join(commands) + "\n```",
+    }
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in table)
+
+
+def renewed(document: str) -> str:
+    """A Markdown document with its generated parts, between `<!-- name -->` and `<!-- end -->`, made anew."""
+    for name, text in tables().items():
+        before, start, rest = document.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not start or not end:
+            raise ValueError(f"the document has no part <!-- {name} --> ... <!-- end -->")
+        document = f"{before}{start}{text}\n{end}{after}"
+    return document
+
+
+def main() -> None:
+    """Renew or check."""
+    text = DOCUMENT.read_text()
+    if "--check" not in sys.argv:
+        DOCUMENT.write_text(renewed(text))
+    elif renewed(text) != text:
+        sys.exit(f"{DOCUMENT.name} is not as its sources say; renew it: python -m tools.model_tables")
+
+
+if __name__ == "__main__":
+    main()
