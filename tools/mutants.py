@@ -35,8 +35,11 @@ class Mutant(NamedTuple):
     tests: str
 
 
-LEDGER, DRIVER = "tests/test_ledger.py tests/test_cost.py", "tests/test_ledger.py tests/test_observers.py"
-POLICY, REPLAY = "tests/policies", "tests/simulation/test_accounting.py tests/simulation/test_simulator.py"
+LEDGER, DRIVER = (
+    "tests/core/test_ledger.py tests/core/test_cost.py",
+    "tests/core/test_ledger.py tests/core/test_observers.py",
+)
+POLICY, REPLAY = "tests/policies", "tests/replay/test_accounting.py tests/replay/test_simulator.py"
 ENGINE = "tests/live/test_engine.py tests/live/test_stream.py"
 BATCHES, SAMPLER = "tests/pipelines/test_batching.py", "tests/pipelines/test_sampler.py"
 RECORDS = "tests/recordings/test_recording.py tests/recordings/test_recorder.py"
@@ -73,35 +76,37 @@ MUTANTS = (
         "decodes += many",
         f"{LEDGER} tests/pipelines/test_previews.py",
     ),
-    Mutant("budget: one candidate more", "core/cost.py", "    return low\n", "    return high\n", "tests/test_cost.py"),
+    Mutant(
+        "budget: one candidate more", "core/cost.py", "    return low\n", "    return high\n", "tests/core/test_cost.py"
+    ),
     # Rankings, driver, policies.
     Mutant(
         "ranking: ties to the higher index",
         "core/ranking.py",
         "best = np.argmax(np.where(np.isnan(dense), -np.inf, dense), axis=1)",
         "best = dense.shape[1] - 1 - np.argmax(np.where(np.isnan(dense), -np.inf, dense)[:, ::-1], axis=1)",
-        "tests/test_ranking.py",
+        "tests/core/test_ranking.py",
     ),
     Mutant(
         "ranking: the worst survive",
         "core/ranking.py",
         "threshold = np.partition(dense, -size, axis=1)[:, -size, None]\n    best = dense >= threshold",
         "threshold = np.partition(dense, size - 1, axis=1)[:, size - 1, None]\n    best = dense <= threshold",
-        f"tests/test_ranking.py {POLICY}",
+        f"tests/core/test_ranking.py {POLICY}",
     ),
     Mutant(
         "ranking: NaN wins",
         "core/ranking.py",
         "np.where(np.isnan(values), np.inf, -values)",
         "np.where(np.isnan(values), -np.inf, -values)",
-        "tests/test_ranking.py",
+        "tests/core/test_ranking.py",
     ),
     Mutant(
         "ranking: weights are ignored",
         "core/ranking.py",
         "rewards @ np.asarray(self.weights, dtype=float)",
         "rewards.sum(axis=-1)",
-        "tests/test_ranking.py tests/test_reporting.py",
+        "tests/core/test_ranking.py tests/live/test_reporting.py",
     ),
     Mutant(
         "driver: any reward will do",
@@ -273,7 +278,7 @@ MUTANTS = (
         "live/judging.py",
         "if answer.shape not in ((len(seen),), (len(seen), 1)):",
         "if False:",
-        f"{ENGINE} tests/test_search.py",
+        f"{ENGINE} tests/live/test_search.py",
     ),
     Mutant(
         "judging: the first half again",
@@ -288,14 +293,14 @@ MUTANTS = (
         "files/storage.py",
         "os.replace(temporary, path)",
         "path.write_bytes(temporary.read_bytes())",
-        "tests/test_storage.py",
+        "tests/files/test_storage.py",
     ),
     Mutant(
         "files: no lock",
         "files/locks.py",
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
-        "tests/test_locks.py",
+        "tests/files/test_locks.py",
     ),
     Mutant(
         "resume: another reward goes on",

@@ -14,7 +14,7 @@ pytest.importorskip("zarr")
 
 from tests.commands import ttsnap
 from tests.recordings.conftest import write_values
-from tests.simulation.synthetic import recording, rewards
+from tests.replay.synthetic import recording, rewards
 from ttsnap.policies import SuccessiveHalving, to_dict
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("zarr")
 pytest.importorskip("optuna")
 
 from tests.commands import ttsnap
-from tests.simulation.synthetic import recording, rewards
+from tests.replay.synthetic import recording, rewards
 from ttsnap import policies
 
 

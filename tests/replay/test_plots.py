@@ -7,8 +7,8 @@ pytest.importorskip("matplotlib")
 
 from PIL import Image
 
-from tests.simulation.synthetic import recording, rewards
-from tests.simulation.test_simulator import FIELD, simulation
+from tests.replay.synthetic import recording, rewards
+from tests.replay.test_simulator import FIELD, simulation
 from ttsnap.core.cost import parse_budgets
 from ttsnap.files.figures import save
 from ttsnap.replay import plots

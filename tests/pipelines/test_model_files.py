@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import original_layout
 from tests.pipelines import tiny, tiny_sd
-from tests.test_loading import ask
+from tests.pipelines.test_loading import ask
 from ttsnap.pipelines.loading import Loading, load_model
 from ttsnap.pipelines.sampler import Sampler
 

@@ -8,7 +8,7 @@ from ttsnap.replay.environment import ReplayEnvironment
 
 pytest.importorskip("zarr")
 
-from tests.simulation.synthetic import recording
+from tests.replay.synthetic import recording
 from ttsnap.replay import EveryCall, Published, accounting_of, cost_model_of
 
 FLUX = NAMED_COST_MODELS["flux-512"]

@@ -1,4 +1,4 @@
-"""Negative token merging on the UNets of SDXL and Stable Diffusion; tests/diversity/test_negtome.py has the rest."""
+"""Negative token merging on the UNets of SDXL and Stable Diffusion; tests/pipelines/test_negtome.py has the rest."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.diversity.test_negtome import CLOSE, A, B, plain
 from tests.pipelines import tiny_sd
+from tests.pipelines.test_negtome import CLOSE, A, B, plain
 from ttsnap.pipelines.negtome import Negtome, applied, parse
 from ttsnap.pipelines.negtome_sites import sites_of
 from ttsnap.pipelines.sampler import Sampler

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("zarr")
 pytest.importorskip("scipy")
 
-from tests.simulation.synthetic import recording, rewards
+from tests.replay.synthetic import recording, rewards
 from ttsnap.core.cost import Budget, parse_budgets
 from ttsnap.core.driver import run
 from ttsnap.core.ranking import WeightedSum

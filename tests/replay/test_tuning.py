@@ -11,7 +11,7 @@ pytest.importorskip("zarr")
 pytest.importorskip("optuna")
 
 from tests.published import VALUES, needs_values
-from tests.simulation.synthetic import recording, rewards
+from tests.replay.synthetic import recording, rewards
 from ttsnap import policies
 from ttsnap.core.cost import NAMED_COST_MODELS, Budget, CostModel, parse_budgets
 from ttsnap.policies import BestOfN, SuccessiveHalving
