@@ -264,6 +264,7 @@ class Texts:
 
     def __init__(self, device: torch.device, clip: Any, t5: Any, clip_model: nn.Module, t5_model: nn.Module) -> None:
         self.clip_model, self.t5_model, self.device = clip_model.eval(), t5_model.eval(), device
+        self.tokenizers = (clip, t5)
         ids = [tokenizer(["", " ".join(WORDS[:8]), " ".join(WORDS[8:])]).input_ids for tokenizer in (clip, t5)]
         self.tables = []
         for (empty, first, second), skip in zip(ids, (1, 0), strict=True):
@@ -981,11 +982,36 @@ def measure(run: Run) -> None:
     early(run, head, reward, decoder, tests)
 
 
+def export_all(run: Run) -> None:
+    """Put everything together as it is shipped, in fp16."""
+    import shutil
+
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    texts = load_texts(run.device, run.out)
+    clip, t5 = texts.tokenizers
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=load_vae(run.device, run.out),
+        text_encoder=texts.clip_model,
+        tokenizer=clip,
+        text_encoder_2=texts.t5_model,
+        tokenizer_2=t5,
+        transformer=load_transformer(run.out / "transformer.pt"),
+    ).to(dtype=torch.float16)
+    shutil.rmtree(hard.WEIGHTS, ignore_errors=True)
+    pipe.save_pretrained(hard.WEIGHTS / "pipeline")
+    for part in ("preview", "reward", "foresight"):
+        shutil.copytree(run.out / part, hard.WEIGHTS / part)
+
+
 def main() -> None:
     """The stages that are named, in their order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "stages", nargs="+", choices=("text", "vae", "scenes", "transformer", "reward", "foresight", "measure")
+        "stages",
+        nargs="+",
+        choices=("text", "vae", "scenes", "transformer", "reward", "foresight", "measure", "export"),
     )
     parser.add_argument("--out", type=Path, default=Path("runs/hard"))
     parser.add_argument("--device", default="cpu")
@@ -1017,8 +1043,10 @@ def main() -> None:
             train_reward(run, 12)
         elif stage == "foresight":
             train_foretelling(run, 10, 1000 if not run.gpu else 4000)
-        else:
+        elif stage == "measure":
             measure(run)
+        else:
+            export_all(run)
     run.log(stage="done")
     run.workers.terminate()
 

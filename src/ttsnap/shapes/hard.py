@@ -7,16 +7,25 @@ beside it. Prompts of one and two things are known too. One sample of the model 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ttsnap.pipelines.models import Model
 from ttsnap.shapes import checker
 from ttsnap.shapes.checker import Found, Verdict
 from ttsnap.shapes.scenes import COLOURS, RELATIONS, SHAPES, Noun, Scene, Spec, Thing, is_held_out
 from ttsnap.shapes.scenes import parse as parse_any
 
+if TYPE_CHECKING:
+    from ttsnap.rewards.feature_head import FeatureReward
+    from ttsnap.shapes.reward import ShapesReward
+
+WEIGHTS = Path(__file__).parent / "weights" / "hard"
 SIZE, MOST = 96, 3
+OPTIONS: dict[str, Any] = {"num_inference_steps": 20, "height": SIZE, "width": SIZE, "max_sequence_length": 17}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _DIRECTION = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
@@ -93,3 +102,36 @@ def held_out_prompts() -> list[str]:
 def train_prompts() -> list[str]:
     """4000 prompts of three things that may be trained on, in a fixed order."""
     return list(_prompts(False, 4100)[:4000])
+
+
+def load_pipeline(dtype: Any = None, device: Any = "cpu") -> Any:
+    """The stock `FluxPipeline` of this level (fp32 unless told otherwise); call it with `OPTIONS`."""
+    from ttsnap.shapes.pipeline import load_pipeline as load
+
+    return load(dtype, device, WEIGHTS / "pipeline")
+
+
+def load_reward(device: Any = "cpu") -> ShapesReward:
+    """The clean reward of this level."""
+    from ttsnap.shapes.reward import load_reward as load
+
+    return load(device, WEIGHTS / "reward")
+
+
+def load_foresight(device: Any = "cpu") -> FeatureReward:
+    """The noise-aware reward of this level."""
+    from ttsnap.shapes.foresight import load_foresight as load
+
+    return load(device, WEIGHTS / "foresight", load_reward(device), "shapes-hard")
+
+
+MODEL = Model(
+    load_pipeline,
+    WEIGHTS / "pipeline",
+    arguments=OPTIONS,
+    reward="shapes-hard-aware",
+    pushed_reward="shapes-hard",
+    candidates=16,
+    preview=WEIGHTS / "preview",
+    prompts={"train": train_prompts, "held-out": held_out_prompts},
+)

@@ -19,7 +19,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def load_pipeline(dtype: Any = None, device: Any = "cpu") -> Any:
+def load_pipeline(dtype: Any = None, device: Any = "cpu", folder: Path = WEIGHTS) -> Any:
     """The stock `FluxPipeline` of the shapes world (fp32 unless told otherwise).
 
     To sample from it directly, pass `height=64, width=64, num_inference_steps=20, max_sequence_length=12`: the
@@ -28,7 +28,7 @@ def load_pipeline(dtype: Any = None, device: Any = "cpu") -> Any:
     import torch
     from diffusers import FluxPipeline
 
-    pipe = FluxPipeline.from_pretrained(WEIGHTS, torch_dtype=dtype or torch.float32, local_files_only=True)
+    pipe = FluxPipeline.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
