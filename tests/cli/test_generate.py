@@ -106,7 +106,10 @@ BAD = {
     "no such device": (["x", "--device", "abacus"], "device 'abacus' is not there"),
     "dtype": (["x", "--dtype", "int3"], "unknown dtype 'int3'"),
     "size": (["x", "--size", "big"], "--size takes pixels"),
-    "preview": (["x", "--preview", "blurry"], "a preview is full, tiny[=DIR], small[=PIXELS] or linear, got 'blurry'"),
+    "preview": (
+        ["x", "--preview", "blurry"],
+        "a preview is auto, full, tiny[=DIR], small[=PIXELS] or linear, got 'blurry'",
+    ),
     "steps": (["x", "--steps", "0"], "steps must be at least 1"),
 }
 

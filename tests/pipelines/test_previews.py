@@ -249,10 +249,60 @@ def test_a_budget_in_seconds_knows_what_previews_take(seconds):
     assert takes(n) == pytest.approx(model.of_plan(policy.plan(n, 4)).seconds, rel=0.05)
 
 
+@pytest.fixture
+def large(monkeypatch):
+    """Whatever size the tests use is large."""
+    monkeypatch.setattr(previews, "LARGE", 32)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def chosen(pipe, **options):
+    return prepare(pipe, reward=options.pop("reward", tiny.Redness()), candidates=2, **SMALL, **options).sampler.preview
+
+
+def test_of_large_images_a_search_saves_full_decodes_unless_told_otherwise(pipe, decoder, large):
+    assert chosen(pipe).name == "small"
+    assert chosen(pipe, preview="auto").name == "small"
+    assert chosen(pipe, preview="full") is None
+    assert chosen(pipe, preview=f"tiny={decoder}").name == "tiny"
+    sampler = Sampler(pipe, **SMALL)
+    previews.attach(sampler, None)
+    assert sampler.preview is None  # what is recorded shows the model's own pictures
+
+
+def test_the_record_says_what_early_looks_saw(pipe, large):
+    policy = SuccessiveHalving((2,), keep=(0.5,))
+    for preview, name in ((None, "small"), ("full", "full")):
+        session = prepare(pipe, reward=tiny.Redness(), candidates=4, policy=policy, preview=preview, **SMALL)
+        result = session.block(["a red circle"])[0]
+        assert result.to_dict()["preview"] == name
+        assert result.cost.previews == (4 if name == "small" else 0)
+
+
+def test_of_small_images_the_full_decoder_is_as_good(pipe):
+    assert chosen(pipe) is None
+
+
+def test_a_tiny_decoder_beside_the_model_is_taken(pipe, decoder, large, tmp_path, monkeypatch):
+    monkeypatch.setitem(previews.TINY, (4, pipe.vae.config.scaling_factor), "someone/taesd-of-tests")
+    pipe.save_pretrained(tmp_path / "model")
+    assert chosen(str(tmp_path / "model")).name == "small"
+    (tmp_path / "taesd-of-tests").symlink_to(decoder)
+    assert chosen(str(tmp_path / "model")).name == "tiny"
+
+
+def test_a_reward_trained_on_decoded_estimates_goes_on_to_see_them(pipe, large):
+    class Trained(tiny.Redness):
+        def level(self, sigma):
+            return sigma
+
+    assert chosen(pipe, reward=Trained()) is None
+
+
 BAD = {
-    "blurry": "a preview is full, tiny",
-    "tiny=": "a preview is full, tiny",
-    "full=3": "a preview is full, tiny",
+    "blurry": "a preview is auto, full, tiny",
+    "tiny=": "a preview is auto, full, tiny",
+    "full=3": "a preview is auto, full, tiny",
     "small=0": "takes pixels",
     "small=big": "takes pixels",
     "tiny=/": "no config.json",

@@ -698,7 +698,7 @@ def train_reward(run: Run, minutes: float) -> None:
     parts, train, rng = [pool_of], hard.train_prompts(), np.random.default_rng(17)
     for number, name in enumerate(("true.pt", "transformer.pt")):
         model = load_transformer(run.out / name).to(run.device)
-        some = [train[i] for i in rng.integers(len(train), size=run.count(2560, 64))]
+        some = [train[i] for i in rng.integers(len(train), size=run.count(1024 if not run.gpu else 4096, 64))]
         parts.append(paint(run, model, texts, decoder, some, 100 + number)[0])
         prompts += some
     images = np.concatenate(parts)
@@ -903,7 +903,7 @@ def sheet(images: NDArray[np.uint8], columns: int, path: Path) -> None:
 @torch.no_grad()
 def gates(run: Run, model: nn.Module, texts: Texts, decoder: AutoencoderKL, reward: ShapesReward) -> None:
     """AUC by kind, best-of-N, steps x best-of-N."""
-    prompts = hard.held_out_prompts()[: run.count(240 if run.gpu else 60, 4)]
+    prompts = hard.held_out_prompts()[: run.count(240 if run.gpu else 40, 4)]
     read_all(reward, prompts)
     for steps in (2, 3, 4, 6, 8, 12, 20, 32):
         seeds = 64 if steps == 20 else 8
@@ -977,7 +977,7 @@ def measure(run: Run) -> None:
     model = load_transformer(run.out / "transformer.pt").to(run.device)
     gates(run, model, texts, decoder, reward)
     head = foresight.load_foresight(run.device, run.out / "foresight", reward).head
-    prompts = hard.held_out_prompts()[-run.count(60, 4) :]
+    prompts = hard.held_out_prompts()[-run.count(40, 4) :]
     tests = trails_of(run, model, texts, decoder, reward, prompts, 16, 20, 5)
     early(run, head, reward, decoder, tests)
 
@@ -1040,9 +1040,9 @@ def main() -> None:
         elif stage == "transformer":
             common.launch(train_transformer, a.processes, a)
         elif stage == "reward":
-            train_reward(run, 12)
+            train_reward(run, 9)
         elif stage == "foresight":
-            train_foretelling(run, 10, 1000 if not run.gpu else 4000)
+            train_foretelling(run, 8, 700 if not run.gpu else 4000)
         elif stage == "measure":
             measure(run)
         else:

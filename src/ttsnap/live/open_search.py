@@ -193,6 +193,7 @@ class OpenSearch:
                 num_steps=s.sampler.num_steps,
                 reproduce=self._reproduce(p),
                 budget=s.budget,
+                preview=s.sampler.preview.name if s.sampler.preview else "full",
                 notes=list(notes) + [SHOWN_ONLY] * bool(self.grid.only_shown),
                 diversity=diversity.parameters.to_dict() if diversity else None,
                 rewards=s.targets,

@@ -58,6 +58,7 @@ class SearchResult:
         history: per seed, every look at it.
         best_of_n: what best-of-N gets for the same cost.
         num_steps: denoiser calls of a finished image.
+        preview: what early looks saw: full, tiny, small or linear.
         reproduce: how the stock pipeline makes the winning image, or why it alone does not.
         diversity: parameters of negative token merging, if it was at work.
         rewards: names of the rewards that judged finished images.
@@ -79,6 +80,7 @@ class SearchResult:
     num_steps: int
     reproduce: str
     budget: str | None = None
+    preview: str = "full"
     notes: list[str] = field(default_factory=list)
     diversity: dict[str, Any] | None = None
     rewards: list[str] = field(default_factory=list)
@@ -127,6 +129,7 @@ class SearchResult:
             "reward": mine.reward if mine else None,
             "reward_by_name": mine.rewards if mine else None,
             "num_steps": self.num_steps,
+            "preview": self.preview,
             "budget": self.budget,
             "candidates": {"started": self.started, "finished": self.finished},
             "cost": self.cost.to_dict(),

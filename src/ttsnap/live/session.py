@@ -45,7 +45,7 @@ def load_sampler(
         dtype: its dtype.
         prompt: one that the pipeline takes.
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
-        preview: what early looks judge: `full`, `tiny[=DIR]`, `small[=PIXELS]`, `linear` (see
+        preview: what early looks judge: `full` (default), `tiny[=DIR]`, `small[=PIXELS]`, `linear` or `auto` (see
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; `pictures` (a `Pictures`) are
@@ -217,8 +217,8 @@ def prepare(
         dtype: its dtype.
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
-            `preview`, `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and, for a model that is named,
-            those of `ttsnap.pipelines.loading.Loading` (offload, compile, attention_slicing, vae_slicing ...).
+            `preview` (default: `auto`), `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and, for a
+            model that is named, those of `ttsnap.pipelines.loading.Loading` (offload, compile, vae_slicing ...).
 
     Raises:
         ValueError: what was wrong and what would work.
@@ -250,9 +250,11 @@ def prepare(
     for named in filter(None, (reward, report)):
         for one, judge in rewards.own_of(named).items():
             try_out(one, judge, prompt, size)
-    sampler = load_sampler(pipe, device, dtype, prompt, diversity, **options)
+    preview = options.pop("preview", None) or "auto"
+    automatic = preview == "auto"
+    sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)
     from ttsnap.live.calibration import calibrate
-    from ttsnap.pipelines import features
+    from ttsnap.pipelines import features, previews
     from ttsnap.pipelines.flops import cost_model, count_look
 
     if policy is None:
@@ -262,6 +264,8 @@ def prepare(
     judges = rewards.load(reward, sampler.device)
     held_out = rewards.load(report, sampler.device) if report is not None else {}
     features.attach(sampler, judges)  # complains here where features cannot be read
+    if automatic and not any(trained_on_decodes(judge) for judge in judges.values()):
+        previews.attach(sampler, "auto")
     model = cost_model(sampler, judges, prompt)
     if budget is not None:
         if budget.unit == "s":
@@ -280,6 +284,11 @@ def prepare(
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
     )
+
+
+def trained_on_decodes(judge: Any) -> bool:
+    """Whether a reward was made noise-aware on decoded x0 estimates, so that other pictures are new to it."""
+    return hasattr(judge, "level") and getattr(judge, "place", None) is None
 
 
 def search(

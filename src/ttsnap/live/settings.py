@@ -39,7 +39,7 @@ class CallSettings:
         negative_prompt: What guidance leads away from.
         scheduler: euler, euler-karras, ddim, dpm, dpm-karras, in place of its own.
         call: Any other argument of the pipeline's call, such as true_cfg_scale=4 or eta=.5 (may be repeated).
-        preview: What early looks see: full, tiny[=DIR], small[=PIXELS] or linear; finished images are always full.
+        preview: What early looks see: auto, full, tiny[=DIR], small[=PIXELS] or linear (finished images: always full).
         diversity: Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).
         diversity_options: Its parameters, such as merging_alpha=1.2,t_end=800.
         look_frames: Of videos, the frames that are judged: first,middle,last or 0,8.

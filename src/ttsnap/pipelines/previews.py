@@ -1,11 +1,12 @@
 """Pictures of x0 estimates that cost less than the full decoder: what early looks judge, or people see.
 
 A preview serves looks before the last call; finished images always use the model's own decoder. Its cost is counted
-like everything else, see `ttsnap.core.cost.LookCost`.
+like everything else, see `ttsnap.core.cost.LookCost`. Searches choose one by themselves, see `choose`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,15 @@ from torch.nn import functional as F
 from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.pipelines.sampler import Preview, Sampler
 
-KINDS = "full, tiny[=DIR], small[=PIXELS] or linear"
+KINDS = "auto, full, tiny[=DIR], small[=PIXELS] or linear"
 SMALL = 256  # pixels of the longer side: about what image-text rewards read
-# Tiny decoders made for the latents of a family, by the class of its pipeline (by the prefix of its name).
+LARGE = 512  # pixels from which a search saves full decodes: the averaged latents then have 32 cells a side
+# Tiny decoders made for the latents of a family, by the channels and the scale of its VAE.
 TINY = {
-    "StableDiffusionXL": "madebyollin/taesdxl",
-    "StableDiffusion3": "madebyollin/taesd3",
-    "StableDiffusion": "madebyollin/taesd",
-    "PixArtSigma": "madebyollin/taesdxl",
-    "Flux2": "",
-    "Flux": "madebyollin/taef1",
-    "ZImage": "madebyollin/taef1",
+    (4, 0.18215): "madebyollin/taesd",
+    (4, 0.13025): "madebyollin/taesdxl",
+    (16, 1.5305): "madebyollin/taesd3",
+    (16, 0.3611): "madebyollin/taef1",
 }
 
 
@@ -126,13 +125,14 @@ def _to_unit(images: Tensor) -> Tensor:
 
 
 def parse(text: str | None) -> tuple[str, str | None]:
-    """Kind and value of `full`, `tiny`, `tiny=DIR`, `small`, `small=PIXELS` or `linear`.
+    """Kind and value of `auto`, `full`, `tiny`, `tiny=DIR`, `small`, `small=PIXELS` or `linear`.
 
     Raises:
         ValueError: something else.
     """
     kind, equals, value = (text or "full").partition("=")
-    if kind not in ("full", "tiny", "small", "linear") or (equals and (not value or kind in ("full", "linear"))):
+    alone = ("auto", "full", "linear")
+    if kind not in (*alone, "tiny", "small") or (equals and (not value or kind in alone)):
         raise ValueError(f"a preview is {KINDS}, got {text!r}")
     if kind == "small" and value and not (value.isdigit() and int(value) > 0):
         raise ValueError(f"preview small takes pixels, such as small=224, got {text!r}")
@@ -155,25 +155,57 @@ def attach(sampler: Sampler, preview: str | Preview | None) -> None:
         sampler.preview = Small(int(value) if value else None)
     elif kind == "linear":
         sampler.preview = Linear.fit(sampler)
+    elif kind == "auto":
+        sampler.preview = choose(sampler)
     else:
         sampler.preview = None
 
 
-def _load_tiny(sampler: Sampler, source: str | None) -> Any:
-    """The tiny decoder in a directory or on the hub, on the sampler's device; a model may have its own."""
+def choose(sampler: Sampler) -> Preview | None:
+    """The cheap pictures that a search uses unless told otherwise; None: the full decoder.
+
+    Of large images a decode costs much of a call: 10.5 TFLOP at 1024 px, where a call of SDXL takes 13.5. Then the tiny
+    decoder of the model's latents serves, if it is at hand (beside the model's directory, or from the hub), else the
+    full decoder on averaged latents.
+    """
+    if max(sampler.height, sampler.width) < LARGE or not sampler.draws_pictures:
+        return None
+    model = Path(model_name(sampler.pipe))
+    source = _known_tiny(sampler)
+    places = [str(model.parent / source.rpartition("/")[2]), source] if source and model.exists() else [source]
+    for place in filter(None, places):
+        if place == source or Path(place).is_dir():
+            with contextlib.suppress(ValueError):
+                return Tiny(_load_tiny(sampler, place, here=model.exists()))
+    return Small()
+
+
+def _known_tiny(sampler: Sampler) -> str:
+    """The tiny decoder made for the model's latents; empty if none is known."""
+    own = MODELS.get(model_name(sampler.pipe))
+    if own is not None and own.preview is not None:
+        return str(own.preview)
+    vae = getattr(sampler.pipe, "vae", None)
+    config = getattr(vae, "config", None) if type(vae).__name__ == "AutoencoderKL" else None
+    channels, scale = getattr(config, "latent_channels", None), getattr(config, "scaling_factor", None)
+    return next((name for (c, s), name in TINY.items() if c == channels and scale and abs(scale - s) < 1e-4), "")
+
+
+def _load_tiny(sampler: Sampler, source: str | None, *, here: bool = False) -> Any:
+    """The tiny decoder in a directory or on the hub, on the sampler's device; a model may have its own.
+
+    `here`: without the network.
+    """
     from diffusers import AutoencoderTiny
 
     name = type(sampler.pipe).__name__
-    own = MODELS.get(model_name(sampler.pipe))
-    if source is None and own is not None and own.preview is not None:
-        source = str(own.preview)
-    source = source or next((known for prefix, known in TINY.items() if name.startswith(prefix)), "")
+    source = source or _known_tiny(sampler)
     if not source:
         raise ValueError(f"no tiny decoder is known for {name}; give one of its own as tiny=DIR, or use small")
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"{source} is not the directory of a tiny decoder: it has no config.json")
     try:
-        vae = AutoencoderTiny.from_pretrained(source, torch_dtype=sampler.pipe.vae.dtype)
+        vae = AutoencoderTiny.from_pretrained(source, torch_dtype=sampler.pipe.vae.dtype, local_files_only=here)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load tiny decoder {source!r}: {str(error).strip().splitlines()[0]}") from error
     has, needs = vae.config.latent_channels, getattr(sampler.pipe.vae.config, "latent_channels", None)

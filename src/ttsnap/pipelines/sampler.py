@@ -435,6 +435,15 @@ class Sampler(Runner):
 
         return torch.cat(self.limits.run("decode", len(latents), work))
 
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether the pipeline hands its decoder latents of one picture, from which previews can be made."""
+        ask = next((forward.ask for forward in self.probe.forwards if forward.ask.method == "decode"), None)
+        if ask is None or not hasattr(self.pipe, "vae"):
+            return False
+        shape = ask.tree[self._place_of(ask)].shape
+        return len(shape) == 4 or (len(shape) == 5 and shape[2] == 1)
+
     def _asked_of_decoder(self) -> Ask:
         forward = next((f for f in self.probe.forwards if f.ask.method == "decode"), None)
         if forward is None or not hasattr(self.pipe, "vae"):
