@@ -81,6 +81,13 @@ MUTANTS = (
     ),
     # Rankings, driver, policies.
     Mutant(
+        "blank pictures: they may win",
+        "core/ranking.py",
+        "np.where(blank, values - (highest - lowest + 1), values)",
+        "np.where(blank, values, values)",
+        "tests/live/test_engine.py",
+    ),
+    Mutant(
         "ranking: ties to the higher index",
         "core/ranking.py",
         "best = np.argmax(np.where(np.isnan(dense), -np.inf, dense), axis=1)",

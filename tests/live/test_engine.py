@@ -211,3 +211,37 @@ def test_every_part_of_a_look_is_judged_by_its_own_prompts():
     images = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 3, 2, 2) / 10
     found = judge_in_parts(Limits(2), "length", length, images, texts, 0.0)
     np.testing.assert_allclose(found, [1.0, 2.1, 3.2, 4.3, 5.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+@pytest.mark.parametrize("policy", [BestOfN(), SuccessiveHalving((2,), keep=(0.5,))], ids=repr)
+def test_pictures_that_show_nothing_rank_last_whatever_the_reward_says(policy, value):
+    sampler = toy_sampler()
+    decode = sampler.pipe.vae.decode
+
+    def spoilt(latents):
+        images = decode(latents).clone()
+        images[latents.mean((1, 2, 3)) < 0.5] = value  # of one colour, or black
+        return images
+
+    sampler.pipe.vae.decode = spoilt
+
+    def flat(images, prompts, *, sigma):
+        return -images.flatten(1).std(1)
+
+    grid = Engine(sampler, {"flat": flat}).grid(["a"], np.arange(12)[None])
+    result = run(policy, grid)
+    blank = grid.blank[0]
+    assert 0 < blank.sum() < 12
+    assert not blank[result.chosen[0]]
+    finished = result.finished[0]
+    best = max(-(grid.finished[0, c] / 255).std(ddof=1) for c in np.flatnonzero(finished & ~blank))
+    assert result.rewards[0, 0] == pytest.approx(best, abs=2e-3)
+
+
+def test_where_all_pictures_show_nothing_one_of_them_wins():
+    sampler = toy_sampler()
+    sampler.pipe.vae.decode = lambda latents: torch.zeros_like(latents)
+    grid = Engine(sampler, {"bright": ToyReward()}).grid(["a"], np.arange(3)[None])
+    assert run(BestOfN(), grid).chosen[0] == 0
+    assert grid.blank.all()

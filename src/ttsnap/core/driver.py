@@ -10,7 +10,7 @@ import numpy as np
 from ttsnap.core.cost import Ledger
 from ttsnap.core.grid import BoolArray, Combine, Environment, FloatArray, Policy, Query, Search
 from ttsnap.core.observers import SILENT, Interrupted, Look, Observer, Result, Stop
-from ttsnap.core.ranking import RankSum, choose
+from ttsnap.core.ranking import RankSum, behind, choose
 
 
 def run(
@@ -91,7 +91,7 @@ def drive(
             seen.append((new, observed))
             again = np.count_nonzero(new) < np.count_nonzero(query.mask)
             rewards = np.where(query.mask[..., None], _latest(seen), np.nan) if again else observed
-            answer = combine(rewards, query.mask)
+            answer = behind(combine(rewards, query.mask), query.mask, getattr(environment, "blank", None))
             if (keep_history or observer) and query.mask.any():
                 look = Look(query.step, query.mask.copy(), rewards, answer)
                 if keep_history:
@@ -106,7 +106,10 @@ def drive(
     stopped |= before is not None and before.stopped
     if not stopped and not (seen and finished.any(axis=1).all()):
         raise ValueError(f"{policy} brought no candidate of some prompt to the last step ({problem.num_steps})")
-    result = _conclude(combine, ledger, seen, finished, history, stopped)
+    blank = getattr(environment, "blank", None)
+    result = _conclude(
+        lambda r, alive: behind(combine(r, alive), alive, blank), ledger, seen, finished, history, stopped
+    )
     with contextlib.suppress(Stop):
         tell.ended(result)
     return result

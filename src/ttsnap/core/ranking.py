@@ -55,6 +55,17 @@ def _top_by_threshold(values: FloatArray, alive: BoolArray, size: int) -> BoolAr
     return mask.reshape(alive.shape)
 
 
+def behind(values: FloatArray, alive: BoolArray, blank: BoolArray | None) -> FloatArray:
+    """Combined rewards with those of candidates whose picture shows nothing moved below all others of their prompt."""
+    if blank is None or not (blank & alive).any():
+        return values
+    blank = blank & alive & (alive & ~blank).any(axis=1, keepdims=True)  # of those that all show nothing one must do
+    lowest = np.nanmin(np.where(alive, values, np.inf), axis=1, keepdims=True)
+    highest = np.nanmax(np.where(alive, values, -np.inf), axis=1, keepdims=True)
+    moved: FloatArray = np.where(blank, values - (highest - lowest + 1), values)
+    return moved
+
+
 def alive_index(alive: BoolArray) -> IntArray | None:
     """Flat indices [prompts, k] of the alive when every prompt has the same number k of them, else None."""
     rows, width = alive.shape

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap.core.driver import drive
-from ttsnap.core.grid import Combine, FloatArray, IntArray, Policy, Problem, Query, Rung
+from ttsnap.core.grid import BoolArray, Combine, FloatArray, IntArray, Policy, Problem, Query, Rung
 from ttsnap.core.observers import SILENT, Interrupted, Observer, Result, Stop
 from ttsnap.live.judging import apart, judge_in_parts
 
@@ -264,6 +264,7 @@ class Engine:
             values[list(chosen)] = self.judged(view[chosen])
 
         errors = apart(look, list(mine.values()))
+        blank = view.blank() if view.made is not None else np.zeros(len(part), dtype=bool)
         for owner, rows, error in zip(owners, mine.values(), errors, strict=True):
             if error is not None:
                 owner.end(error=error)
@@ -272,6 +273,7 @@ class Engine:
             assert owner.answer is not None
             for place, row in zip(places, rows, strict=True):
                 owner.answer[place] = values[row]
+                owner.grid.blank[place] = blank[row]
                 owner.grid.calls[place] = owner.going.pop(place)
             try:
                 owner.grid.keep_pictures(places, step, view[rows])
@@ -414,6 +416,7 @@ class Grid:
         calls: where the candidates stand that were begun.
         pictures: small pictures by prompt, candidate and step.
         finished: finished images [h, w, 3] (videos [frames, h, w, 3]), uint8.
+        blank: whose picture at their last look was of one colour or black [prompts, candidates]; they rank last.
     """
 
     engine: Engine
@@ -425,6 +428,7 @@ class Grid:
     calls: dict[Place, Call | Standing] = field(default_factory=dict, repr=False)
     pictures: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict, repr=False)
     finished: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
+    blank: BoolArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.seeds = np.asarray(self.seeds)
@@ -432,6 +436,7 @@ class Grid:
             raise ValueError(
                 f"seeds must have shape [{len(self.prompts)} prompts, candidates], not empty, got {self.seeds.shape}"
             )
+        self.blank = np.zeros(self.seeds.shape, dtype=bool)
 
     @property
     def problem(self) -> Problem:
@@ -520,6 +525,7 @@ class Grid:
         for place, call in other.calls.items():
             if place[1] < self.seeds.shape[1] and int(self.seeds[place]) == int(other.seeds[place]):
                 self.calls[place] = call
+                self.blank[place] = other.blank[place]
         self.finished |= {place: image for place, image in other.finished.items() if place in self.calls}
 
 

@@ -194,7 +194,7 @@ class OpenSearch:
                 reproduce=self._reproduce(p),
                 budget=s.budget,
                 preview=s.sampler.preview.name if s.sampler.preview else "full",
-                notes=list(notes) + [SHOWN_ONLY] * bool(self.grid.only_shown),
+                notes=[*notes, *[SHOWN_ONLY] * bool(self.grid.only_shown), *self._blank(p)],
                 diversity=diversity.parameters.to_dict() if diversity else None,
                 rewards=s.targets,
                 guides={t: g for t, g in zip(s.targets, s.judges, strict=True) if t != g},
@@ -239,6 +239,14 @@ class OpenSearch:
         ledger = self._result().ledger
         share = float(ledger.nfe[p] / max(1, ledger.nfe.sum()))
         return ledger.cost(self.session.cost_model, p, self.seconds * share)
+
+    def _blank(self, p: int) -> list[str]:
+        """What is to be said of candidates whose pictures show nothing."""
+        seeds = self.grid.seeds[p][self.grid.blank[p]]
+        if not len(seeds):
+            return []
+        named = ", ".join(map(str, seeds[:5])) + (", ..." if len(seeds) > 5 else "")
+        return [f"{len(seeds)} candidates showed a picture of one colour, or black, and ranked last (seeds {named})"]
 
     def _best(self, p: int, top: int) -> list[Finished]:
         """The best finished images of a prompt, by the rewards they got when they were finished."""

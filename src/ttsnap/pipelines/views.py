@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ttsnap.core.grid import BoolArray
     from ttsnap.pipelines.features import Features
     from ttsnap.pipelines.sampler import Sampler, Trajectories
+
+
+FLAT, BLACK = 1.5 / 255, 8.5 / 255  # largest spread of a picture of one colour; brightest value of a black one
 
 
 @dataclass
@@ -54,6 +58,13 @@ class View:
     def shown(self) -> Tensor:
         """The part of the pictures that is judged."""
         return self.sampler.shown(self.images)
+
+    def blank(self) -> BoolArray:
+        """Whose pictures [n] show nothing: all of one colour, or black."""
+        flat = self.shown.flatten(1)
+        highest, lowest = flat.amax(1), flat.amin(1)
+        found: BoolArray = ((highest - lowest <= FLAT) | (highest <= BLACK)).cpu().numpy()
+        return found
 
     @property
     def features(self) -> Features:
