@@ -43,6 +43,7 @@ CLIP_LENGTH, T5_LENGTH = 18, 17
 ALL_KINDS = (*KINDS, "hollow")
 SIDE, GRID, CHANNELS = 6, 12, 32  # tokens a side, latents a side, channels of a token
 LOOSE = (0.0, 0.05, 0.1, 0.15, 0.2)  # chance of each word of a loose caption to say what is not so
+GAIN = 2  # what the falling learning rate does to the share of right samples
 WANTED = 0.13  # share of single samples that meet everything
 PAIRS = 6  # captions that the reward reads for each image
 _COLOURS = tuple(COLOURS)
@@ -560,7 +561,9 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
         if progress >= a.loose and loose < 0:
             rate = common.same_on_all(evaluate() if rank == 0 else 0.0)
             words = 11  # colours, shapes, holes and relations of three things
-            loose = int(np.argmin([abs(math.log((rate * (1 - chance) ** words + 1e-3) / WANTED)) for chance in LOOSE]))
+            loose = int(
+                np.argmin([abs(math.log((GAIN * rate * (1 - chance) ** words + 1e-3) / WANTED)) for chance in LOOSE])
+            )
             if log:
                 log(stage="loose", true=rate, chance=LOOSE[loose])
                 common.save({"model": halves(average.state["model"])}, a.out / "true.pt")

@@ -198,7 +198,7 @@ def _report(
 
     console = Console()
     if resumed:
-        console.print(f"{out} is complete already; nothing was run again.", highlight=False)
+        console.print(f"{out} is complete already; nothing was run again.", highlight=False, soft_wrap=True)
     table = Table(title=None, show_edge=False, pad_edge=False)
     for name in ("prompt", "reward", "seed", "best-of-N for the same cost", "image"):
         table.add_column(name, justify="right" if name in ("reward", "seed") else "left")
@@ -214,15 +214,15 @@ def _report(
         )
     console.print(table)
     if len(records) > 20:
-        console.print(f"… and {len(records) - 20} more in {out}")
+        console.print(f"… and {len(records) - 20} more in {out}", soft_wrap=True)
     for line in _held_out_lines(records):
         console.print(line, highlight=False, soft_wrap=True)
     if len(records) == 1:
         cost = records[0]["cost"]
         text = cost_line(Cost(**{**cost, "seconds": cost["seconds"] if cost["seconds"] is not None else float("nan")}))
-        console.print(f"cost: {text} ({cost['looks']} looks)", highlight=False)
+        console.print(f"cost: {text} ({cost['looks']} looks)", highlight=False, soft_wrap=True)
         if "board" in records[0]["files"]:
-            console.print(f"how it was found: {records[0]['files']['board']}", highlight=False)
+            console.print(f"how it was found: {records[0]['files']['board']}", highlight=False, soft_wrap=True)
 
 
 def _held_out_lines(records: list[Any]) -> list[str]:
