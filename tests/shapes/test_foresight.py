@@ -68,7 +68,7 @@ def test_it_is_the_default_with_its_own_schedule_and_the_clean_reward_judges_wha
     image = torch.from_numpy(np.array(result.image)).permute(2, 0, 1)[None] / 255
     assert float(load_reward()(image, [result.prompt])[0]) == pytest.approx(record["reward"], abs=0.05)
     assert record["cost"]["decodes"] == result.finished
-    assert any("decoded for the eye alone" in note for note in record["notes"])
+    assert any("decoded for display only" in note for note in record["notes"])
 
 
 def test_features_and_diversity_do_not_go_together(sampler):

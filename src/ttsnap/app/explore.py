@@ -35,7 +35,7 @@ NOTHING = (
 
 
 def found(searches: Searches, visitor: str | None) -> dict[str, Path]:
-    """What a visitor may open: his own runs, and what whoever runs the page has put into the output folder."""
+    """What a visitor may open: his own runs, and what was put into the output folder."""
     items: dict[str, Path] = {}
     for path in sorted(searches.out.glob("*.zarr")):
         items[f"recording {path.stem}"] = path

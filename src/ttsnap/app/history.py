@@ -25,7 +25,7 @@ class Tile:
         step: denoiser calls at its last look.
         reward: what it got there (combined, if there are several), once known.
         picture: the latest preview [h, w, 3] (uint8), if any look left one.
-        proposed: the rewards propose to keep it (only while somebody picks).
+        proposed: the rewards propose to keep it (only while a person picks).
     """
 
     seed: int
@@ -56,7 +56,7 @@ class History(Observer):
         spent: cost so far, whole looks only.
         calls: denoiser calls made so far.
         goal: where those who are running are brought to.
-        seconds: time spent searching, without waiting for whoever picks.
+        seconds: time spent searching, without the time a person took to pick.
         over: the policy has ended.
     """
 
@@ -87,7 +87,7 @@ class History(Observer):
             self._ticking = time.monotonic()
 
     def pause(self) -> None:
-        """The search waits for somebody."""
+        """The search waits for a person."""
         if self._ticking is not None:
             self._seconds += time.monotonic() - self._ticking
             self._ticking = None
@@ -145,7 +145,7 @@ class History(Observer):
         self.calls = self.spent.nfe
 
     def ended(self, result: Result) -> None:
-        """The winner; whoever was on the way is cut."""
+        """The winner; candidates on the way are cut."""
         self.pause()
         self.over = True
         assert self._model is not None

@@ -146,7 +146,7 @@ class Job(History):
             self.pause()
             self.over, self.phase = True, "over"
             self._show()
-            self._busy = False  # last: whoever watches has seen everything then
+            self._busy = False  # last: everything was shown by then
 
     def _search(self) -> None:
         searcher = self.searches.models.searcher(self.request)

@@ -181,7 +181,7 @@ def _files(result: SearchResult) -> dict[str, str]:
 
 
 def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None:
-    """Search, or with `name` hand the same with somebody picking at each look."""
+    """Search, or with `name` hand the same with a person picking at each look."""
     by_hand = name == "hand"
     if by_hand:
         gr.Markdown(

@@ -73,12 +73,12 @@ class Queue:
             self._changed.notify_all()
 
     def nudge(self) -> None:
-        """Somebody may not want to wait any more."""
+        """Wake those who may not want to wait any more."""
         with self._changed:
             self._changed.notify_all()
 
     def before(self, who: Any) -> int:
-        """How many are before somebody in the queue."""
+        """How many are ahead in the queue."""
         with self._changed:
             return self._order.index(who) if who in self._order else 0
 

@@ -89,7 +89,7 @@ class Service:
         self.models, self.limits, self.queue = Models(device, dtype), limits or Limits(), Queue()
 
     def warm(self) -> threading.Thread:
-        """Load the first model on offer while nobody waits for it; the thread that does it."""
+        """Load the first model on offer in the background; the thread that does it."""
 
         def load() -> None:
             who = object()
@@ -97,7 +97,7 @@ class Service:
             self.queue.wait(who, lambda: True)
             try:
                 self.models.searcher(Request("a", self.offered[0], (self.rewards[0],), candidates=1))
-            except Exception as error:  # whoever asks for it is told
+            except Exception as error:  # a search for it says so
                 logger.warning("%s could not be loaded: %s", self.offered[0], error)
             finally:
                 self.queue.leave(who)

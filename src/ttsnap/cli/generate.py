@@ -107,7 +107,7 @@ def _one(job: Generate, as_json: bool) -> None:
 
 
 def _many(job: Generate, workers: Workers, as_json: bool) -> None:
-    """Many prompts, here or on many workers; one that fails takes nobody with it."""
+    """Search for many prompts, here or on many workers; a prompt that fails fails alone."""
     from ttsnap.cli.progress import Board, say
     from ttsnap.cli.workers import PARTLY, failures_file, report_failures, run
     from ttsnap.cluster.generate import read_record

@@ -66,10 +66,10 @@ class _Search:
         job, searcher = self.job, self.searcher
         job.settle(searcher)
         size = searcher.block_size()
-        everybody = range(len(job.prompts))
+        everything = range(len(job.prompts))
         with ThreadPoolExecutor(16) as pool:
-            done = list(pool.map(lambda p: read_record(job.folder(p)) is not None, everybody))
-        blocks = [tuple(everybody[start : start + size]) for start in range(0, len(everybody), size)]
+            done = list(pool.map(lambda p: read_record(job.folder(p)) is not None, everything))
+        blocks = [tuple(everything[start : start + size]) for start in range(0, len(everything), size)]
         blocks = [block for block in blocks if not all(done[p] for p in block)]
         shared = {"candidates": searcher.candidates, "batch": searcher.sampler.max_batch}
         report = {"candidates": searcher.candidates, "rewards": list(searcher.judges)}

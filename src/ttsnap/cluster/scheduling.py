@@ -1,4 +1,4 @@
-"""The loop that hands out blocks of prompts, and sees to it that nothing is lost and nobody is waited for in vain.
+"""The loop that hands out blocks of prompts, and makes sure that nothing is lost and no dead worker is waited for.
 
 A worker gets a block when it has finished the last one, so that nothing piles up. A block whose worker dies goes to the
 end of the queue. A block that fails, or kills its workers again and again, is taken apart: its prompts are tried one by

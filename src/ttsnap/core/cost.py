@@ -404,7 +404,7 @@ class Ledger:
         return Ledger(self.problem, list(self.moves), self.lost)
 
     def _follows(self, query: Query) -> bool:
-        """Whether everybody asked about made the last move, to an earlier step (as in any halving)."""
+        """Whether all candidates asked about made the last move, to an earlier step (as in any halving)."""
         last = self.moves[-1]
         return last.step < query.step and not (query.mask & ~last.mask).any()
 

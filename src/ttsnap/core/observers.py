@@ -13,7 +13,7 @@ from ttsnap.core.grid import BoolArray, FloatArray, IntArray, Policy, Problem, Q
 
 
 class Stop(Exception):
-    """Raised by an observer, or by whoever picks candidates by hand: end the search and keep what is finished.
+    """Raised by an observer, or by the person who picks candidates: end the search and keep what is finished.
 
     It is no error: the driver ends the policy and returns a result that says `stopped`. Denoiser calls whose outcome is
     dropped stay charged.
@@ -95,7 +95,7 @@ class Result:
         finished: candidates that reached the last step [prompts, candidates].
         ledger: calls, decodes and looks per prompt.
         history: every look in order (empty if the driver was told not to keep it).
-        stopped: an observer, or whoever picked by hand, ended it before the policy did.
+        stopped: an observer, or the person who picked, ended it before the policy did.
     """
 
     chosen: IntArray

@@ -41,14 +41,14 @@ def _top_by_threshold(values: FloatArray, alive: BoolArray, size: int) -> BoolAr
     index = alive_index(alive)
     if index is None or not 0 < size < index.shape[1]:
         return top(values, alive, np.full(len(alive), size))
-    everybody = index.size == alive.size
-    dense = values if everybody else values.ravel()[index]
+    everything = index.size == alive.size
+    dense = values if everything else values.ravel()[index]
     threshold = np.partition(dense, -size, axis=1)[:, -size, None]
     best = dense >= threshold
     if np.count_nonzero(best) != size * len(best):
         tied = np.flatnonzero(best.sum(axis=1) != size)
         best[tied] = top(dense[tied], np.ones_like(best[tied]), np.full(len(tied), size))
-    if everybody:
+    if everything:
         return best
     mask = np.zeros(alive.size, dtype=bool)
     mask[index] = best

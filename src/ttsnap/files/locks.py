@@ -4,7 +4,7 @@ Locally the lock is the system's own, on a file beside the output: it is free as
 store has no locks. There, owners are numbered: `.NAME.lock/00000001`, `...2` and so on. Who creates the next number,
 which the store lets only one do (a conditional put), owns the output, until it writes there that it has ended. While
 it works it writes there that it does, every HEARTBEAT seconds. An owner that is silent for SILENCES heartbeats is taken
-to be dead, by the watch of the one who waits, so that nobody's clock matters.
+to be dead, by the watch of the one who waits, so that no clock matters.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def locked(out: AnyPath, tell: Tell | None = None) -> Iterator[Check]:
     Raises:
         ValueError: another process has it; says which.
     """
-    with _in_store(out, tell or _nobody) if isinstance(out, Remote) else _local(out) as check:
+    with _in_store(out, tell or _silent) if isinstance(out, Remote) else _local(out) as check:
         yield check
 
 
-def _nobody(sentence: str) -> None:
+def _silent(sentence: str) -> None:
     """Is told things in vain."""
 
 
@@ -168,7 +168,7 @@ class StoreLock:
         while True:
             number, owner = self._last()
             now = time.monotonic()
-            silent += min(now - before, 2 * pause)  # while the store was away, nobody could be heard
+            silent += min(now - before, 2 * pause)  # while the store was away, no owner could be heard
             before = now
             patience = SILENCES * owner.get("heartbeat", HEARTBEAT)
             if not number or owner.get("ended") or (owner == first and silent > patience):
@@ -219,7 +219,7 @@ class StoreLock:
         return json.dumps({**self._me, "alive": _now(), **more}).encode()
 
     def beat(self) -> None:
-        """Write that the owner is alive, until it ends or somebody else has the lock."""
+        """Write that the owner is alive, until it ends or another process has the lock."""
         beats = 0
         while not self.over.wait(self.heartbeat):
             with contextlib.suppress(OSError):  # a store that fails ends the run elsewhere, or is back soon
@@ -231,7 +231,7 @@ class StoreLock:
                 self._place(self._number).write_bytes(self._note(beats=beats))
 
     def check(self) -> None:
-        """Raise ValueError if somebody else has the lock now."""
+        """Raise ValueError if another process has the lock now."""
         if self._lost is not None:
             raise ValueError(
                 f"{self.out} was taken over by {_who(self._lost)}, as this process gave no sign of life for "

@@ -206,7 +206,7 @@ def patiently(
         what: for the message.
         patience: seconds after which it is given up.
         sleep: waits.
-        clock: seconds, of a clock that nobody sets.
+        clock: seconds, of a clock that is never set.
 
     Raises:
         OSError: it failed for all that time.

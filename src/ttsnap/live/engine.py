@@ -1,8 +1,8 @@
-"""The one loop that answers policies by running the real pipeline: one prompt or many, whoever asks.
+"""The one loop that answers policies by running the real pipeline: for one prompt or many.
 
 Every search under way asks and waits. Its candidates are suspended calls; what these ask for runs in batches that all
 searches share, and as cohorts shrink, candidates of the next prompts fill the places. A search ends as soon as its own
-policy does, and one that fails takes nobody with it.
+policy does, and a search that fails fails alone.
 
 Which candidates share a batch depends on the prompts and their rewards alone, never on time. So the same prompts come
 to the same result, to the last bit, wherever and whenever they run.
@@ -234,9 +234,9 @@ class Engine:
             for place, call in search.going.items():
                 if call.arrived and not search.stopped:
                     arrived.setdefault(call.step, []).append((search, place, call))
-        for step, everybody in sorted(arrived.items()):
-            for first in range(0, len(everybody), self.sampler.max_batch):
-                part = everybody[first : first + self.sampler.max_batch]
+        for step, group in sorted(arrived.items()):
+            for first in range(0, len(group), self.sampler.max_batch):
+                part = group[first : first + self.sampler.max_batch]
                 start = time.perf_counter()
                 self._judge(part, step)
                 seconds = time.perf_counter() - start

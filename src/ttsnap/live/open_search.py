@@ -24,7 +24,9 @@ from ttsnap.policies import BestOfN
 if TYPE_CHECKING:
     from ttsnap.live.engine import Engine, Grid
 
-SHOWN_ONLY = "pictures of looks that read the denoiser's features were decoded for the eye alone; no cost has them"
+SHOWN_ONLY = (
+    "pictures of looks that read the denoiser's features were decoded for display only; their cost is not counted"
+)
 
 
 @dataclass
@@ -108,12 +110,12 @@ class OpenSearch:
         They are charged as any others, and compete with the finished ones.
 
         Raises:
-            ValueError: the search has not been run, or there is nobody to finish.
+            ValueError: the search has not been run, or no candidate is left to finish.
         """
         if self.result is None:
             raise ValueError("candidates can be finished after all when the search has been run")
         if not (candidates & ~self.result.finished).any():
-            raise ValueError("there is nobody to finish: all of these are finished already")
+            raise ValueError("no candidate is left to finish: all of these are finished already")
         self._run(_Finish(candidates & ~self.result.finished), observer)
 
     def _run(self, policy: Policy, observer: Observer | None) -> None:

@@ -3,7 +3,7 @@
 The call runs in a greenlet of its own, on a shallow copy of the pipeline: the weights are shared; the scheduler, the
 random state and whatever else the call sets on the pipeline are its own. Where the pipeline calls a model, the call
 asks and waits (`Ask`), so that what many calls ask can be run as one batch. Every pipeline hands its latents to
-`scheduler.step` once per denoiser call: there a call stands, for as long as nobody wants it to go on.
+`scheduler.step` once per denoiser call: there a call stands, until it is resumed.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def stand_ins(pipe: Any, names: Iterable[str]) -> dict[str, nn.Module]:
 
 
 def _stand_in(model: nn.Module, own: dict[str, Any]) -> nn.Module:
-    """A shallow copy with other methods and without hooks; nobody need walk through its modules to know it."""
+    """A shallow copy with other methods and without hooks; its modules need not be walked through."""
     hooks: dict[str, Any] = {
         name: OrderedDict() for name in vars(model) if name.startswith("_") and name.endswith("_hooks")
     }
@@ -364,7 +364,7 @@ def own_copy(
         parts: what takes the place of a component, by its `id`.
         schedules: what `set_timesteps` came to, kept for the next call.
         dress: sets what else the copy needs.
-        device: where the pipeline runs; to find out takes it longer than all else.
+        device: where the pipeline runs; finding out takes longer than the rest.
     """
     parts = dict(parts)
 
@@ -396,7 +396,7 @@ def _nothing() -> None:
 
 
 def own_containers(tree: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:
-    """The same with lists, tuples and dictionaries of its own, and what `leaf` makes of all else."""
+    """The same with lists, tuples and dictionaries of its own, and what `leaf` makes of other values."""
     if type(tree) is dict:
         return {name: own_containers(item, leaf) for name, item in tree.items()}
     return type(tree)(own_containers(item, leaf) for item in tree) if type(tree) in (list, tuple) else leaf(tree)
@@ -483,7 +483,7 @@ class Call:
             self.random += (torch.Generator(device).manual_seed(seed).get_state(),)
         self.autocast: Any = None
         self._thread = threading.get_ident()
-        # The greenlet must not lead back to this object: nobody could see then that it is no longer referred to.
+        # The greenlet must not lead back to this object: it would then never be freed.
         self._greenlet: greenlet = greenlet(work)
         self._greenlet.gr_context = contextvars.copy_context()
 

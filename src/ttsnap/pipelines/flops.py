@@ -170,7 +170,7 @@ def _twice(look: Callable[[str], Any], prompt: str) -> LookCount:
         look(prompt)  # whatever is done only once
     new = f"{prompt} {next(_numbers)}"
     try:
-        with warnings.catch_warnings():  # the prompt is nobody's: nobody needs to know that it is cut
+        with warnings.catch_warnings():  # the prompt is made up: that it is cut is of no interest
             warnings.simplefilter("ignore")
             first = count_tflop(lambda: look(new))
             second = count_tflop(lambda: look(new))

@@ -74,7 +74,7 @@ class Small(Preview):
 
 
 class Linear(Preview):
-    """Each latent pixel's colour as a linear map of its channels: for the eye, and almost free.
+    """Each latent pixel's colour as a linear map of its channels: for display, and almost free.
 
     Args:
         weight: map [3, channels + 1], the last column added.

@@ -128,7 +128,7 @@ class Runner:
         arguments: of its call, by its own names.
 
     Attributes:
-        notes: what whoever sees a result should know.
+        notes: shown with every result.
         on_calls: is told of every step that was made.
         diversity: pushes candidates apart.
         tap: listens to the denoiser for rewards that read features.
@@ -195,7 +195,7 @@ class Runner:
         return {"output_type": "np"} if "output_type" in taken else {}
 
     def note(self, text: str) -> None:
-        """Keep something that whoever sees a result should know, once."""
+        """Keep a note for the results, once."""
         if text not in self.notes:
             self.notes.append(text)
 

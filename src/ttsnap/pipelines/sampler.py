@@ -335,8 +335,8 @@ class Sampler(Runner):
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Images [n, 3, h, w] (videos [n, frames, 3, h, w]) in 0..1, fp32, of predicted clean latents [n, ...]."""
-        nobody = [self.some_prompt] * len(x0), [0] * len(x0)
-        return self._drawn(self._drawings(x0, *nobody, self.num_steps))
+        unnamed = [self.some_prompt] * len(x0), [0] * len(x0)
+        return self._drawn(self._drawings(x0, *unnamed, self.num_steps))
 
     def _drawings(
         self, x0: Tensor, prompts: Sequence[str], seeds: Sequence[int], step: int, unchecked: bool = True

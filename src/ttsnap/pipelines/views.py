@@ -24,7 +24,7 @@ class View:
     Attributes:
         sampler: made them, and makes their pictures.
         group: the candidates.
-        made: their pictures, once somebody asked; see `images`.
+        made: their pictures, once they were asked for; see `images`.
     """
 
     sampler: Sampler

@@ -14,7 +14,7 @@ class BestOfN:
     """Finish all candidates and look once, at the end."""
 
     def search(self, problem: Problem, rng: np.random.Generator) -> Search:
-        """One query: everybody, at the last step."""
+        """One query: all candidates, at the last step."""
         yield Query(np.ones(problem[:2], dtype=bool), problem.num_steps)
 
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:

@@ -1,4 +1,4 @@
-"""Hand-picked: at each rung somebody decides who goes on."""
+"""Hand-picked: at each rung a person decides which candidates go on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ttsnap.policies.successive_halving import SuccessiveHalving
 
 
 class Proposal(NamedTuple):
-    """What is put before whoever picks.
+    """What the person who picks is shown.
 
     Attributes:
         step: denoiser calls made.
@@ -33,7 +33,7 @@ class Proposal(NamedTuple):
 
 
 Pick = Callable[[Proposal], BoolArray]
-"""Answers who goes on [prompts, candidates]; those dropped earlier may come back. May raise `Stop`."""
+"""Answers which candidates go on [prompts, candidates]; those dropped earlier may come back. May raise `Stop`."""
 
 
 def agree(proposal: Proposal) -> BoolArray:
@@ -58,7 +58,7 @@ class HandPicked:
     pick: Pick = field(default=agree, repr=False, compare=False)
 
     def search(self, problem: Problem, rng: np.random.Generator) -> Search:
-        """Look, let pick, go on with the picked; nobody is looked at who has nobody left to be compared with."""
+        """Look, let pick, go on with the picked; a candidate without a rival is not looked at."""
         alive = np.ones(problem[:2], dtype=bool)
         for rung, following in itertools.pairwise(self.plan(problem.num_candidates, problem.num_steps)):
             compared = alive & (alive.sum(axis=1, keepdims=True) > 1)
@@ -73,7 +73,7 @@ class HandPicked:
         yield Query(alive, problem.num_steps)
 
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
-        """That of the proposer: what it costs if everybody agrees."""
+        """That of the proposer: what it costs if the person agrees."""
         return self.proposer.plan(num_candidates, num_steps)
 
 

@@ -170,7 +170,7 @@ def judge_blocks(
     device: Any = "cpu",
     done: BoolArray,
 ) -> Iterator[Judged]:
-    """Judge blocks of prompts, whose images are read ahead on threads; a prompt that fails takes nobody with it."""
+    """Judge blocks of prompts, whose images are read ahead on threads; a prompt that fails fails alone."""
     threads = threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads, thread_name_prefix="image-reader") as pool:
         loaded = ahead(pool, _load, ((tree, block, call) for block in blocks for call in calls), 2 * threads)

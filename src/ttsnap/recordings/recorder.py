@@ -297,26 +297,26 @@ def make_images(
     per_prompt = tree.num_candidates
     with ImageWriter(tree.write, workers) as writer:
         for rows, parts in groups(len(prompts), per_prompt, sampler.max_batch):
-            everybody = [(prompts[row], c) for row in rows for c in range(per_prompt)]
-            sampler.group([tree.prompts[p] for p, _ in everybody], [int(tree.seeds[pair]) for pair in everybody])
+            candidates = [(prompts[row], c) for row in rows for c in range(per_prompt)]
+            sampler.group([tree.prompts[p] for p, _ in candidates], [int(tree.seeds[pair]) for pair in candidates])
             for part in parts:
-                who = everybody[part]
+                group = candidates[part]
                 todo = {
                     (row, call)
-                    for row, (p, c) in enumerate(who)
+                    for row, (p, c) in enumerate(group)
                     for call in tree.calls
                     if not tree.begun(p) or tree.fault(p, c, call)
                 }
-                yield 0, len(who) * len(tree.calls) - len(todo)
+                yield 0, len(group) * len(tree.calls) - len(todo)
                 if not todo:
                     continue
-                texts, seeds = [tree.prompts[p] for p, _ in who], [int(tree.seeds[pair]) for pair in who]
+                texts, seeds = [tree.prompts[p] for p, _ in group], [int(tree.seeds[pair]) for pair in group]
                 for view in walk(sampler, texts, seeds, sorted({call for _, call in todo})):
                     call = view.group.step
-                    chosen = [row for row in range(len(who)) if (row, call) in todo]
+                    chosen = [row for row in range(len(group)) if (row, call) in todo]
                     images = view.shown[:, 0] if view.shown.ndim == 5 else view.shown  # of a video its one frame
                     pictures = to_uint8(enlarge(images, sampler.height, sampler.width))
-                    writer.put([(tree.path(*who[row], call), pictures[row]) for row in chosen])
+                    writer.put([(tree.path(*group[row], call), pictures[row]) for row in chosen])
                     yield len(chosen), 0
             sampler.forget_prompts()
 

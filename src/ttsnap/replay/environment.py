@@ -51,10 +51,10 @@ class ReplayEnvironment:
         """Rewards [prompts, candidates, rewards] after `query.step` calls; NaN where not asked."""
         size, rewards = query.mask.size, self.guide.shape[3]
         recorded = self.guide[:, :, query.step - 1].reshape(-1, rewards)
-        everybody = np.count_nonzero(query.mask) == size
-        where = slice(None) if everybody else np.flatnonzero(query.mask)
+        everything = np.count_nonzero(query.mask) == size
+        where = slice(None) if everything else np.flatnonzero(query.mask)
         index = where if self.draws is None else self.draws.reshape(-1)[where]
-        answer = np.empty((size, rewards)) if everybody else np.full((size, rewards), np.nan)
+        answer = np.empty((size, rewards)) if everything else np.full((size, rewards), np.nan)
         for i in range(rewards):
             answer[where, i] = recorded[:, i][index]
         return answer.reshape(*query.mask.shape, rewards)

@@ -65,10 +65,10 @@ class Judge:
         share = drawn / (len(budgets) * prompts)  # candidates per prompt and budget
         self.width = max(1, min(pool, int(share)))
         repeats = min(max(1, round(share / pool)), MOST_REPEATS)
-        everybody = np.broadcast_to(np.arange(pool), (prompts, repeats, pool))
+        candidates = np.broadcast_to(np.arange(pool), (prompts, repeats, pool))
         first = np.arange(prompts)[:, None, None] * pool
         self.draws = [
-            np.random.default_rng([seed, index]).permuted(everybody, axis=2) + first for index in range(len(budgets))
+            np.random.default_rng([seed, index]).permuted(candidates, axis=2) + first for index in range(len(budgets))
         ]
         self._known: dict[tuple[Policy, int], FloatArray | None] = {}
         self.mix = np.eye(rewards) if weights is None else np.asarray(weights, dtype=float)[:, None]

@@ -43,9 +43,9 @@ class Contender:
 def draw(prompts: Sequence[int] | IntArray, pool: int, trials: int, size: int, seed: int) -> IntArray:
     """Candidates [prompts, trials, size] without replacement; those of a prompt depend on seed and prompt alone."""
     drawn = np.empty((len(prompts), trials, size), dtype=np.int64)
-    everybody = np.broadcast_to(np.arange(pool), (trials, pool))
+    candidates = np.broadcast_to(np.arange(pool), (trials, pool))
     for row, prompt in enumerate(prompts):
-        drawn[row] = np.random.default_rng([seed, int(prompt)]).permuted(everybody, axis=1)[:, :size]
+        drawn[row] = np.random.default_rng([seed, int(prompt)]).permuted(candidates, axis=1)[:, :size]
     return drawn
 
 

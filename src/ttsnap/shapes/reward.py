@@ -146,7 +146,7 @@ class RewardNetwork(nn.Module):
         return self.judge(self.encode_image(images), text, mask)
 
     def judge(self, grid: Tensor, text: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The same of grid features [n, cells, width] that `encode_image` or somebody else made."""
+        """The same of grid features [n, cells, width] that `encode_image` or a student made."""
         feature, scores = self.look(self.norm(text), grid + self.cells)
         where = scores.softmax(-1) @ self.places.to(grid.dtype)
         x = text + feature + self.locate(where)
@@ -194,7 +194,7 @@ class ShapesReward(nn.Module):
         return self.judge(self.network.encode_image(images), prompts)
 
     def judge(self, grid: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Logits [n, kinds] of grid features [n, cells, width], whoever made them."""
+        """Logits [n, kinds] of grid features [n, cells, width]."""
         text, mask = (torch.cat(parts) for parts in zip(*map(self._read, prompts), strict=True))
         return self.network.judge(grid, text, mask)["logits"].float()
 
