@@ -34,11 +34,13 @@ from tools.shapes.foresight import train as train_foresight
 from tools.shapes.reward import _malform, auc, cell_labels, export, loss_of
 from ttsnap.shapes import foresight, hard
 from ttsnap.shapes.checker import Found, fidelity, judge
-from ttsnap.shapes.reward import KINDS, PAD, RewardNetwork, ShapesReward, soft_minimum
+from ttsnap.shapes.reward import KINDS, RewardNetwork, ShapesReward, soft_minimum, word_ids
+from ttsnap.shapes.reward import WORDS as reward_words
 from ttsnap.shapes.scenes import COLOURS, RELATIONS, SHAPES, Noun, Scene, Spec, Thing, is_held_out, render_batch
 from ttsnap.training.heads import Trails
 
-WORDS = (*text.WORDS, "hollow")
+WORDS = (*text.WORDS, "hollow")  # of the text encoders
+KNOWN = (*reward_words, "hollow")  # of the reward, in its own order
 CLIP_LENGTH, T5_LENGTH = 18, 17
 ALL_KINDS = (*KINDS, "hollow")
 SIDE, GRID, CHANNELS = 6, 12, 32  # tokens a side, latents a side, channels of a token
@@ -134,16 +136,6 @@ def _vary(spec: Spec, rng: np.random.Generator) -> Spec:
     return Spec(tuple(things), tuple(relations))
 
 
-def word_ids(prompts: list[str]) -> NDArray[np.int64]:
-    """Word ids [n, T5_LENGTH] as the reward reads prompts."""
-    ids = np.full((len(prompts), T5_LENGTH), PAD, dtype=np.int64)
-    known = {word: i + 2 for i, word in enumerate((*text.WORDS, "hollow"))}
-    for row, prompt in enumerate(prompts):
-        words = prompt.split()
-        ids[row, : len(words)] = [known[word] for word in words]
-    return ids
-
-
 def targets(found: list[Found], spec: Spec) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Labels of a pair: kinds [5], words met [17] (NaN: not asked), cell of each noun's thing [17]."""
     verdict = judge(found, spec)
@@ -191,7 +183,7 @@ def label(job: tuple[int, NDArray[np.uint8], list[str]]) -> tuple[NDArray[Any], 
         found, spec = hard.detect(image), hard.parse(prompt)
         cells.append(cell_labels(found, GRID))
         asked = [varied(spec, rng) for _ in range(PAIRS)]
-        rows += [(*targets(found, s), word_ids([s.prompt])[0]) for s in asked]
+        rows += [(*targets(found, s), word_ids([s.prompt], KNOWN, T5_LENGTH)[0].numpy()) for s in asked]
     kinds, met, cell, ids = (np.stack(x).reshape(len(images), PAIRS, -1) for x in zip(*rows, strict=True))
     return np.stack(cells), kinds, met, cell, ids
 
@@ -757,7 +749,7 @@ def read_all(reward: ShapesReward, prompts: list[str]) -> None:
     """Read all prompts at once, so that none is read alone later."""
     network = reward.network
     unique = list(dict.fromkeys(prompts))
-    ids = torch.from_numpy(word_ids(unique)).to(network.positions.device)
+    ids = network.tokenize(unique).to(network.positions.device)
     for start in range(0, len(unique), 2048):
         x, mask = network.encode_text(ids[start : start + 2048])
         for row, prompt in enumerate(unique[start : start + 2048]):

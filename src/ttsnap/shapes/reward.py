@@ -24,6 +24,16 @@ WEIGHTS = Path(__file__).parent / "weights" / "reward"
 FORESIGHT = Path(__file__).parent / "weights" / "foresight"  # noise-aware, see ttsnap.shapes.foresight
 
 
+def word_ids(prompts: Sequence[str], known: Sequence[str] = WORDS, length: int = LENGTH) -> Tensor:
+    """Word ids [n, length]; unknown words share one id, words beyond the last but one are not read."""
+    ids = torch.full((len(prompts), length), PAD, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        words = prompt.lower().replace(",", " ").replace(".", " ").split()[: length - 1]
+        for column, word in enumerate(words):
+            ids[row, column] = known.index(word) + 2 if word in known else UNKNOWN
+    return ids
+
+
 class Attention(nn.Module):
     """Multi-head attention with separate projections, so that adapters can be put on each."""
 
@@ -115,13 +125,8 @@ class RewardNetwork(nn.Module):
         self.register_buffer("places", torch.cartesian_prod(axis, axis).flip(1), persistent=False)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Word ids [n, length]; unknown words share one id, words beyond the last but one are not read."""
-        ids = torch.zeros(len(prompts), self.length, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            words = prompt.lower().replace(",", " ").replace(".", " ").split()[: self.length - 1]
-            for column, word in enumerate(words):
-                ids[row, column] = self.known.index(word) + 2 if word in self.known else UNKNOWN
-        return ids
+        """Word ids [n, length]; see `word_ids`."""
+        return word_ids(prompts, self.known, self.length)
 
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Words in context [n, length + 1, width], a summary token first, and which of them count [n, length + 1]."""
