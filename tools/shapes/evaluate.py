@@ -19,14 +19,13 @@ from ttsnap.pipelines.sampler import Sampler
 from ttsnap.shapes.checker import check
 from ttsnap.shapes.pipeline import OPTIONS, load_pipeline
 from ttsnap.shapes.reward import KINDS, load_reward, soft_minimum
-from ttsnap.shapes.scenes import Spec, held_out_prompts, parse, render_batch, sample_scene
+from ttsnap.shapes.scenes import OPPOSITE, Spec, held_out_prompts, parse, render_batch, sample_scene
 
 
 def opposite(prompt: str) -> str:
     """The prompt with its relation reversed."""
     spec = parse(prompt)
-    other = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    return Spec(spec.things, tuple(other[relation] for relation in spec.relations)).prompt
+    return Spec(spec.things, tuple(OPPOSITE[relation] for relation in spec.relations)).prompt
 
 
 @torch.no_grad()

@@ -36,7 +36,18 @@ from ttsnap.shapes import foresight, hard
 from ttsnap.shapes.checker import Found, fidelity, judge
 from ttsnap.shapes.reward import KINDS, RewardNetwork, ShapesReward, soft_minimum, word_ids
 from ttsnap.shapes.reward import WORDS as reward_words
-from ttsnap.shapes.scenes import COLOURS, RELATIONS, SHAPES, Noun, Scene, Spec, Thing, is_held_out, render_batch
+from ttsnap.shapes.scenes import (
+    COLOURS,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    Noun,
+    Scene,
+    Spec,
+    Thing,
+    is_held_out,
+    render_batch,
+)
 from ttsnap.training.heads import Trails
 
 WORDS = (*text.WORDS, "hollow")  # of the text encoders
@@ -296,7 +307,7 @@ def places(spec: Spec) -> tuple[int, ...]:
     side = {"left of": 0, "right of": 1, "above": 2, "below": 3}
     if not spec.relations:
         return (4,)
-    return (side[spec.relations[0]], 4, *(side[hard._OPPOSITE[r]] for r in spec.relations[1:]))
+    return (side[spec.relations[0]], 4, *(side[OPPOSITE[r]] for r in spec.relations[1:]))
 
 
 def text_labels(specs: list[Spec]) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ def _judged(
     from ttsnap.cli.progress import Board, say
     from ttsnap.cli.workers import SHOWN, failures_file, report_failures, run
     from ttsnap.cluster.label import Label
-    from ttsnap.live.judging import try_out
+    from ttsnap.live.judging import try_own
     from ttsnap.live.settings import reward_contents
     from ttsnap.pipelines.loading import find_device
     from ttsnap.recordings.image_tree import ImageTree
@@ -101,8 +101,7 @@ def _judged(
     names = rewards.names_of(reward)
     workers.check_device(device)
     tree = ImageTree.open(source, texts)
-    for one, judge in rewards.own_of(reward).items():
-        try_out(one, judge, tree.prompts[0], tree.size[::-1])
+    try_own(reward, tree.prompts[0], tree.size[::-1])
     load = partial(rewards.load, reward)
     job = Label(tree, load, partial(find_device, device), out, *choices, reward_contents(reward))
     show = Board("labelling", "images", silent=silent, workers=not workers.alone)

@@ -70,7 +70,7 @@ def record(
     from ttsnap.cli.workers import PARTLY, failures_file, quietly, report_failures, run
     from ttsnap.cluster.record import Record
     from ttsnap.files.storage import location
-    from ttsnap.live.judging import try_out
+    from ttsnap.live.judging import try_own
     from ttsnap.recordings.image_tree import FORMATS
 
     check_ranges(
@@ -84,8 +84,7 @@ def record(
         rewards.names_of(reward)
         if store_size is not None or image_format != "png":
             raise ValueError("with --reward no images are stored: leave out --store-size and --format")
-        for one, judge in rewards.own_of(reward).items():
-            try_out(one, judge, texts[0], None)
+        try_own(reward, texts[0], None)
     workers.check_device(model.device)
     job = Record(
         load_sampler=partial(quietly, model.sampler, texts[0], pictures),

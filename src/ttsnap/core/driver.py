@@ -77,6 +77,10 @@ def drive(
     search = policy.search(problem, rng or np.random.default_rng([0, 0]))
     answer: FloatArray | None = None
     stopped = False
+
+    def ranked(rewards: FloatArray, alive: BoolArray) -> FloatArray:
+        return behind(combine(rewards, alive), alive, getattr(environment, "blank", None))
+
     try:
         while not stopped and (query := _next(search, answer)) is not None:
             tell.asked(query)
@@ -91,7 +95,7 @@ def drive(
             seen.append((new, observed))
             again = np.count_nonzero(new) < np.count_nonzero(query.mask)
             rewards = np.where(query.mask[..., None], _latest(seen), np.nan) if again else observed
-            answer = behind(combine(rewards, query.mask), query.mask, getattr(environment, "blank", None))
+            answer = ranked(rewards, query.mask)
             if (keep_history or observer) and query.mask.any():
                 look = Look(query.step, query.mask.copy(), rewards, answer)
                 if keep_history:
@@ -106,10 +110,7 @@ def drive(
     stopped |= before is not None and before.stopped
     if not stopped and not (seen and finished.any(axis=1).all()):
         raise ValueError(f"{policy} brought no candidate of some prompt to the last step ({problem.num_steps})")
-    blank = getattr(environment, "blank", None)
-    result = _conclude(
-        lambda r, alive: behind(combine(r, alive), alive, blank), ledger, seen, finished, history, stopped
-    )
+    result = _conclude(ranked, ledger, seen, finished, history, stopped)
     with contextlib.suppress(Stop):
         tell.ended(result)
     return result

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.rewards import Rewards, own_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -56,6 +58,12 @@ def _of_frames(reward: Any, images: Tensor, prompts: Sequence[str], sigma: float
     if values.numel() != videos * frames:
         raise ValueError(f"a reward must return one number per frame, [{videos * frames}], got {list(values.shape)}")
     return values.reshape(videos, frames).float().mean(1)
+
+
+def try_own(named: Rewards, prompt: str, size: tuple[int, int] | None) -> None:
+    """`try_out` of all rewards of one's own among those that are named."""
+    for name, reward in own_of(named).items():
+        try_out(name, reward, prompt, size)
 
 
 def try_out(name: str, reward: Any, prompt: str, size: tuple[int, int] | None) -> None:

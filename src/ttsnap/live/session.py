@@ -13,7 +13,7 @@ from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import Combine, IntArray, Policy
 from ttsnap.core.observers import Observer
 from ttsnap.core.ranking import RankSum, WeightedSum
-from ttsnap.live.judging import try_out
+from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.loading import Loading, check_model, load_model, warm_up, with_scheduler
@@ -248,8 +248,7 @@ def prepare(
     given = {**(own.arguments if own else {}), **options}
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
     for named in filter(None, (reward, report)):
-        for one, judge in rewards.own_of(named).items():
-            try_out(one, judge, prompt, size)
+        try_own(named, prompt, size)
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ttsnap.pipelines.models import Model
 from ttsnap.shapes import checker
 from ttsnap.shapes.checker import Found, Verdict
-from ttsnap.shapes.scenes import COLOURS, RELATIONS, SHAPES, Noun, Scene, Spec, Thing, is_held_out
+from ttsnap.shapes.scenes import COLOURS, OPPOSITE, RELATIONS, SHAPES, Noun, Scene, Spec, Thing, is_held_out
 from ttsnap.shapes.scenes import parse as parse_any
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights" / "hard"
 SIZE, MOST = 96, 3
 OPTIONS: dict[str, Any] = {"num_inference_steps": 20, "height": SIZE, "width": SIZE, "max_sequence_length": 17}
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _DIRECTION = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
@@ -52,7 +51,7 @@ def check(image: NDArray[np.uint8], prompt: str | Spec) -> Verdict:
 def allowed(spec: Spec) -> bool:
     """Whether a Spec can be drawn: no thing twice, and the outer two of three not on the same side of the middle."""
     distinct = len({noun[:2] for noun in spec.things}) == len(spec.things)
-    return distinct and (len(spec.relations) < 2 or spec.relations[0] != _OPPOSITE[spec.relations[1]])
+    return distinct and (len(spec.relations) < 2 or spec.relations[0] != OPPOSITE[spec.relations[1]])
 
 
 def sample_spec(rng: np.random.Generator, *, held_out: bool = False, fewer: float = 0.2) -> Spec:

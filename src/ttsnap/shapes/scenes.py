@@ -28,6 +28,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle")
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 BACKGROUND = (40, 40, 44)
 _COLOUR_NAMES = tuple(COLOURS)
 _LIFT = 0.22  # how far a triangle's centre lies below its middle
