@@ -169,6 +169,7 @@ def test_compare_two_policies(visit):
     page.click("#tt-compare-go")
     for side in range(2):
         page.wait_for_selector(f"#tt-compare-outcome-{side} img")
+        page.wait_for_selector(f"#tt-compare-board-{side} .tt-winner")  # a part of the page of its own
         assert page.locator(f"#tt-compare-board-{side} .tt-winner").count() == 1
     page.wait_for_selector("#tt-compare-go:not([disabled])")
 

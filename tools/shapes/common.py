@@ -42,6 +42,8 @@ def _start(rank: int, train: Callable[..., None], processes: int, meet: str, arg
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average the gradients of all processes with one all-reduce of the flattened vector."""
+    if dist.get_world_size() == 1:
+        return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)

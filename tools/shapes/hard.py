@@ -255,7 +255,9 @@ class Run(Place):
 
 
 def clock() -> float:
-    """Seconds of processor time of each thread: what others do on the machine does not count."""
+    """Seconds: on a CPU processor time of each thread, so that what others do on the machine does not count."""
+    if torch.cuda.is_available():
+        return time.monotonic()
     return time.process_time() / torch.get_num_threads()
 
 
@@ -526,7 +528,7 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
     texts, decoder = load_texts(device, a.out), load_vae(device, a.out)
     latents, ids = state["latents"].to(device), state["ids"].to(device)
     torch.manual_seed(rank)
-    model = load_transformer(None).to(device)
+    model = load_transformer(a.begin).train().requires_grad_(True).to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n and "norm" not in n]
     chosen = {id(p) for p in matrices}
     muon = transformer.Muon(matrices)
@@ -544,7 +546,7 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
     empty = texts.tokens([""]).to(device)
     torch.manual_seed(1000 * step + rank)
     held = hard.held_out_prompts()[: max(8, int(128 * a.count))]
-    limit, batch = a.transformer * a.minutes * 60, 384 if gpu else 80
+    limit, batch = a.transformer * a.minutes * 60, 768 if gpu else 80
     losses: list[Tensor] = []
     last, saved, evaluated = clock(), time.time(), clock()
 
@@ -565,7 +567,7 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
             rate = common.same_on_all(evaluate() if rank == 0 else 0.0)
             words = 11  # colours, shapes, holes and relations of three things
             loose = int(
-                np.argmin([abs(math.log((GAIN * rate * (1 - chance) ** words + 1e-3) / WANTED)) for chance in LOOSE])
+                np.argmin([abs(math.log((min(1, GAIN * rate) * (1 - chance) ** words + 1e-3) / WANTED)) for chance in LOOSE])
             )
             if log:
                 log(stage="loose", true=rate, chance=LOOSE[loose])
@@ -1027,6 +1029,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0, help="factor of all times")
     parser.add_argument("--count", type=float, default=1.0, help="factor of all counts")
     parser.add_argument("--transformer", type=float, default=30, help="minutes")
+    parser.add_argument("--begin", type=Path, help="weights that the transformer begins with: a `true.pt`")
     parser.add_argument("--loose", type=float, default=0.75, help="share of the time after which captions are loose")
     parser.add_argument("--rate", type=float, default=4e-3, help="of Muon; AdamW takes half")
     parser.add_argument("--evaluate", type=float, default=6, help="minutes between evaluations of the transformer")
@@ -1042,7 +1045,7 @@ def main() -> None:
         elif stage == "vae":
             train_vae(run, 6, 5)
         elif stage == "scenes":
-            scenes(run, 40_960 if not run.gpu else 204_800)
+            scenes(run, 40_960 if not run.gpu else 262_144)
         elif stage == "transformer":
             common.launch(train_transformer, a.processes, a)
         elif stage == "reward":

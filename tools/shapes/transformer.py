@@ -79,7 +79,8 @@ class Muon:
             if index % world == rank:
                 updates[index] = orthogonal(p.grad.lerp(buffer, self.momentum))
         flat = torch.cat([u.flatten() for u in updates])
-        dist.all_reduce(flat)
+        if world > 1:
+            dist.all_reduce(flat)
         start = 0
         for p in self.parameters:
             update = flat[start : start + p.numel()].view_as(p)
