@@ -65,4 +65,4 @@ def test_the_verb_shows_the_same(ttsnap):
     assert found[0]["cost"]["512"]["call_tflop"] == pytest.approx(21.5, abs=0.1)
     code, _, err = ttsnap("models", "midjourney")
     assert code == 2
-    assert "no model fits 'midjourney'; known are shapes, FLUX" in err
+    assert "no model fits 'midjourney'; known are shapes, shapes-hard, FLUX" in err

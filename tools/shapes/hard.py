@@ -1,6 +1,6 @@
 """Train the hard level of the embedded world: on two CPU cores, or in minutes on a GPU.
 
-    python -m tools.shapes.hard text vae transformer reward foresight preview measure --out runs/hard
+    python -m tools.shapes.hard text vae transformer reward foresight gates early export --out runs/hard
     python -m tools.shapes.hard ... --minutes .1 --count .02        # the same lines, in miniature
     python -m tools.shapes.hard ... --device cuda --minutes .1 --workers 15
 
@@ -219,9 +219,6 @@ class Place:
         self.device = torch.device(device)
         self.gpu = self.device.type == "cuda"
 
-    def autocast(self) -> Any:
-        """bf16 on a GPU."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu)
 
 
 class Run(Place):
@@ -583,11 +580,10 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
         t = torch.where(torch.rand(batch, device=device) < 0.5, 0.75 + 0.25 * high, t)[:, None, None]
         noise = torch.randn_like(x0)
         kept = torch.rand(batch, 1, device=device) >= 0.05
-        with place.autocast():
-            output = model(
-                hidden_states=(1 - t) * x0 + t * noise, timestep=t.flatten(), return_dict=False,
-                **texts(torch.where(kept, ids[1 + loose if loose >= 0 else 0][rows], empty)),
-            )[0]  # fmt: skip
+        output = model(
+            hidden_states=(1 - t) * x0 + t * noise, timestep=t.flatten(), return_dict=False,
+            **texts(torch.where(kept, ids[1 + loose if loose >= 0 else 0][rows], empty)),
+        )[0]  # fmt: skip
         loss = (output.float() - (noise - x0)).square().mean()
         model.zero_grad()
         loss.backward()
@@ -639,10 +635,9 @@ def sample(
     sigmas = [1 - i / steps for i in range(steps + 1)]
     x = noise
     for call, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
-        with place.autocast():
-            v = model(
-                hidden_states=x, timestep=torch.full((len(x),), sigma, device=x.device), return_dict=False, **condition
-            )[0]
+        v = model(
+            hidden_states=x, timestep=torch.full((len(x),), sigma, device=x.device), return_dict=False, **condition
+        )[0]
         if watch:
             watch(call, x - sigma * v.float())
         x = x + (following - sigma) * v.float()
@@ -967,23 +962,27 @@ def train_foretelling(run: Run, minutes: float, groups: int) -> None:
     head = head.to(run.device)
     distil(run, head, trails, decoder, 0.2 * minutes)
     head._clean.texts = reward.texts  # the reading of prompts is the same
-    begun, chunk = clock(), 768 if run.gpu else 128
-    train_foresight(copy.deepcopy(head), trails, updates=5, batch=chunk)
-    each = (clock() - begun) / 5
+    chunk = 768 if run.gpu else 128
+    for count in (5, 20):  # the first is slower
+        begun = clock()
+        train_foresight(copy.deepcopy(head), trails, updates=count, batch=chunk)
+        each = (clock() - begun) / count
     updates = max(5, int(0.7 * minutes * 60 * run.minutes / each))
     head = train_foresight(
         head, trails, updates=updates, batch=chunk, lowest=0.15, tell=lambda line: run.log(note=line)
     )
     notes = {"trajectories": 8 * groups, "updates": updates, "lowest": 0.15}
-    foresight.save(head, run.out / "foresight", sigma=0.6, trained=notes)
+    foresight.save(head, run.out / "foresight", sigma=0.65, trained=notes)
     train_preview(run, trails, decoder, 0.1 * minutes)
 
 
-def measure(run: Run) -> None:
-    """All gates on held-out prompts."""
+def measure(run: Run, what: str) -> None:
+    """Gates of the generator and the clean reward, or of the noise-aware one, on held-out prompts."""
     texts, decoder, reward = load_texts(run.device, run.out), load_vae(run.device, run.out), load_hard_reward(run)
     model = load_transformer(run.out / "transformer.pt").to(run.device)
-    gates(run, model, texts, decoder, reward)
+    if what == "gates":
+        gates(run, model, texts, decoder, reward)
+        return
     head = foresight.load_foresight(run.device, run.out / "foresight", reward).head
     prompts = hard.held_out_prompts()[-run.count(40, 4) :]
     tests = trails_of(run, model, texts, decoder, reward, prompts, 16, 20, 5)
@@ -1019,7 +1018,7 @@ def main() -> None:
     parser.add_argument(
         "stages",
         nargs="+",
-        choices=("text", "vae", "scenes", "transformer", "reward", "foresight", "measure", "export"),
+        choices=("text", "vae", "scenes", "transformer", "reward", "foresight", "gates", "early", "export"),
     )
     parser.add_argument("--out", type=Path, default=Path("runs/hard"))
     parser.add_argument("--device", default="cpu")
@@ -1051,9 +1050,9 @@ def main() -> None:
         elif stage == "reward":
             train_reward(run, 9)
         elif stage == "foresight":
-            train_foretelling(run, 8, 700 if not run.gpu else 4000)
-        elif stage == "measure":
-            measure(run)
+            train_foretelling(run, 8, 700 if not run.gpu else 10_000)
+        elif stage in ("gates", "early"):
+            measure(run, stage)
         else:
             export_all(run)
     run.log(stage="done")

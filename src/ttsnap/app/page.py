@@ -12,11 +12,11 @@ from ttsnap.app import explore, view
 from ttsnap.app.job import Job, sentence
 from ttsnap.app.queue import POLICIES, Request
 from ttsnap.app.searches import Searches
+from ttsnap.pipelines.models import MODELS
 
 if TYPE_CHECKING:
     from ttsnap.live.result import SearchResult
 
-EXAMPLES = {"shapes": "a red circle left of a blue square"}
 UNITS = {"candidates": None, "denoiser calls": "NFE", "GFLOP": "GFLOP", "TFLOP": "TFLOP", "seconds": "s"}
 HEAD = """<div class="tt-head"><h1>ttsnap</h1><p>Many candidates are started. Each is looked at early, the poor ones are
 dropped, and only the promising ones are finished: a better picture for the same compute.</p></div>"""
@@ -55,7 +55,7 @@ class Form:
     ) -> None:
         first = searches.offered[0]
         self.prompt = gr.Textbox(
-            EXAMPLES.get(first, ""),
+            MODELS[first].example if first in MODELS else "",
             label="Prompt",
             lines=1,
             max_length=searches.limits.prompt,
@@ -263,7 +263,7 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None
 def _compare_tab(searches: Searches, visitor: gr.BrowserState) -> None:
     """The same prompt, seeds and budget with two policies side by side."""
     gr.Markdown("The same prompt, the same seeds and the same budget, twice. The budget is what both may cost.")
-    small = searches.offered[0] == "shapes"
+    small = searches.offered[0] in MODELS
     unit, amount = ("GFLOP", 10) if small else ("TFLOP", 1000)
     form = Form(searches, "compare", ["tuned for the model", "best-of-N"], unit, amount)
     with gr.Row():

@@ -26,13 +26,14 @@ class Family:
     Attributes:
         name: as people call it.
         pipeline: class of its diffusers pipeline.
-        model: hub id of the checkpoint to try, or `shapes`.
+        model: hub id of the checkpoint to try, or the name of an embedded model.
         steps: denoiser calls to start with.
         options: further options of the command.
         passes: of the denoiser per call, with these options.
         rungs, keep: the schedule to start with: looks as shares of the steps, and what survives each.
         published: the schedule is the published one for this model, not a guess.
         note: what a user should know.
+        example: arguments of `ttsnap generate`, where they are others than for most families.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Family:
     keep: tuple[float, ...] = START[1]
     published: bool = False
     note: str = ""
+    example: str = ""
 
     @property
     def looks(self) -> list[int]:
@@ -61,8 +63,8 @@ class Family:
     @property
     def command(self) -> str:
         """A command to copy."""
-        if self.model == "shapes":
-            return 'ttsnap generate "a red circle left of a blue square"'
+        if self.example:
+            return f"ttsnap generate {self.example}"
         rungs, keep = ",".join(map(str, self.looks)), _shares(self.keep, ",")
         parts = [f'ttsnap generate "a corgi astronaut" --model {self.model} --reward imagereward --candidates 16']
         parts += [f"--steps {self.steps} --rungs {rungs} --keep {keep}", self.options]

@@ -23,6 +23,7 @@ class Model:
         candidates: how many a search starts.
         preview: directory of its tiny decoder.
         prompts: lists of prompts by name, such as `train`.
+        example: a prompt to begin with.
     """
 
     load: Callable[[Any], Any]
@@ -33,6 +34,7 @@ class Model:
     candidates: int | None = None
     preview: Path | None = None
     prompts: Mapping[str, Callable[[], list[str]]] = field(default_factory=dict)
+    example: str = ""
 
 
 MODELS = Registry("ttsnap.models")

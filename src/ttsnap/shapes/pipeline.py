@@ -42,4 +42,5 @@ MODEL = Model(
     candidates=8,  # more find a perfect picture in any way
     preview=PREVIEW_WEIGHTS,
     prompts={"train": train_prompts, "held-out": held_out_prompts},
+    example="a red circle left of a blue square",
 )
