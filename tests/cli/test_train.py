@@ -81,3 +81,36 @@ def test_a_missing_image_is_named(ttsnap, data, tmp_path):
     code, _, err = ttsnap(*options(tmp_path, "--out", tmp_path / "out"))
     assert code == 2
     assert "p0001/id002/s02.png is missing" in err
+
+
+def test_two_commands_to_a_judge_of_features_in_use(ttsnap, tmp_path):
+    prompts = ["shapes:train", "--prompt-range", "0:10", "--per-prompt", "3", "--steps", "4"]
+    recording, head = tmp_path / "rec.zarr", tmp_path / "head"
+    code, _, err = ttsnap("record", "--prompts", *prompts, "--reward", "shapes", "--features", "--out", recording)
+    assert code == 0, err
+    train = ("train", "--judge", "features", recording, "--out", head, "--set", "updates=16", "--cpu")
+    code, out, err = ttsnap(*train)
+    assert code == 0, err
+    assert "Kendall tau with the finished images' shapes on 2 held-out prompts" in out
+    assert f"--reward shapes+{head}" in out
+    code, out, err = ttsnap(
+        "generate", "a red circle", "--reward", f"shapes+{head}", "--steps", "4", "--candidates", "4",
+        "--rungs", "1", "--keep", ".5", "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    cost = json.loads(out)["cost"]
+    assert cost["looks"] == 6  # 4 early ones at features, 2 finished images
+    assert cost["decodes"] == 2
+    code, _, err = ttsnap(*train)
+    assert code == 2
+    assert "holds a head already" in err
+    for wrong, told in (
+        (("--levels", "2"), "unknown setting 'levels'"),
+        (("--judge", "magic"), "--judge is pictures or features"),
+    ):
+        code, _, err = ttsnap("train", recording, "--judge", "features", *wrong, "--out", tmp_path / "new")
+        assert code == 2
+        assert told in err
+    code, _, err = ttsnap("record", "a red circle", "--features", "--out", tmp_path / "tree")
+    assert code == 2
+    assert "add --reward" in err

@@ -27,7 +27,7 @@ POLICY = SuccessiveHalving((1, 3), sizes=(4, 2))
 class Reader:
     """Reads features of the first half of the way; elsewhere and in the end it judges redness."""
 
-    place, clean_name = Place("single_transformer_blocks.0", grid=2), "red"
+    places, clean_name = [Place("single_transformer_blocks.0", grid=2)], "red"
 
     def __init__(self):
         self.asked = []

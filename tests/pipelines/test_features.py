@@ -18,7 +18,7 @@ class Reads:
     """A reward that reads features of a place."""
 
     def __init__(self, place=PLACE):
-        self.place = place
+        self.places = [place]
 
 
 @pytest.fixture
@@ -82,13 +82,11 @@ def test_of_a_doubled_batch_the_half_with_the_prompt_counts():
         def forward(self, sample, encoder_hidden_states):
             return self.conv_norm_out(sample)
 
-    class Pipe:
-        unet = Unet()
-
-    tap = Tap(Pipe(), Place("conv_norm_out", "input", grid=2))
+    unet = Unet()
+    tap = Tap(unet, [Place("conv_norm_out", "input", grid=2)])
     maps, states = torch.rand(4, 3, 8, 8), torch.rand(4, 5, 6)
     with tap.listen(PROMPTS) as heard:
-        Pipe.unet(maps, encoder_hidden_states=states)
+        unet(maps, encoder_hidden_states=states)
     torch.testing.assert_close(heard[0], maps[2:].unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)).flatten(2).mT)
     torch.testing.assert_close(torch.stack(tap.words(PROMPTS)), states[2:])
 

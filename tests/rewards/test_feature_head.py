@@ -20,7 +20,7 @@ PROMPTS = ["a red circle", "a blue square left of a green circle"]
 
 def make(config=CONFIG, sigma=0.5):
     torch.manual_seed(0)
-    return FeatureReward(tiny.Redness(), FeatureHead(config).eval(), PLACE, sigma, "red")
+    return FeatureReward(tiny.Redness(), FeatureHead(config).eval(), [PLACE], sigma, "red")
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ def test_what_is_saved_is_loaded(features, tmp_path, monkeypatch):
     reward = make()
     for parameter in reward.head.parameters():
         parameter.data = parameter.data.half().float()
-    save_head(reward.head, tmp_path / "head", reward="red", place=PLACE, sigma=0.5, trained_on="nothing")
+    save_head(reward.head, tmp_path / "head", reward="red", places=[PLACE], sigma=0.5, trained_on="nothing")
     for name in (str(tmp_path / "head"), f"red+{tmp_path / 'head'}"):
         (loaded,) = rewards.load(name).values()
-        assert (loaded.place, loaded.sigma, loaded.clean_name) == (PLACE, 0.5, "red")
+        assert (loaded.places, loaded.sigma, loaded.clean_name) == ((PLACE,), 0.5, "red")
         answers = (r.early(features, PROMPTS * 3, sigma=0.75) for r in (loaded, reward))
         torch.testing.assert_close(*answers)
     with pytest.raises(ValueError, match="was trained from the reward red, not from shapes"):
@@ -87,7 +87,7 @@ def test_what_is_wrong_with_a_head_is_one_sentence(features, tmp_path, monkeypat
     monkeypatch.setitem(rewards.REWARDS, "red", lambda device: tiny.Redness())
     with pytest.raises(ValueError, match="is not a feature head"):
         load_head(tmp_path)
-    save_head(make().head, tmp_path, reward="red", place=PLACE, sigma=0.5)
+    save_head(make().head, tmp_path, reward="red", places=[PLACE], sigma=0.5)
     description = json.loads((tmp_path / "head.json").read_text())
     changes = ({"version": 9}, {"format": "other"}, {"config": {}}, {"config": {**CONFIG.__dict__, "width": 32}})
     for change in changes:

@@ -17,9 +17,9 @@ PROMPTS = ["a red circle", "a blue square left of a green circle", "a red circle
 def test_a_head_learns_trajectories_by_heart():
     sampler = Sampler(tiny.flux(), num_inference_steps=3, height=32, width=32, max_sequence_length=12, max_batch=8)
     seeds = np.arange(24).reshape(4, 6)
-    place, seen = Place("single_transformer_blocks.0", grid=2), []
+    places, seen = [Place("single_transformer_blocks.0", grid=2)], []
     trails = gather(
-        sampler, lambda i, p: tiny.Redness()(i, p, sigma=0.0), place, PROMPTS, seeds, on_trajectories=seen.append
+        sampler, lambda i, p: tiny.Redness()(i, p, sigma=0.0), places, PROMPTS, seeds, on_trajectories=seen.append
     )
     assert sum(seen) == 24
     assert sampler.tap is None

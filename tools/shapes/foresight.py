@@ -52,7 +52,7 @@ def trajectories(count: int, *, steps: int = 10, seed: int = 70_000_000, **optio
         logits = reward.logits(images, texts)
         return torch.cat([soft_minimum(logits)[:, None], logits], dim=1)
 
-    return gather(sampler, judge, foresight.PLACE, asked, seeds, words=1, keep_latents=True, **options)
+    return gather(sampler, judge, [foresight.PLACE], asked, seeds, words=1, keep_latents=True, **options)
 
 
 def distil(

@@ -220,7 +220,6 @@ class Place:
         self.gpu = self.device.type == "cuda"
 
 
-
 class Run(Place):
     """Device, folder, clock, workers."""
 
@@ -564,7 +563,9 @@ def train_transformer(rank: int, a: argparse.Namespace) -> None:
             rate = common.same_on_all(evaluate() if rank == 0 else 0.0)
             words = 11  # colours, shapes, holes and relations of three things
             loose = int(
-                np.argmin([abs(math.log((min(1, GAIN * rate) * (1 - chance) ** words + 1e-3) / WANTED)) for chance in LOOSE])
+                np.argmin(
+                    [abs(math.log((min(1, GAIN * rate) * (1 - chance) ** words + 1e-3) / WANTED)) for chance in LOOSE]
+                )
             )
             if log:
                 log(stage="loose", true=rate, chance=LOOSE[loose])

@@ -218,7 +218,7 @@ class Board(Images, WorkObserver):
 class ImageProgress(Images):
     """Images done, images per second and time left, on stderr; usable as a context."""
 
-    def __init__(self, what: str, *, silent: bool) -> None:
+    def __init__(self, what: str, *, silent: bool, unit: str = "images") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         super().__init__()
@@ -228,7 +228,7 @@ class ImageProgress(Images):
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("images{task.fields[rate]}"),
+            TextColumn(unit + "{task.fields[rate]}"),
             console=shown,
             transient=True,
             disable=shown.quiet,

@@ -37,6 +37,7 @@ def record(
     per_prompt: Annotated[int, What] = 8,
     reward: Annotated[str | None, What] = None,
     calls: Annotated[str | None, What] = None,
+    features: Annotated[bool, Parameter(negative="", group=RECORDED)] = False,
     store_size: Annotated[int | None, What] = None,
     image_format: Annotated[str, Parameter(name="--format", group=RECORDED)] = "png",
     seed: Annotated[int, What] = 0,
@@ -58,7 +59,8 @@ def record(
         prompt_range: Part of the prompts, such as 0:400.
         per_prompt: Candidates per prompt.
         reward: Write these rewards straight into a recording, and no images.
-        calls: Calls to look after, such as 1,5,20 (default: all).
+        calls: Calls to look after, such as 1,5,20 (default: all, with --features the last).
+        features: With --reward: keep what the denoiser knows early, to train a judge of features on it.
         store_size: Shorter side of stored images, pixels (default: as they are).
         image_format: png, or webp (lossless).
         seed: Candidate c of prompt p has this seed + p x candidates per prompt + c.
@@ -85,6 +87,8 @@ def record(
         if store_size is not None or image_format != "png":
             raise ValueError("with --reward no images are stored: leave out --store-size and --format")
         try_own(reward, texts[0], None)
+    elif features:
+        raise ValueError("--features are kept beside rewards: add --reward NAME")
     workers.check_device(model.device)
     job = Record(
         load_sampler=partial(quietly, model.sampler, texts[0], pictures),
@@ -96,6 +100,7 @@ def record(
         out=place,
         seed=seed,
         calls=read_calls(calls),
+        features=features,
         store_size=store_size,
         image_format=image_format,
     )

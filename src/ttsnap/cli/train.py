@@ -1,9 +1,9 @@
-"""`ttsnap train`: from an image tree and its recording to a noise-aware reward."""
+"""`ttsnap train`: from an image tree and its recording, or from recorded features, to a noise-aware reward."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,6 +12,7 @@ from ttsnap.cli.options import DATA, OUTPUT, TRAINING, AsJson, read_calls
 if TYPE_CHECKING:
     from ttsnap.cli.progress import ImageProgress
     from ttsnap.training import Report
+    from ttsnap.training.judges import JudgeReport
 
 Data, How = Parameter(group=DATA), Parameter(group=TRAINING)
 
@@ -22,6 +23,7 @@ def train(
     /,
     *,
     out: Annotated[Path, Parameter(group=OUTPUT)],
+    judge: Annotated[str, Data] = "pictures",
     config: Path | None = None,
     reward: str | None = None,
     train_prompts: Annotated[int | None, Data] = None,
@@ -45,10 +47,13 @@ def train(
 
     Try: ttsnap train tree tree.zarr --reward shapes --out run
 
+    Or: ttsnap train --judge features recording.zarr --out run
+
     Args:
-        tree: Image tree, as `ttsnap record` writes it.
+        tree: Image tree, as `ttsnap record` writes it; for a judge of features the recording.
         labels: Its recording, as `ttsnap label --final-only` writes it.
         out: Directory of the run; the same command goes on with it.
+        judge: What is read: pictures, or features (of `ttsnap record --reward NAME --features`; no look is decoded).
         config: YAML file with settings; options given here win.
         reward: Clean reward to start from (shapes).
         train_prompts: Train on so many prompts at most.
@@ -99,6 +104,11 @@ def train(
     for name, option in given.items():
         if option is not None:
             values[name] = str(option) if isinstance(option, Path) else option
+    if judge == "features":
+        _train_judge(values, out, cpu=cpu, json=json)
+        return
+    if judge != "pictures":
+        raise ValueError(f"--judge is pictures or features, got {judge!r}")
     resolved = Config.of(values)
     from ttsnap.training import train as fit
 
@@ -116,6 +126,53 @@ def train(
         print(encoder.dumps(plain, indent=1))
         return
     _show(report, progress)
+
+
+def _train_judge(values: dict[str, Any], out: Path, *, cpu: bool, json: bool) -> None:
+    """Train a judge of features with what was given."""
+    import json as encoder
+    from dataclasses import asdict
+
+    import torch
+
+    from ttsnap.cli.progress import ImageProgress
+    from ttsnap.training.config import settings_of
+    from ttsnap.training.judges import JudgeSettings, train_judge
+
+    recording = values.pop("tree", None)
+    if recording is None:
+        raise ValueError("a judge of features needs a recording: ttsnap train --judge features REC --out DIR")
+    settings = settings_of(JudgeSettings, values)
+    device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
+    with ImageProgress("training", silent=json, unit="updates") as progress:
+        report = train_judge(
+            recording, out, settings, device=device, on_start=progress.start, on_updates=progress.advance
+        )
+    if json:
+        print(encoder.dumps(asdict(report) | {"out": str(out)}, indent=1))
+    else:
+        _show_judge(report)
+
+
+def _show_judge(report: JudgeReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    fitted, chosen, held = report.prompts
+    print(
+        f"{report.out}: reads {' and '.join(report.places)}; {report.parameters:,} parameters; fitted to {fitted} "
+        f"prompts, chosen by {chosen}"
+    )
+    for name, found in sorted(report.trials.items(), key=lambda pair: -pair[1]):
+        print(f"  tried {name}: Kendall tau {found:.3f}")
+    table = Table("call", "noise", f"{report.reward} of the x0 picture", "judge of features", "serves", box=None)
+    for level in report.levels:
+        clean = "-" if level.clean is None else f"{level.clean:.2f} ± {1.96 * (level.clean_error or 0):.2f}"
+        own = f"{level.judge:.2f} ± {1.96 * level.judge_error:.2f}"
+        table.add_row(str(level.call), f"{level.sigma:.3g}", clean, own, "judge" if level.served else report.reward)
+    Console().print(table)
+    print(f"Kendall tau with the finished images' {report.reward} on {held} held-out prompts, 95 % intervals")
+    print(f"use it: ttsnap generate ... --reward {report.reward}+{report.out}")
 
 
 def read_levels(text: str | None) -> list[int] | None:

@@ -27,6 +27,7 @@ class Record:
         out: the tree or recording.
         seed: first seed.
         calls: after which calls to look (None: all).
+        features: keep what the denoiser knows beside the rewards.
         store_size: shorter side of stored images, pixels (None: as they are).
         image_format: png or webp.
         threads: that write images (None: one per core).
@@ -41,6 +42,7 @@ class Record:
     out: AnyPath
     seed: int = 0
     calls: Sequence[int] | None = None
+    features: bool = False
     store_size: int | None = None
     image_format: str = "png"
     threads: int | None = None
@@ -89,12 +91,12 @@ class _Images:
 
 class _Rewards:
     def __init__(self, job: Record, sampler: Sampler) -> None:
-        from ttsnap.recordings.recorder import chosen_calls, seeds_of
+        from ttsnap.recordings.recorder import looks, seeds_of
 
         assert job.load_rewards
         self.job, self.sampler, self.rewards = job, sampler, job.load_rewards(sampler.device)
         self.seeds = seeds_of(job.part, job.per_prompt, job.seed)
-        self.calls = chosen_calls(job.calls, sampler.num_steps)
+        self.calls = looks(job.calls, job.features, sampler.num_steps)
         self.recording: Any = None
 
     def plan(self) -> Plan:
@@ -109,6 +111,7 @@ class _Rewards:
             self.seeds,
             job.out,
             calls=job.calls,
+            features=job.features,
             settings=settings | {"first prompt": job.part[0]},
         )
         done = recording.done

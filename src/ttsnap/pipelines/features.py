@@ -1,26 +1,35 @@
 """What a denoiser itself knows of a candidate: hidden features of a call that was made anyway, read by hooks.
 
 A head on these features judges a candidate without decoding anything. Nothing of the model is copied or changed: while
-a `Tap` listens, it keeps what goes into (or comes out of) one named module of the stock transformer or UNet.
+a `Tap` listens, it keeps what comes out of (or goes into) named modules of the stock transformer or UNet, averaged onto
+a grid and, where they are wide, projected onto fewer channels. The x0 estimate is one more place to read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ttsnap.pipelines.sampler import Sampler
+
+X0 = "x0"  # the name of the place that is no module
+DEPTHS = (0.25, 0.5, 0.75)
+GRID, WIDTH = 8, 256
 
 
 class Features(NamedTuple):
     """What a head reads of n candidates.
 
     Attributes:
-        cells: hidden features of the image, averaged onto a grid [n, cells, channels].
+        cells: features on a grid [n, cells, channels], those of several places side by side.
         words: states of the prompt's words as the denoiser reads them, one tensor [words, width] per candidate.
         latents: x0 estimates [n, ...] as the sampler keeps them.
     """
@@ -32,115 +41,216 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a denoiser to listen.
+    """Where to listen.
 
     Attributes:
-        module: dotted name of a module of the transformer or UNet.
+        module: dotted name of a module of the denoiser; or `x0`: the x0 estimate, as the decoder would be given it.
         side: `input`: the module's first argument; `output`: what it returns, of several tensors the last (diffusers'
             joint blocks return text, then image).
-        grid: features are averaged onto a square grid of so many cells a side.
+        grid: features lie on a square grid of so many cells a side: of a module averaged, of x0 stacked.
+        width: most channels of a cell. Wider ones are normalised and projected by a fixed random matrix, which keeps
+            distances (Johnson and Lindenstrauss, 1984); 0: all channels, as they are.
     """
 
     module: str
     side: str = "output"
-    grid: int = 8
+    grid: int = GRID
+    width: int = 0
+
+    def narrow(self, cells: Tensor) -> Tensor:
+        """Cells [n, cells, channels] with at most `width` channels."""
+        if not self.width:
+            return cells
+        if self.module != X0:
+            cells = F.layer_norm(cells.float(), cells.shape[-1:])
+        if cells.shape[-1] <= self.width:
+            return cells
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.module} {self.side}".encode()))
+        matrix = torch.randn(cells.shape[-1], self.width, generator=generator) / self.width**0.5
+        narrow: Tensor = cells.float() @ matrix.to(cells.device)
+        return narrow
 
 
 class Tap:
-    """Listens to one place of a pipeline's denoiser.
+    """Listens to places of a denoiser.
 
     Args:
-        pipe: a stock pipeline with a `transformer` or a `unet`.
-        place: where to listen.
+        denoiser: a module.
+        places: where to listen, all with the same grid.
         aspect: height / width of the images, by which a row of tokens is laid out.
 
     Raises:
-        ValueError: the pipeline has no such denoiser, or its denoiser no such module.
+        ValueError: the denoiser has no such module, or grids differ.
     """
 
-    def __init__(self, pipe: Any, place: Place, aspect: float = 1.0) -> None:
-        self.place, self.aspect = place, aspect
-        denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    def __init__(self, denoiser: Any, places: Sequence[Place], aspect: float = 1.0) -> None:
+        self.places, self.aspect = tuple(places), aspect
         self._denoiser: Any = getattr(denoiser, "_orig_mod", denoiser)  # of a compiled model the model itself
         self._words: dict[str, Tensor] = {}
-        name = type(self._denoiser).__name__
-        if not isinstance(self._denoiser, torch.nn.Module):
-            raise ValueError(f"features are read from a transformer or a UNet; {type(pipe).__name__} has neither")
         modules = dict(self._denoiser.named_modules())
-        if place.module not in modules:
-            raise ValueError(f"the head reads the module {place.module!r}, which {name} does not have")
-        self._module = modules[place.module]
+        for place in self.places:
+            if place.module not in modules and place.module != X0:
+                name = type(self._denoiser).__name__
+                raise ValueError(f"the head reads the module {place.module!r}, which {name} does not have")
+        if len({place.grid for place in self.places}) != 1:
+            raise ValueError("places that are read together need one grid")
+        self._modules = {place: modules[place.module] for place in self.places if place.module != X0}
+
+    @property
+    def hidden(self) -> bool:
+        """Whether any place is a module."""
+        return bool(self._modules)
 
     @contextmanager
     def listen(self, prompts: Sequence[str]) -> Iterator[list[Tensor]]:
         """While one denoiser call of these candidates is made, collect cells [n, grid x grid, channels], one tensor.
 
         Of classifier-free guidance only the pass with the prompt counts: of two passes the first, of a doubled batch
-        the second half, as in diffusers.
+        the second half, as in diffusers. Where no place is a module, cells have no channels.
         """
-        count, heard = len(prompts), list[Tensor]()
+        count, heard, found = len(prompts), dict[Place, Tensor](), list[Tensor]()
 
-        def keep(tensor: Any) -> None:
-            tensor = tensor[-1] if isinstance(tensor, tuple | list) else tensor
-            if not heard:
-                heard.append(self._cells(tensor[-count:]))
+        def keep(place: Place, value: Any) -> None:
+            if place not in heard and (tensor := _last_rows(value, count)) is not None:
+                heard[place] = place.narrow(self._cells(tensor[-count:], place.grid))
 
         def read(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             states = kwargs.get("encoder_hidden_states")
-            for prompt, words in zip(prompts, () if states is None else states[-count:], strict=False):
-                self._words.setdefault(prompt, words.detach().clone())
+            if isinstance(states, Tensor | list | tuple) and len(states) >= count:
+                for prompt, words in zip(prompts, states[-count:], strict=True):
+                    self._words.setdefault(prompt, words.detach().clone())
 
-        if self.place.side == "input":
-            hook = self._module.register_forward_pre_hook(lambda module, args: keep(args[0]))
-        else:
-            hook = self._module.register_forward_hook(lambda module, args, output: keep(output))
-        unread = any(prompt not in self._words for prompt in prompts)
-        reading = self._denoiser.register_forward_pre_hook(read, with_kwargs=True) if unread else None
+        hooks = []
+        for place, module in self._modules.items():
+            if place.side == "input":
+                hooks.append(module.register_forward_pre_hook(lambda _, args, p=place: keep(p, args[0])))
+            else:
+                hooks.append(module.register_forward_hook(lambda _, args, output, p=place: keep(p, output)))
+        if any(prompt not in self._words for prompt in prompts):
+            hooks.append(self._denoiser.register_forward_pre_hook(read, with_kwargs=True))
         try:
-            yield heard
+            yield found
         finally:
-            hook.remove()
-            if reading:
-                reading.remove()
+            for hook in hooks:
+                hook.remove()
+        if len(heard) == len(self._modules) and heard:
+            found.append(torch.cat([heard[place] for place in self._modules], dim=-1))
 
-    def _cells(self, hidden: Tensor) -> Tensor:
-        """Tokens [n, t, c] or a map [n, c, h, w], averaged onto the grid [n, grid x grid, c]."""
+    def _cells(self, hidden: Tensor, grid: int) -> Tensor:
+        """Tokens [n, t, c], a map [n, c, h, w] or frames [n, c, f, h, w], averaged onto the grid [n, grid^2, c]."""
+        if hidden.ndim == 5:
+            hidden = hidden.mean(2)
         if hidden.ndim == 3:
             tokens = hidden.shape[1]
             height = max(1, round((tokens * self.aspect) ** 0.5))
             while tokens % height:
                 height -= 1
             hidden = hidden.transpose(1, 2).reshape(len(hidden), -1, height, tokens // height)
-        side = (self.place.grid, self.place.grid)
-        if hidden.shape[-2:] != side:
-            hidden = F.adaptive_avg_pool2d(hidden.float(), side).to(hidden.dtype)
+        if hidden.shape[-2:] != (grid, grid):
+            hidden = F.adaptive_avg_pool2d(hidden.float(), (grid, grid)).to(hidden.dtype)
         return hidden.flatten(2).transpose(1, 2).contiguous()
 
+    def with_x0(self, cells: Tensor | None, latents: Tensor) -> Tensor:
+        """What was heard [n, cells, channels] and, if it is a place, the latents [n, c, h, w] of the x0 estimate."""
+        parts = [] if cells is None else [cells]
+        for place in self.places:
+            if place.module == X0:
+                grid, channels = place.grid, latents.shape[1]
+                rows, columns = (max(1, size // grid) for size in latents.shape[-2:])
+                fitted = F.adaptive_avg_pool2d(latents.float(), (grid * rows, grid * columns))
+                stacked = fitted.reshape(-1, channels, grid, rows, grid, columns).permute(0, 2, 4, 1, 3, 5)
+                stacked = stacked.flatten(3).flatten(1, 2)
+                parts.append(place.narrow(stacked).to(parts[0] if parts else latents))
+        return torch.cat(parts, dim=-1)
+
     def words(self, prompts: Sequence[str]) -> list[Tensor]:
-        """States [words, width] of prompts that were listened to."""
-        return [self._words[prompt] for prompt in prompts]
+        """States [words, width] of prompts that were listened to; none where the denoiser is given no words."""
+        nothing = torch.zeros(0, 0)
+        return [self._words.get(prompt, nothing) for prompt in prompts]
 
     def forget_prompts(self) -> None:
         """Drop the states of words."""
         self._words.clear()
 
 
-def attach(sampler: Any, rewards: Any) -> None:
+def _last_rows(value: Any, count: int) -> Tensor | None:
+    """Of what a module returns the last tensor with at least `count` rows of tokens or of a map."""
+    parts = value if isinstance(value, tuple | list) else [value]
+    fitting = [part for part in parts if isinstance(part, Tensor) and part.ndim in (3, 4, 5) and len(part) >= count]
+    return fitting[-1] if fitting else None
+
+
+def denoiser_of(sampler: Sampler) -> Any:
+    """The module that a sampler's features come from."""
+    names = sorted(sampler.probe.denoisers, key=lambda name: (name not in ("transformer", "unet"), name))
+    parts = {**sampler.pipe.components}
+    found = next((parts[name] for name in names if isinstance(parts.get(name), torch.nn.Module)), None)
+    if found is None:
+        raise ValueError(f"{type(sampler.pipe).__name__} has no denoiser whose features can be read")
+    return found
+
+
+def tap(sampler: Sampler, places: Sequence[Place]) -> Tap:
+    """What listens to places of a sampler's denoiser."""
+    return Tap(denoiser_of(sampler), places, sampler.height / sampler.width)
+
+
+def find_places(sampler: Sampler, grid: int | None = None, width: int = WIDTH) -> tuple[Place, ...]:
+    """Where to listen in a denoiser that nobody has looked at: blocks a quarter, half and three quarters of the way
+    through it, as far as they return something to read, and the x0 estimate.
+
+    A call of one candidate is made for each, to see what is heard.
+
+    Args:
+        sampler: drives the model.
+        grid: cells a side (default: 8, or fewer where pictures are so small that two pixels of latents fill a cell).
+        width: most channels of a cell.
+
+    Raises:
+        ValueError: nothing is heard anywhere.
+    """
+    denoiser = denoiser_of(sampler)
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)
+    if hasattr(denoiser, "mid_block"):
+        names = ["mid_block", *(f"up_blocks.{number}" for number in range(len(denoiser.up_blocks)))]
+    else:
+        lists = [(n, m) for n, m in denoiser.named_children() if isinstance(m, torch.nn.ModuleList) and len(m)]
+        blocks = [(n, m) for n, m in lists if "block" in n or "layer" in n] or lists
+        names = [f"{name}.{number}" for name, part in blocks for number in range(len(part))]
+    chosen = dict.fromkeys(names[min(len(names) - 1, int(depth * len(names)))] for depth in DEPTHS) if names else {}
+    side = min(sampler.height, sampler.width) // 16
+    grid = grid or max(2, min(GRID, side))
+    before, found = sampler.tap, list[Place]()
+    try:
+        for name in (*chosen, X0):
+            place = Place(name, grid=grid, width=width)
+            sampler.tap = tap(sampler, [place])
+            with suppress(ValueError):  # nothing is heard, or the estimate is no map
+                sampler.features(sampler.advance(sampler.start([sampler.some_prompt], [0]), 1))
+                found.append(place)
+    finally:
+        sampler.tap = before
+    if not found:
+        raise ValueError(f"{type(sampler.pipe).__name__} shows nothing that a judge of features could read")
+    return tuple(found)
+
+
+def attach(sampler: Sampler, rewards: Mapping[str, Any]) -> None:
     """Make a sampler keep the features that rewards read, or none.
 
     Args:
         sampler: its trajectories then carry features.
-        rewards: name -> reward; those that read features have a `place`.
+        rewards: name -> reward; those that read features have `places`.
 
     Raises:
         ValueError: two rewards read different places, or this cannot be read from this model.
     """
-    places = {reward.place for reward in rewards.values() if getattr(reward, "place", None)}
-    if len(places) > 1:
-        names = ", ".join(sorted(place.module for place in places))
+    asked = {tuple(reward.places) for reward in rewards.values() if getattr(reward, "places", None)}
+    if len(asked) > 1:
+        names = ", ".join(sorted(place.module for places in asked for place in places))
         raise ValueError(f"rewards that read features must read the same ones, got {names}")
-    place = next(iter(places), None)
-    if place and sampler.diversity:
+    places = next(iter(asked), ())
+    if places and sampler.diversity:
         raise ValueError("with negative token merging the denoiser's features cannot be read; take the clean reward")
-    if place != (sampler.tap.place if sampler.tap else None):
-        sampler.tap = Tap(sampler.pipe, place, sampler.height / sampler.width) if place else None
+    if places != (sampler.tap.places if sampler.tap else ()):
+        sampler.tap = tap(sampler, places) if places else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ttsnap.pipelines.call import END, Ask, Call, Memo, is_modular, same
-from ttsnap.pipelines.features import Features
+from ttsnap.pipelines.features import X0, Features
 from ttsnap.pipelines.first_calls import first_calls
 from ttsnap.pipelines.limits import Limits
 from ttsnap.pipelines.outputs import as_images, chosen_frames, objections, warn_of_blanks, written
@@ -481,9 +481,13 @@ class Sampler(Runner):
         Raises:
             ValueError: nothing listened to that call.
         """
-        if self.tap is None or trajectories.cells is None:
+        cells, x0, tap = trajectories.cells, trajectories.x0, self.tap
+        if tap is None or x0 is None or (cells is None and tap.hidden):
             raise ValueError("no features were kept of these candidates; attach the rewards that read them first")
-        return Features(trajectories.cells, self.tap.words(trajectories.prompts), trajectories.x0)
+        if any(place.module == X0 for place in tap.places):
+            cells = tap.with_x0(cells, self.spatial(x0, trajectories.prompts, trajectories.seeds, trajectories.step))
+        assert cells is not None
+        return Features(cells, tap.words(trajectories.prompts), x0)
 
     # What was taken down of the way to a picture must hold for every candidate.
 

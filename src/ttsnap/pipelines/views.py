@@ -74,7 +74,7 @@ class View:
 
 def reads_features(reward: Any, sigma: float) -> bool:
     """Whether a reward judges x0 estimates of this noise level by features, so that it needs no picture."""
-    return getattr(reward, "place", None) is not None and reward.level(sigma) is not None
+    return bool(getattr(reward, "places", None)) and reward.level(sigma) is not None
 
 
 def need_pictures(rewards: Mapping[str, Any], sigma: float) -> bool:

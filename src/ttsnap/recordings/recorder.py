@@ -46,6 +46,11 @@ def chosen_calls(calls: Sequence[int] | None, num_steps: int) -> tuple[int, ...]
     return tuple(chosen)
 
 
+def looks(calls: Sequence[int] | None, features: bool, num_steps: int) -> tuple[int, ...]:
+    """The calls after which rewards are recorded: all; beside features only the last, unless some are chosen."""
+    return chosen_calls((num_steps,) if features and calls is None else calls, num_steps)
+
+
 def walk(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], calls: Sequence[int]) -> Iterator[View]:
     """A view of n candidates after each of `calls`.
 
@@ -122,6 +127,7 @@ def record_rewards(
     out: str | AnyPath,
     *,
     calls: Sequence[int] | None = None,
+    features: bool = False,
     settings: Mapping[str, Any] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_images: Callable[[int], None] | None = None,
@@ -136,7 +142,8 @@ def record_rewards(
         prompts: all prompts [P].
         seeds: seeds [P, candidates].
         out: the recording to write.
-        calls: after which calls to look (default: all); the last always counts.
+        calls: after which calls to look (default: all, with `features` the last); the last always counts.
+        features: keep what the denoiser knows, too, after `calls` (default: early ones), to train a judge on it.
         settings: configuration to keep as provenance; a recording made with others is refused.
         on_start: called once with the number of images that are left to judge.
         on_images: called with the number of images just judged.
@@ -144,11 +151,11 @@ def record_rewards(
     Raises:
         ValueError: settings differ from those of the recording that is there, or a reward is not a finite number.
     """
-    recording = begin_rewards(sampler, rewards, prompts, seeds, out, calls=calls, settings=settings)
+    recording = begin_rewards(sampler, rewards, prompts, seeds, out, calls=calls, features=features, settings=settings)
     done = recording.done
     everything = groups(len(prompts), seeds.shape[1], sampler.max_batch)
     todo = [list(rows) for rows, _ in everything if not done[list(rows)].all()]
-    chosen = chosen_calls(calls, sampler.num_steps)
+    chosen = looks(calls, features, sampler.num_steps)
     if on_start:
         on_start(sum(map(len, todo)) * seeds.shape[1] * len(chosen))
     for rows in todo:
@@ -168,16 +175,23 @@ def begin_rewards(
     out: str | AnyPath,
     *,
     calls: Sequence[int] | None = None,
+    features: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Recording:
     """The recording that `record_rewards` fills, new or gone on with; arguments and errors are the same."""
     from ttsnap.files.provenance import versions
     from ttsnap.pipelines.features import attach
     from ttsnap.pipelines.flops import cost_model
+    from ttsnap.recordings import features as kept
 
     attach(sampler, rewards)
     names = recorded_names(rewards)
-    settings = dict(settings or {}) | {"calls": list(chosen_calls(calls, sampler.num_steps))}
+    settings = dict(settings or {}) | {"calls": list(looks(calls, features, sampler.num_steps))}
+    if features:
+        if sampler.tap or sampler.diversity:
+            raise ValueError("features are kept beside clean rewards of candidates that are not pushed apart")
+        plan = kept.plan(sampler, prompts[0], calls)
+        settings["features"] = [f"{place.module} {place.side}" for place in plan.places]
     recording = Recording.create(
         out,
         prompts=prompts,
@@ -195,6 +209,8 @@ def begin_rewards(
         resume=True,
     )
     check_same(settings, recording.provenance.get("settings", {}), recording.path)
+    if features and kept.kept_in(recording) != plan:
+        kept.create(recording, plan)
     done = recording.done
     if (recording.seeds[done] != seeds[done]).any():
         raise ValueError(f"{recording.path} was recorded with other seeds")
@@ -217,19 +233,29 @@ def judge_group(
     Yields:
         How many images were just judged; in the end 0 and the prompts that failed, with their errors.
     """
-    from ttsnap.pipelines.features import attach
+    from ttsnap.pipelines.features import attach, tap
+    from ttsnap.recordings.features import Heard, kept_in
 
     attach(sampler, rewards)
+    kept = kept_in(recording)
+    if kept:
+        sampler.tap = tap(sampler, kept.places)
     per_prompt, steps, names = seeds.shape[1], sampler.num_steps, list(recording.rewards)
     texts = [recording.prompts[p] for p in rows for _ in range(per_prompt)]
     numbers = seeds[list(rows)].ravel()
+    heard = Heard(kept, len(texts)) if kept else None
+    every = sorted({*calls, *(kept.calls if kept else ())})
     values = np.full((2, len(texts), steps, len(rewards)), np.nan, dtype=np.float32)
     failures: dict[int, Exception] = {}
     sampler.group(texts, numbers.tolist())
     for part in split(len(texts), sampler.max_batch):
         mine = range(len(texts))[part]
         shares = {n: list(own) for n, own in itertools.groupby(mine, lambda row: row // per_prompt)}
-        for view in walk(sampler, texts[part], numbers[part].tolist(), calls):
+        for view in walk(sampler, texts[part], numbers[part].tolist(), every):
+            if kept and heard and view.group.step in kept.calls:
+                heard.put(mine.start, view.group.step, view.features, texts[part])
+            if view.group.step not in calls:
+                continue
 
             def look(chosen: Sequence[int], view: View = view, first: int = mine.start) -> None:
                 index, prompts = list(chosen), [texts[row] for row in chosen]
@@ -242,8 +268,11 @@ def judge_group(
                     failures.setdefault(rows[n], error)
             yield len(view), {}
     sampler.forget_prompts()
-    for p, clean, aware in zip(rows, *values.reshape(2, len(rows), per_prompt, steps, -1), strict=True):
+    parts = values.reshape(2, len(rows), per_prompt, steps, -1)
+    for number, (p, clean, aware) in enumerate(zip(rows, *parts, strict=True)):
         if not done[p] and p not in failures:
+            if heard:
+                heard.store(recording, p, slice(number * per_prompt, (number + 1) * per_prompt))
             recording.write_prompt(p, clean, aware, seeds=seeds[p])
     yield 0, failures
 

@@ -39,6 +39,7 @@ class Recording:
         rewards: reward names [R].
         scales: per reward (mean, std); results are shown as (reward - mean) / std.
         provenance: where it comes from.
+        notes: what else it keeps, by name.
     """
 
     def __init__(self, path: str | AnyPath) -> None:
@@ -54,6 +55,7 @@ class Recording:
             name: (float(pair[0]), float(pair[1])) for name, pair in attributes.get("scales", {}).items()
         }
         self.provenance: dict[str, Any] = attributes.get("provenance", {})
+        self.notes: dict[str, Any] = attributes.get("notes", {})
 
     @classmethod
     def open(cls, path: str | AnyPath) -> Recording:
@@ -187,6 +189,27 @@ class Recording:
                 self._store(name, where, values)
         for name in ("clean", "aware", "seeds"):
             self.__dict__.pop(name, None)
+
+    def add_array(self, name: str, shape: tuple[int, ...], dtype: str, dims: tuple[str, ...]) -> None:
+        """Make one more array [prompts, ...], a chunk per prompt, where there is none of that name yet."""
+        if name not in self._group:
+            self._group.create_array(
+                name, shape=shape, chunks=(1, *shape[1:]), dtype=dtype, fill_value=0, dimension_names=dims
+            )
+
+    def write_array(self, name: str, prompt: int, values: np.ndarray | np.generic) -> None:
+        """Write a prompt's part of an added array; to be done before its rewards, which say that it is recorded."""
+        self._store(name, slice(prompt, prompt + 1), np.asarray(values)[None])
+
+    def read_array(self, name: str, prompt: int) -> np.ndarray:
+        """A prompt's part of an added array."""
+        found: np.ndarray = _asked(lambda: self._array(name)[prompt], self.path)
+        return found
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep a note, anything JSON."""
+        self.notes[name] = value
+        self._group.attrs["notes"] = self.notes
 
     def _store(self, name: str, where: slice, values: np.ndarray) -> None:
         def store() -> None:

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ttsnap.pipelines.features import Features, Place
 from ttsnap.rewards.registry import HEAD, load_plain
 
-WEIGHTS, FORMAT, VERSION = "head.safetensors", "ttsnap-feature-head", 1
+WEIGHTS, FORMAT, VERSION = "head.safetensors", "ttsnap-feature-head", 2
 WAVES = 8
 
 
@@ -92,7 +92,10 @@ class FeatureHead(nn.Module):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config, width = config, config.width
-        self.cell_norm = nn.LayerNorm(config.channels, elementwise_affine=False)
+        self.cell_mean: Tensor
+        self.cell_std: Tensor
+        self.register_buffer("cell_mean", torch.zeros(config.channels))
+        self.register_buffer("cell_std", torch.ones(config.channels))
         self.cells = nn.Linear(config.channels, width)
         self.cell_places = nn.Parameter(torch.randn(config.grid**2, width) * 0.1)
         if config.word_width:
@@ -118,7 +121,8 @@ class FeatureHead(nn.Module):
         count = len(cells)
         angles = sigma[:, None] * self.waves
         noise = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1))[:, None]
-        parts = [self.summary + noise, self.cells(self.cell_norm(cells)) + self.cell_places + noise]
+        known = (cells - self.cell_mean) / self.cell_std
+        parts = [self.summary + noise, self.cells(known) + self.cell_places + noise]
         seen = torch.ones(count, 1 + cells.shape[1], dtype=torch.bool, device=cells.device)
         if self.config.word_width:
             parts.append(self.words(self.word_norm(words)) + self.word_places[: words.shape[1]])
@@ -160,14 +164,16 @@ class FeatureReward:
     """A head beside its clean reward.
 
     Attributes:
-        place: where the head reads the denoiser.
+        places: where the head reads the denoiser.
         clean_name: name of the clean reward; recordings keep both under it.
         sigma: lowest noise level that the head serves.
     """
 
-    def __init__(self, clean: Callable[..., Any], head: Head, place: Place, sigma: float, clean_name: str = "") -> None:
+    def __init__(
+        self, clean: Callable[..., Any], head: Head, places: Sequence[Place], sigma: float, clean_name: str = ""
+    ) -> None:
         self.clean, self.head = clean, head
-        self.place, self.sigma, self.clean_name = place, sigma, clean_name
+        self.places, self.sigma, self.clean_name = tuple(places), sigma, clean_name
 
     def level(self, sigma: float) -> float | None:
         """The noise level itself where the head serves a look; None for the clean reward."""
@@ -192,14 +198,16 @@ class FeatureReward:
         return self.head.blank(device)
 
 
-def save_head(head: FeatureHead, folder: str | Path, *, reward: str, place: Place, sigma: float, **notes: Any) -> None:
+def save_head(
+    head: FeatureHead, folder: str | Path, *, reward: str, places: Sequence[Place], sigma: float, **notes: Any
+) -> None:
     """Write a head, its weights in half precision.
 
     Args:
         head: trained.
         folder: made if needed.
         reward: name of the clean reward.
-        place: where it reads.
+        places: where it reads.
         sigma: lowest noise level that it serves.
         **notes: where it comes from; anything JSON.
     """
@@ -217,7 +225,7 @@ def save_head(head: FeatureHead, folder: str | Path, *, reward: str, place: Plac
         "version": VERSION,
         "reward": reward,
         "sigma": sigma,
-        "place": asdict(place),
+        "places": [asdict(place) for place in places],
         "config": asdict(head.config),
         "versions": versions(),
         **notes,
@@ -244,7 +252,7 @@ def load_head(folder: str | Path, device: Any = "cpu", clean: str | None = None)
         data = json.loads((folder / HEAD).read_text(encoding="utf-8"))
         if data["format"] != FORMAT or data["version"] != VERSION:
             raise ValueError(f"it says {data['format']} {data['version']}")
-        config, place = HeadConfig(**data["config"]), Place(**data["place"])
+        config, places = HeadConfig(**data["config"]), [Place(**place) for place in data["places"]]
         reward, sigma = str(data["reward"]), float(data["sigma"])
         head = FeatureHead(config)
         tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
@@ -254,4 +262,4 @@ def load_head(folder: str | Path, device: Any = "cpu", clean: str | None = None)
     if clean is not None and clean != reward:
         raise ValueError(f"{folder} was trained from the reward {reward}, not from {clean}")
     judge = load_plain(reward, device)
-    return FeatureReward(judge, head.to(device).eval().requires_grad_(False), place, sigma, reward)
+    return FeatureReward(judge, head.to(device).eval().requires_grad_(False), places, sigma, reward)

@@ -192,4 +192,4 @@ def load_foresight(
     model = model.to(device).eval().requires_grad_(False)
     model.texts = clean.texts  # both read prompts alike: once is enough
     place = replace(PLACE, grid=model.student.tokens)
-    return FeatureReward(clean, model, place, float(config["sigma"]), name)
+    return FeatureReward(clean, model, [place], float(config["sigma"]), name)

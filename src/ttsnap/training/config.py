@@ -7,12 +7,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SCHEDULES = ("linear", "cosine", "exponential")
 METHODS = ("auto", "lora", "full")
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb")
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,10 @@ class Config:
         Raises:
             ValueError: an unknown name, a missing one, or a value of the wrong kind or out of range.
         """
-        hints = typing.get_type_hints(cls)
-        for name in values:
-            if name not in hints:
-                raise ValueError(f"unknown setting {name!r}; known are {', '.join(hints)}")
         for field in ("tree", "labels"):
             if values.get(field) is None:
                 raise ValueError(f"training needs {field}: {'an image tree' if field == 'tree' else 'its recording'}")
-        return cls(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
+        return settings_of(cls, values)
 
     def settings(self) -> dict[str, Any]:
         """Plain values, for YAML and JSON."""
@@ -149,6 +146,19 @@ class Config:
     def pairs(self) -> bool:
         """Whether images come in pairs of one prompt."""
         return self.preference > 0
+
+
+def settings_of(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """A dataclass of settings from names and values, as YAML or a command line gives them.
+
+    Raises:
+        ValueError: an unknown name, or a value of the wrong kind or out of range.
+    """
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise ValueError(f"unknown setting {name!r}; known are {', '.join(hints)}")
+    return kind(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

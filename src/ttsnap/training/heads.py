@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttsnap.core.grid import FloatArray, IntArray
-from ttsnap.pipelines.features import Place, Tap
+from ttsnap.pipelines.features import Place, tap
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.rewards.feature_head import FeatureHead, HeadConfig, stack_words
 
@@ -55,7 +55,7 @@ class Trails:
 def gather(
     sampler: Sampler,
     judge: Callable[[Tensor, Sequence[str]], Tensor],
-    place: Place,
+    places: Sequence[Place],
     prompts: Sequence[str],
     seeds: IntArray,
     *,
@@ -68,14 +68,14 @@ def gather(
     Args:
         sampler: drives the model; its steps decide the noise levels.
         judge: images [n, 3, h, w] and prompts -> targets [n, outputs], the reward first.
-        place: where to listen.
+        places: where to listen; what is kept of them is concatenated.
         prompts: of each group [groups]; a prompt may occur in several.
         seeds: [groups, size], all different.
         words: most words of a prompt to keep.
         keep_latents: keep the x0 estimate of every call, too.
         on_trajectories: called with the number of trajectories just done.
     """
-    before, sampler.tap = sampler.tap, Tap(sampler.pipe, place, sampler.height / sampler.width)
+    before, sampler.tap = sampler.tap, tap(sampler, places)
     size = seeds.shape[1]
     together = max(1, sampler.max_batch // size)
     states: dict[str, Tensor] = {}
@@ -88,19 +88,19 @@ def gather(
             heard, estimates = [], []
             for call in range(1, sampler.num_steps):
                 state = sampler.advance(state, call)
-                assert state.cells is not None
-                assert state.x0 is not None
-                heard.append(state.cells.half().cpu())
-                estimates += [state.x0.half().cpu()] if keep_latents else []
+                found = sampler.features(state)
+                assert found.latents is not None
+                heard.append(found.cells.half().cpu())
+                estimates += [found.latents.half().cpu()] if keep_latents else []
             state = sampler.advance(state, sampler.num_steps)
             states |= {text: found[:words].cpu() for text, found in zip(texts, sampler.tap.words(texts), strict=True)}
             with torch.no_grad():
-                found = judge(sampler.look(state), texts).float().cpu()
+                said = judge(sampler.look(state), texts).float().cpu()
             shape = block.shape
             cells.append(torch.stack(heard, 1).reshape(*shape, len(heard), *heard[0].shape[1:]))
             if keep_latents:
                 latents.append(torch.stack(estimates, 1).reshape(*shape, len(estimates), *estimates[0].shape[1:]))
-            targets.append(found.reshape(*shape, -1))
+            targets.append(said.reshape(*shape, -1))
             sampler.forget_prompts()
             if on_trajectories:
                 on_trajectories(len(texts))
@@ -134,6 +134,7 @@ def train_head(
     average: float = 0.998,
     lowest: float = 0.0,
     seed: int = 0,
+    device: Any = "cpu",
     on_update: Callable[[int, dict[str, float], FeatureHead], None] | None = None,
 ) -> FeatureHead:
     """A head that foretells targets from features, at all noise levels at once.
@@ -153,6 +154,7 @@ def train_head(
         average: decay of the average of the weights that is returned.
         lowest: noise levels below are not trained.
         seed: of weights and batches.
+        device: where to compute; the data stay where they are.
         on_update: called with the number of updates, the losses, and the averaged head.
     """
     torch.manual_seed(seed)
@@ -161,6 +163,9 @@ def train_head(
     mean, std = everything.mean(0), everything.std(0).clamp_min(1e-6)
     values = {**config.__dict__, "outputs": len(mean), "mean": float(mean[0]), "std": float(std[0])}
     head = FeatureHead(HeadConfig(**values)).train()
+    head.cell_mean, head.cell_std = _spread(trails)
+    head = head.to(device)
+    mean, std = mean.to(device), std.to(device)
     averaged = copy.deepcopy(head).requires_grad_(False)
     optimiser = torch.optim.AdamW(head.parameters(), learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
     calls = [np.flatnonzero(part.sigmas >= lowest) for part in trails]
@@ -173,11 +178,11 @@ def train_head(
         part, size = trails[number], trails[number].targets.shape[1]
         groups = rng.integers(len(part), size=max(1, batch // size))
         levels = rng.choice(calls[number], size=len(groups))
-        cells = part.cells[groups, :, levels].flatten(0, 1).float()
+        cells = part.cells[groups, :, levels].flatten(0, 1).to(device).float()
         prompts = part.prompt[groups].repeat(size)
-        sigma = torch.from_numpy(part.sigmas[levels].repeat(size)).float()
-        outputs = head(cells, part.words[prompts], part.mask[prompts], sigma)
-        targets = ((part.targets[groups] - mean) / std).flatten(0, 1)
+        sigma = torch.from_numpy(part.sigmas[levels].repeat(size)).float().to(device)
+        outputs = head(cells, part.words[prompts].to(device).float(), part.mask[prompts].to(device), sigma)
+        targets = ((part.targets[groups].to(device) - mean) / std).flatten(0, 1)
         mse = F.mse_loss(outputs, targets)
         found, wanted = (
             (x[:, 0].view(-1, size, 1) - x[:, 0].view(-1, 1, size)) / temperature for x in (outputs, targets)
@@ -195,17 +200,24 @@ def train_head(
     return averaged.eval()
 
 
+def _spread(trails: Sequence[Trails]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [channels] of cells, over a part of the groups."""
+    some = torch.cat([part.cells[:: max(1, len(part) // 64)].flatten(0, -2).float() for part in trails])
+    return some.mean(0), some.std(0).clamp_min(1e-3)
+
+
 def foretell(head: FeatureHead, trails: Trails, batch: int = 512) -> Any:
     """Rewards that a head foretells [groups, size, calls], in units of the clean reward."""
-    found = torch.empty(*trails.cells.shape[:3])
+    found, device = torch.empty(*trails.cells.shape[:3]), head.summary.device
     prompts = trails.prompt.repeat(trails.cells.shape[1])
     flat = trails.cells.flatten(0, 1)
     with torch.no_grad():
         for call, sigma in enumerate(trails.sigmas):
             for start in range(0, len(flat), batch):
                 rows = slice(start, start + batch)
-                cells, who = flat[rows, call].float(), prompts[rows]
-                noise = torch.full((len(cells),), float(sigma))
-                outputs = head(cells, trails.words[who], trails.mask[who], noise)
-                found.view(-1, found.shape[2])[rows, call] = outputs[:, 0] * head.config.std + head.config.mean
+                cells, who = flat[rows, call].to(device).float(), prompts[rows]
+                noise = torch.full((len(cells),), float(sigma), device=device)
+                outputs = head(cells, trails.words[who].to(device).float(), trails.mask[who].to(device), noise)
+                values = outputs[:, 0] * head.config.std + head.config.mean
+                found.view(-1, found.shape[2])[rows, call] = values.cpu()
     return found.numpy()
