@@ -1,10 +1,9 @@
-"""What a cheaper look at an x0 estimate costs, and what it still says: previews on the embedded model.
+"""What cheaper looks at x0 estimates buy at equal cost: previews on the embedded model.
 
     python benchmarks/previews.py --prompts 100 --candidates 48
 
-Kendall's tau is within a prompt, over its candidates: of the preview's reward with that of a full decode of the same
-estimate ("full"), and with the reward of the finished image ("final"). Then, for each kind of look, the best of a grid
-of schedules at one budget, replayed: chosen on the even prompts, reported on the odd ones.
+For each kind of look the best of a grid of schedules at one budget, replayed: chosen on the even prompts, reported on
+the odd ones. How the rankings agree is what `ttsnap bench` prints.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import itertools
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import kendalltau
 
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.live.session import load_sampler
@@ -41,11 +39,6 @@ def looks(sampler, kinds, reward, prompts, per_prompt, calls):
                 found[kind][p, :, call - 1] = reward(sampler.look(state), state.prompts, sigma=0.0).detach()
         sampler.forget_prompts()
     return found
-
-
-def tau(a, b):
-    """Mean rank correlation within a prompt."""
-    return np.nanmean([kendalltau(x, y).statistic for x, y in zip(a, b, strict=True)])
 
 
 def schedules(calls):
@@ -89,20 +82,7 @@ def main() -> None:
         previews.attach(sampler, text)
         kinds[text], models[text] = sampler.preview, cost_model(sampler, judges)
     found = looks(sampler, kinds, judges["shapes"], held_out_prompts()[: a.prompts], a.candidates, calls)
-    final = found["full"][..., -1]
-    call_tflop = models["full"].call_tflop
     console = Console(width=150)
-    table = Table(title=f"Kendall's tau, {a.prompts} held-out prompts x {a.candidates} candidates")
-    for name in ("look", "with", "MFLOP", "calls", *(f"call {call}" for call in calls)):
-        table.add_column(name, justify="right")
-    for text in kinds:
-        cost = models[text].look(calls[0]).tflop
-        head = [text, "final", f"{cost * 1e6:.1f}", f"{cost / call_tflop:.2f}"]
-        table.add_row(*head, *(f"{tau(found[text][..., call - 1], final):.2f}" for call in calls))
-        if text != "full":
-            row = (f"{tau(found[text][..., call - 1], found['full'][..., call - 1]):.2f}" for call in calls)
-            table.add_row("", "full", "", "", *row)
-    console.print(table)
     rng = np.random.default_rng(0)
     table = Table(title="the best schedule of a grid at equal cost, chosen on the even prompts; reward on the odd ones")
     for name in ("budget", "look", "started", "schedule", "reward", "gain over full decodes, ± 95 %"):

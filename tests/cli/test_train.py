@@ -88,7 +88,7 @@ def test_two_commands_to_a_judge_of_features_in_use(ttsnap, tmp_path):
     recording, head = tmp_path / "rec.zarr", tmp_path / "head"
     code, _, err = ttsnap("record", "--prompts", *prompts, "--reward", "shapes", "--features", "--out", recording)
     assert code == 0, err
-    train = ("train", "--judge", "features", recording, "--out", head, "--set", "updates=16", "--cpu")
+    train = ("train", "--judge", "features", recording, "--out", head, "--set", "updates=16", "--batch", "32", "--cpu")
     code, out, err = ttsnap(*train)
     assert code == 0, err
     assert "Kendall tau with the finished images' shapes on 2 held-out prompts" in out
@@ -105,10 +105,10 @@ def test_two_commands_to_a_judge_of_features_in_use(ttsnap, tmp_path):
     assert code == 2
     assert "holds a head already" in err
     for wrong, told in (
-        (("--levels", "2"), "unknown setting 'levels'"),
+        (("--judge", "features", "--levels", "2"), "unknown setting 'levels'"),
         (("--judge", "magic"), "--judge is pictures or features"),
     ):
-        code, _, err = ttsnap("train", recording, "--judge", "features", *wrong, "--out", tmp_path / "new")
+        code, _, err = ttsnap("train", recording, *wrong, "--out", tmp_path / "new")
         assert code == 2
         assert told in err
     code, _, err = ttsnap("record", "a red circle", "--features", "--out", tmp_path / "tree")

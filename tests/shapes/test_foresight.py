@@ -8,6 +8,7 @@ import torch
 
 from ttsnap import rewards
 from ttsnap.core.grid import Query
+from ttsnap.core.ranking import kendall_tau
 from ttsnap.live.engine import Engine
 from ttsnap.live.session import load_sampler, prepare
 from ttsnap.pipelines.features import attach
@@ -15,7 +16,6 @@ from ttsnap.policies import tuned_policy
 from ttsnap.shapes import foresight
 from ttsnap.shapes.reward import FORESIGHT, load_reward
 from ttsnap.shapes.scenes import held_out_prompts
-from ttsnap.training.evaluation import kendall_tau
 
 
 @pytest.fixture(scope="module")

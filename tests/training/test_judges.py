@@ -11,10 +11,11 @@ import torch
 import ttsnap
 from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
 from ttsnap import rewards
+from ttsnap.core.grid import early_calls
 from ttsnap.pipelines.features import X0, Place, Tap, find_places, tap
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.recordings import Recording
-from ttsnap.recordings.features import Kept, Reader, create, early_calls
+from ttsnap.recordings.features import Kept, Reader, create
 from ttsnap.recordings.recorder import record_rewards, seeds_of
 from ttsnap.training.judges import JudgeSettings, train_judge
 

@@ -12,10 +12,11 @@ import torch
 from scipy.stats import kendalltau
 
 from tests.training.tiny import PROMPTS, config, make_data
+from ttsnap.core.ranking import kendall_tau
 from ttsnap.training.config import Config, read_config, write_config
 from ttsnap.training.curriculum import learning_rate, levels_of
 from ttsnap.training.data import Data, batches, open_data, updates_in_level
-from ttsnap.training.evaluation import kendall_tau, measure, top_select
+from ttsnap.training.evaluation import measure, top_select
 from ttsnap.training.losses import preference, squared_error
 
 

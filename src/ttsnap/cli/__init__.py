@@ -51,6 +51,10 @@ VERBS = {  # loaded when they are called
         "tune:tune",
         "Find the best schedule for a budget or a range of budgets, and say what it is worth on held-out prompts.",
     ),
+    "bench": (
+        "bench:bench",
+        "Measure which early look is worth its cost: the agreement of its ranking with that of the finished images.",
+    ),
     "app": (
         "app:open_page",
         "Open a page on this machine: watch the search, pick by hand, compare policies, explore recordings.",

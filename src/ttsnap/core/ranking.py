@@ -142,3 +142,13 @@ class WeightedSum:
         if len(self.weights) != rewards.shape[-1]:
             raise ValueError(f"{rewards.shape[-1]} rewards need as many weights, got {len(self.weights)}")
         return np.where(alive, rewards @ np.asarray(self.weights, dtype=float), np.nan)
+
+
+def kendall_tau(values: FloatArray, targets: FloatArray) -> FloatArray:
+    """Kendall's tau-b [prompts] between values and targets [prompts, candidates]; NaN where either is constant.
+
+    tau = sum_ij sgn(v_i - v_j) sgn(t_i - t_j) / sqrt(number of pairs not tied in v x number not tied in t).
+    """
+    v, t = (np.sign(x[:, :, None] - x[:, None, :]) for x in (values, targets))
+    norm = np.sqrt((v != 0).sum((1, 2)) * (t != 0).sum((1, 2)).astype(float))
+    return np.asarray(np.divide((v * t).sum((1, 2)), norm, out=np.full(len(v), np.nan), where=norm > 0))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.core.grid import FloatArray, IntArray
+from ttsnap.core.grid import FloatArray, IntArray, early_calls
 from ttsnap.pipelines.features import Features, Place, find_places, tap
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ttsnap.recordings.recording import Recording
 
 KEY = "features"
-MOST_CALLS, EARLY, MOST_WORDS = 8, 0.6, 64
+MOST_WORDS = 64
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,6 @@ class Kept:
         """Indices of the channels of some places."""
         ends = np.cumsum(self.widths)
         return np.concatenate([np.arange(*ends[i] - [self.widths[i], 0]) for i in map(self.places.index, places)])
-
-
-def early_calls(num_steps: int) -> tuple[int, ...]:
-    """Up to 8 calls, evenly over the first three fifths: where searches drop most candidates."""
-    last = max(1, min(num_steps - 1, round(EARLY * num_steps)))
-    return tuple(sorted({round(x) for x in np.linspace(1, last, min(last, MOST_CALLS))}))
 
 
 def plan(sampler: Sampler, prompt: str, calls: Sequence[int] | None) -> Kept:

@@ -8,20 +8,11 @@ from typing import Any
 import numpy as np
 
 from ttsnap.core.grid import FloatArray
+from ttsnap.core.ranking import kendall_tau
 from ttsnap.training.data import Data
 
 RATIOS = np.arange(1, 20) / 20
 METRICS = ("kendall_tau", "mse", "top_accuracy_25", "top_gap_25", "top_accuracy", "top_gap")
-
-
-def kendall_tau(values: FloatArray, targets: FloatArray) -> FloatArray:
-    """Kendall's tau-b [prompts] between values and targets [prompts, candidates]; NaN where either is constant.
-
-    tau = sum_ij sgn(v_i - v_j) sgn(t_i - t_j) / sqrt(number of pairs not tied in v x number not tied in t).
-    """
-    v, t = (np.sign(x[:, :, None] - x[:, None, :]) for x in (values, targets))
-    norm = np.sqrt((v != 0).sum((1, 2)) * (t != 0).sum((1, 2)).astype(float))
-    return np.asarray(np.divide((v * t).sum((1, 2)), norm, out=np.full(len(v), np.nan), where=norm > 0))
 
 
 def top_select(values: FloatArray, targets: FloatArray, ratio: float) -> tuple[float, float]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ttsnap.core.grid import FloatArray, IntArray
+from ttsnap.core.ranking import kendall_tau
 from ttsnap.files.provenance import versions
 from ttsnap.files.storage import write_json
 from ttsnap.pipelines.features import X0, Place
@@ -23,7 +24,6 @@ from ttsnap.recordings.features import Reader
 from ttsnap.recordings.recording import Recording
 from ttsnap.rewards.feature_head import FeatureHead, HeadConfig, save_head
 from ttsnap.rewards.registry import HEAD
-from ttsnap.training.evaluation import kendall_tau
 from ttsnap.training.heads import Trails, foretell, train_head
 
 EVALUATION = "evaluation.json"

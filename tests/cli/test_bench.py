@@ -1,0 +1,41 @@
+"""What early looks are worth, measured on the embedded model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SOME = ("--prompts", "shapes:held-out", "--prompt-range", "0:3", "--candidates", "6", "--steps", "8", "--calls", "2,6")
+
+
+def test_kinds_of_looks_are_compared_on_the_same_estimates(ttsnap):
+    code, out, err = ttsnap("bench", *SOME, "--looks", "tiny,linear", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    looks = {(look["kind"], look["call"]): look for look in told["looks"]}
+    assert set(looks) == {(kind, call) for kind in ("full", "tiny", "linear", "as served") for call in (2, 6)}
+    assert told["reward"] == "shapes-aware"
+    assert looks["full", 2]["full"] == looks["full", 6]["full"] == 1
+    assert looks["full", 6]["final"] > 0.5  # late looks agree with the finished images
+    assert looks["as served", 6] | {"seconds": 0, "kind": ""} == looks["full", 6] | {"seconds": 0, "kind": ""}
+    assert looks["as served", 2]["calls"] == pytest.approx(0.22, abs=0.02)  # features
+    assert looks["full", 2]["calls"] == pytest.approx(0.94, abs=0.02)
+    assert looks["linear", 2]["tflop"] < looks["tiny", 2]["tflop"] < looks["full", 2]["tflop"]
+
+
+def test_the_table_and_what_is_wrong(ttsnap):
+    code, out, err = ttsnap(
+        "bench", "a red circle", "a blue square", "--candidates", "4", "--steps", "4", "--calls", "2"
+    )
+    assert code == 0, err
+    for text in ("as served", "tau with full", "MFLOP", "within 2 prompts x 4 candidates"):
+        assert text in out
+    for options, told in (
+        (("--reward", "shapes,clipscore"), "one reward are compared at a time"),
+        (("--looks", "magic"), "a preview is auto, full, tiny"),
+        (("--candidates", "1"), "candidates"),
+    ):
+        code, _, err = ttsnap("bench", "a red circle", *options)
+        assert code == 2
+        assert told in err
