@@ -33,7 +33,7 @@ COLUMNS = (
 )
 
 
-def search(session, policy, candidates, prompts, seeds):
+def search(session, policy, candidates, prompts, seeds, check=check):
     """Reward and checker verdict of the chosen image of each prompt, and the TFLOP each paid."""
     rewards, right, tflop = [], [], []
     for start in range(0, len(prompts), 8):

@@ -1,6 +1,7 @@
 """One sample, best-of-N, TTSp and TTSnap at equal TFLOP on held-out prompts, live, on the same candidate draws.
 
     python benchmarks/snap.py --prompts 200 --budgets 3.5,5,7.5          # prints the README's table as Markdown
+    python benchmarks/snap.py --level shapes-hard
     python benchmarks/snap.py --part 0:100 --out a.npz                   # or in parts, on several processes, and then
     python benchmarks/snap.py --merge a.npz b.npz
 
@@ -23,19 +24,22 @@ from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import Query
 from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, default_policy
-from ttsnap.shapes.checker import check
-from ttsnap.shapes.scenes import held_out_prompts
+from ttsnap.shapes import checker, hard, scenes
 
-METHODS = {  # name -> reward, whether tuned
-    "TTSp, published schedule": ("shapes", False),
-    "TTSp, tuned schedule": ("shapes", True),
-    "TTSnap, published schedule": ("shapes-aware", False),
-    "TTSnap, tuned schedule": ("shapes-aware", True),
+METHODS = {  # name -> what follows the model's name in that of the reward, whether tuned
+    "TTSp, published schedule": ("", False),
+    "TTSp, tuned schedule": ("", True),
+    "TTSnap, published schedule": ("-aware", False),
+    "TTSnap, tuned schedule": ("-aware", True),
+}
+LEVELS = {
+    "shapes": (checker.check, scenes.held_out_prompts, "3.5,5,7.5", 6),
+    "shapes-hard": (hard.check, hard.held_out_prompts, "9,18,36", 32),
 }
 BASE = "best-of-N"
 
 
-def finish_all(session, prompts, seeds):
+def finish_all(session, prompts, seeds, check):
     """Clean rewards and checker verdicts [prompts, candidates] of finished images, and seconds per candidate."""
     rewards, right = np.empty(seeds.shape), np.empty(seeds.shape)
     start = time.process_time()
@@ -50,12 +54,12 @@ def finish_all(session, prompts, seeds):
     return rewards, right, (time.process_time() - start) / seeds.size
 
 
-def measure(prompts, seeds, budgets, most, methods, save=lambda found: None):
+def measure(level, prompts, seeds, budgets, most, methods, save=lambda found: None):
     """Everything per prompt: name -> array; best-of-N up to `most` from one pool. `save` is told of it as it grows."""
-    found = {}
+    found, check = {}, LEVELS[level][0]
     if BASE in methods:
-        session = prepare("shapes", reward="shapes", max_batch=64)
-        rewards, right, seconds = finish_all(session, prompts, seeds[:, :most])
+        session = prepare(level, reward=level, max_batch=64)
+        rewards, right, seconds = finish_all(session, prompts, seeds[:, :most], check)
         one = session.cost_model.of_plan(BestOfN().plan(1, session.sampler.num_steps)).tflop
         found |= {"pool/reward": rewards, "pool/right": right, "pool/seconds": np.full(len(prompts), seconds)}
         found["pool/tflop"] = np.full(len(prompts), one)
@@ -65,13 +69,13 @@ def measure(prompts, seeds, budgets, most, methods, save=lambda found: None):
         if name == BASE:
             continue
         reward, tuned = METHODS[name]
-        session = prepare("shapes", reward=reward, max_batch=64)
+        session = prepare(level, reward=level + reward, max_batch=64)
         steps = session.sampler.num_steps
         policy = session.policy if tuned else default_policy(steps)
         for gigaflop in budgets:
             n = affordable(policy, Budget(gigaflop / 1e3, "TFLOP"), session.cost_model, steps)
             start = time.process_time()
-            values, right, tflop = search(session, policy, n, prompts, seeds)
+            values, right, tflop = search(session, policy, n, prompts, seeds, check)
             seconds = (time.process_time() - start) / len(prompts)
             key = f"{name}/{gigaflop:g}"
             kinds = {"reward": values, "right": right, "tflop": tflop, "seconds": np.full(len(prompts), seconds)}
@@ -155,14 +159,16 @@ def table(found, budgets, rng):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--budgets", default="3.5,5,7.5", help="GFLOP per prompt")
-    parser.add_argument("--most", type=int, default=6, help="candidates of the pool for best-of-N")
+    parser.add_argument("--level", default="shapes", choices=LEVELS)
+    parser.add_argument("--budgets", help="GFLOP per prompt")
+    parser.add_argument("--most", type=int, help="candidates of the pool for best-of-N")
     parser.add_argument("--part", help="prompts first:last, for several processes")
     parser.add_argument("--methods", help=f"some of {BASE}, {', '.join(METHODS)}, separated by ;")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--merge", type=Path, nargs="+", help="files of --out")
     a = parser.parse_args()
-    budgets = [float(text) for text in a.budgets.split(",")]
+    _, held_out, budgets, most = LEVELS[a.level]
+    budgets, most = [float(text) for text in (a.budgets or budgets).split(",")], a.most or most
     if a.merge:
         parts = [np.load(path) for path in a.merge]
         spans = sorted({tuple(part["part"]) for part in parts})
@@ -173,12 +179,12 @@ def main() -> None:
                 found[name] = np.concatenate([by_span[span] for span in spans])
     else:
         first, last = map(int, a.part.split(":")) if a.part else (0, a.prompts)
-        prompts = held_out_prompts()[first:last]
+        prompts = held_out()[first:last]
         seeds = SEEDS * (1 + np.arange(first, first + len(prompts))[:, None]) + np.arange(SEEDS)
         methods = a.methods.split(";") if a.methods else [BASE, *METHODS]
         part = np.array([first, first + len(prompts)])
         save = (lambda found: np.savez(a.out, part=part, **found)) if a.out else (lambda found: None)
-        found = measure(prompts, seeds, budgets, a.most, methods, save)
+        found = measure(a.level, prompts, seeds, budgets, most, methods, save)
     if "pool/reward" in found:
         print(table(found, budgets, np.random.default_rng(0)))
 

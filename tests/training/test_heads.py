@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from tools.shapes.foresight import gather
 
 from tests.pipelines import tiny
 from ttsnap.pipelines.features import Place
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.rewards.feature_head import HeadConfig
-from ttsnap.training.heads import foretell, gather, train_head
+from ttsnap.training.heads import foretell, train_head
 
 PROMPTS = ["a red circle", "a blue square left of a green circle", "a red circle", "a cyan triangle"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,86 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttsnap.core.grid import IntArray
 from ttsnap.live.session import load_sampler
+from ttsnap.pipelines.features import Place, tap
+from ttsnap.pipelines.sampler import Sampler
+from ttsnap.rewards.feature_head import stack_words
 from ttsnap.shapes import foresight
 from ttsnap.shapes.reward import load_reward, soft_minimum
 from ttsnap.shapes.scenes import COLOURS, SHAPES, train_prompts
-from ttsnap.training.heads import Trails, gather
+from ttsnap.training.heads import Trails
 
 PER_PROMPT, PROMPTS, SINGLES, TEMPERATURE, AUXILIARY = 8, 800, 0.05, 0.5, 0.3
+
+
+def gather(
+    sampler: Sampler,
+    judge: Callable[[Tensor, Sequence[str]], Tensor],
+    places: Sequence[Place],
+    prompts: Sequence[str],
+    seeds: IntArray,
+    *,
+    words: int = 64,
+    keep_latents: bool = False,
+    on_trajectories: Callable[[int], None] | None = None,
+) -> Trails:
+    """Run candidates to the end, keep the features of every call but the last, and judge the finished images.
+
+    Args:
+        sampler: drives the model; its steps decide the noise levels.
+        judge: images [n, 3, h, w] and prompts -> targets [n, outputs], the reward first.
+        places: where to listen; what is kept of them is concatenated.
+        prompts: of each group [groups]; a prompt may occur in several.
+        seeds: [groups, size], all different.
+        words: most words of a prompt to keep.
+        keep_latents: keep the x0 estimate of every call, too.
+        on_trajectories: called with the number of trajectories just done.
+    """
+    before, sampler.tap = sampler.tap, tap(sampler, places)
+    size = seeds.shape[1]
+    together = max(1, sampler.max_batch // size)
+    states: dict[str, Tensor] = {}
+    cells, latents, targets = [], [], []
+    try:
+        for start in range(0, len(prompts), together):
+            block = seeds[start : start + together]
+            texts = [prompt for prompt in prompts[start : start + together] for _ in range(size)]
+            state = sampler.start(texts, block.ravel().tolist())
+            heard, estimates = [], []
+            for call in range(1, sampler.num_steps):
+                state = sampler.advance(state, call)
+                found = sampler.features(state)
+                assert found.latents is not None
+                heard.append(found.cells.half().cpu())
+                estimates += [found.latents.half().cpu()] if keep_latents else []
+            state = sampler.advance(state, sampler.num_steps)
+            states |= {text: found[:words].cpu() for text, found in zip(texts, sampler.tap.words(texts), strict=True)}
+            with torch.no_grad():
+                said = judge(sampler.look(state), texts).float().cpu()
+            shape = block.shape
+            cells.append(torch.stack(heard, 1).reshape(*shape, len(heard), *heard[0].shape[1:]))
+            if keep_latents:
+                latents.append(torch.stack(estimates, 1).reshape(*shape, len(estimates), *estimates[0].shape[1:]))
+            targets.append(said.reshape(*shape, -1))
+            sampler.forget_prompts()
+            if on_trajectories:
+                on_trajectories(len(texts))
+    finally:
+        sampler.tap = before
+    unique = tuple(dict.fromkeys(prompts))
+    stacked, mask = stack_words([states[prompt] for prompt in unique], words)
+    index = {prompt: number for number, prompt in enumerate(unique)}
+    return Trails(
+        unique,
+        stacked,
+        mask,
+        np.array([index[prompt] for prompt in prompts]),
+        torch.cat(cells),
+        torch.cat(targets),
+        np.array(sampler.sigmas[:-1]),
+        torch.cat(latents) if keep_latents else None,
+    )
 
 
 def trajectories(count: int, *, steps: int = 10, seed: int = 70_000_000, **options: Any) -> Trails:

@@ -153,8 +153,9 @@ class Reader:
         return np.stack([self.recording.read_array("features", int(p))[..., channels] for p in self.prompts[which]])
 
     def words(self, which: IntArray) -> tuple[FloatArray, IntArray]:
-        """States of words [n, words, width], and how many there are [n], of some of `prompts`."""
+        """States of words [n, most of them, width], and how many there are [n], of some of `prompts`."""
         if not self.kept.words[0]:
             return np.zeros((len(which), 0, 0), dtype=np.float16), np.zeros(len(which), dtype=int)
         states = np.stack([self.recording.read_array("words", int(p)) for p in self.prompts[which]])
-        return states, np.array([int(self.recording.read_array("word_count", int(p))) for p in self.prompts[which]])
+        counts = np.array([int(self.recording.read_array("word_count", int(p))) for p in self.prompts[which]])
+        return states[:, : counts.max()], counts

@@ -20,7 +20,7 @@ from ttsnap.core.ranking import kendall_tau
 from ttsnap.files.provenance import versions
 from ttsnap.files.storage import write_json
 from ttsnap.pipelines.features import X0, Place
-from ttsnap.recordings.features import Reader
+from ttsnap.recordings.features import MOST_WORDS, Reader
 from ttsnap.recordings.recording import Recording
 from ttsnap.rewards.feature_head import FeatureHead, HeadConfig, save_head
 from ttsnap.rewards.registry import HEAD
@@ -211,9 +211,7 @@ def _fit(
 ) -> tuple[FeatureHead, FloatArray]:
     """The head that agreed best on the prompts to choose by, and Kendall tau [prompts, looks] there."""
     grid = math.isqrt(data.cells.shape[3])
-    sizes = HeadConfig(
-        data.cells.shape[-1], data.words.shape[-1], grid, max(1, data.words.shape[1]), settings.width, settings.depth
-    )
+    sizes = HeadConfig(data.cells.shape[-1], data.words.shape[-1], grid, MOST_WORDS, settings.width, settings.depth)
     best: list[Any] = [-2.0, None, None]
     every = max(1, settings.updates // CHECKS)
 
