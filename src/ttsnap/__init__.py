@@ -10,12 +10,17 @@ if TYPE_CHECKING:
     from ttsnap.live.session import Session as Session
     from ttsnap.live.session import prepare as prepare
     from ttsnap.live.session import search as search
+    from ttsnap.pipelines.forks import Lineage as Lineage
 
-__all__ = ["Session", "__version__", "prepare", "search"]
+__all__ = ["Lineage", "Session", "__version__", "prepare", "search"]
 
 
 def __getattr__(name: str) -> Any:
     """Load what is asked for; `import ttsnap` alone imports nothing else."""
+    if name == "Lineage":
+        from ttsnap.pipelines.forks import Lineage
+
+        return Lineage
     if name not in ("Session", "prepare", "search"):
         raise AttributeError(f"module 'ttsnap' has no attribute {name!r}")
     from ttsnap.live import session

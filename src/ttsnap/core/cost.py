@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap.core import MAX_CANDIDATES
-from ttsnap.core.grid import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
+from ttsnap.core.grid import BoolArray, FloatArray, Fork, IntArray, Policy, Problem, Query, Rung
 
 _UNITS = {"nfe": ("NFE", 1.0), "mflop": ("TFLOP", 1e-6), "gflop": ("TFLOP", 1e-3), "tflop": ("TFLOP", 1.0)}
 _UNITS |= {"pflop": ("TFLOP", 1e3), "ms": ("s", 1e-3), "s": ("s", 1.0), "min": ("s", 60.0), "h": ("s", 3600.0)}
@@ -325,42 +325,53 @@ class Ledger:
     """Counts what each prompt was charged, and knows where every candidate stands.
 
     Attributes:
-        moves: what was charged, in order: who was advanced to which step, and looked at there.
+        moves: what was charged, in order: who was advanced to which step, and looked at there; and forks, which are
+            free.
         lost: calls of batches that were stopped half-way and led nowhere [prompts].
     """
 
     problem: Problem
-    moves: list[Query] = field(default_factory=list)
+    moves: list[Query | Fork] = field(default_factory=list)
     lost: IntArray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
     @property
     def position(self) -> IntArray:
-        """Denoiser calls made [prompts, candidates]."""
+        """Where each candidate stands: denoiser calls made, by itself or its ancestors [prompts, candidates]."""
         position = np.zeros(self.problem[:2], dtype=np.int64)
-        for mask, step in self.moves:
-            position[mask] = step
+        for move in self.moves:
+            position[move.children if isinstance(move, Fork) else move.mask] = move.step
         return position
 
     @property
     def finished(self) -> BoolArray:
         """Who reached the last step [prompts, candidates]."""
         finished = np.zeros(self.problem[:2], dtype=bool)
-        for mask, step in self.moves:
-            if step == self.problem.num_steps:
-                finished |= mask
+        for move in self.moves:
+            if isinstance(move, Query) and move.step == self.problem.num_steps:
+                finished |= move.mask
         return finished
 
     @property
     def nfe(self) -> IntArray:
-        """Denoiser calls [prompts]."""
-        return np.asarray(self.position.sum(axis=1) + self.lost)
+        """Denoiser calls [prompts]; a child inherits its parent's position, not its bill."""
+        if not any(isinstance(move, Fork) for move in self.moves):
+            return np.asarray(self.position.sum(axis=1) + self.lost)
+        position = np.zeros(self.problem[:2], dtype=np.int64)
+        calls = np.zeros(self.problem.num_prompts, dtype=np.int64)
+        for move in self.moves:
+            where = move.children if isinstance(move, Fork) else move.mask
+            if isinstance(move, Query):
+                calls += np.where(where, move.step - position, 0).sum(axis=1)
+            position[where] = move.step
+        return calls + self.lost
 
     @property
     def looks_by_step(self) -> IntArray:
         """Images judged after each call [prompts, num_steps]."""
         looks = np.zeros((self.problem.num_prompts, self.problem.num_steps), dtype=np.int64)
-        for mask, step in self.moves:
-            looks[:, step - 1] += mask.sum(axis=1)
+        for move in self.moves:
+            if isinstance(move, Query):
+                looks[:, move.step - 1] += move.mask.sum(axis=1)
         return looks
 
     @property
@@ -391,12 +402,32 @@ class Ledger:
         self.moves.append(Query(new, step))
         return new
 
+    def fork(self, fork: Fork) -> None:
+        """Enter children in the books.
+
+        Raises:
+            ValueError: another shape, a step outside 1..num_steps - 1, a parent that does not stand there, or a child
+                in the place of a finished image.
+        """
+        shape, steps = self.problem[:2], self.problem.num_steps
+        if fork.parents.shape != shape or fork.angle.shape != shape or fork.parents.max() >= shape[1]:
+            raise ValueError(f"a fork must have shape {shape} and parents among its candidates")
+        if not 1 <= fork.step < steps:
+            raise ValueError(f"a fork's step must be in 1..{steps - 1}, got {fork.step}")
+        if (fork.from_parents(self.position)[fork.children] != fork.step).any():
+            raise ValueError(f"a fork after {fork.step} calls has a parent that does not stand there")
+        if (self.finished & fork.children).any():
+            raise ValueError("a child cannot take the place of a finished image")
+        self.moves.append(fork)
+
     def amend(self, answered: BoolArray, lost: IntArray) -> None:
         """Correct the last charge: the environment was stopped when only `answered` [prompts, candidates] was done.
 
         `lost` [prompts] calls had been made for others; they stay charged.
         """
-        self.moves[-1] = self.moves[-1]._replace(mask=answered)
+        last = self.moves[-1]
+        assert isinstance(last, Query)
+        self.moves[-1] = last._replace(mask=answered)
         self.lost = self.lost + lost
 
     def copy(self) -> Ledger:
@@ -406,7 +437,7 @@ class Ledger:
     def _follows(self, query: Query) -> bool:
         """Whether all candidates asked about made the last move, to an earlier step (as in any halving)."""
         last = self.moves[-1]
-        return last.step < query.step and not (query.mask & ~last.mask).any()
+        return isinstance(last, Query) and last.step < query.step and not (query.mask & ~last.mask).any()
 
     def cost(self, model: CostModel, prompt: int | None = None, seconds: float = math.nan) -> Cost:
         """The cost so far of one prompt, or of all."""

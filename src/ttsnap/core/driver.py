@@ -8,7 +8,7 @@ from collections.abc import Generator
 import numpy as np
 
 from ttsnap.core.cost import Ledger
-from ttsnap.core.grid import BoolArray, Combine, Environment, FloatArray, Policy, Query, Search
+from ttsnap.core.grid import BoolArray, Combine, Environment, FloatArray, Fork, Policy, Query, Search
 from ttsnap.core.observers import SILENT, Interrupted, Look, Observer, Result, Stop
 from ttsnap.core.ranking import RankSum, behind, choose
 
@@ -43,7 +43,7 @@ def run(
         query = next(steps)
         while True:
             try:
-                observed = environment.observe(query)
+                observed = environment.fork(query) if isinstance(query, Fork) else environment.observe(query)
             except Stop as stop:
                 query = steps.throw(stop)
             else:
@@ -62,8 +62,10 @@ def drive(
     keep_history: bool = True,
     observer: Observer | None = None,
     before: Result | None = None,
-) -> Generator[Query, FloatArray, Result]:
+) -> Generator[Query | Fork, FloatArray, Result]:
     """The same as `run`, but the caller observes: he is given queries and sends rewards, or throws `Interrupted`.
+
+    After a fork, which he makes, what he sends does not matter.
 
     So several searches can go on at a time. Arguments, result and errors are those of `run`; `environment` is not
     asked, only named in messages.
@@ -83,6 +85,14 @@ def drive(
 
     try:
         while not stopped and (query := _next(search, answer)) is not None:
+            if isinstance(query, Fork):
+                ledger.fork(query)
+                yield query
+                if seen:
+                    seen.append((query.children, query.from_parents(_latest(seen))))
+                answer = np.full(problem[:2], np.nan)
+                tell.forked(query)
+                continue
             tell.asked(query)
             new = ledger.charge(query)
             try:
@@ -116,8 +126,8 @@ def drive(
     return result
 
 
-def _next(search: Search, answer: FloatArray | None) -> Query | None:
-    """The policy's next question; None when it has ended."""
+def _next(search: Search, answer: FloatArray | None) -> Query | Fork | None:
+    """The policy's next question or fork; None when it has ended."""
     try:
         return next(search) if answer is None else search.send(answer)
     except StopIteration:

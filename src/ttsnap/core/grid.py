@@ -7,7 +7,7 @@ pipeline or by lookup in recorded rewards. A candidate that is never asked about
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,36 @@ class Query(NamedTuple):
     step: int
 
 
+class Fork(NamedTuple):
+    """Begin children: each stands where its parent stands after `step` calls, with another noise.
+
+    The parent's noise is rotated by `angle` towards fresh noise: eps' = cos(angle) eps + sin(angle) xi, and
+    x' = alpha x0 + sigma eps'. With 0 degrees a child goes its parent's way (where the solver draws no noise of its
+    own), with 90 degrees only the x0 estimate is left of the parent. A child takes the place of a candidate that was
+    dropped, or not begun, and is worth what its parent was until it is looked at itself.
+
+    Attributes:
+        parents: candidate that the child at each place comes from [prompts, candidates]; -1: no child here.
+        step: denoiser calls made by the parents, 1..num_steps - 1.
+        angle: degrees [prompts, candidates].
+    """
+
+    parents: IntArray
+    step: int
+    angle: FloatArray
+
+    @property
+    def children(self) -> BoolArray:
+        """Places of the children [prompts, candidates]."""
+        return self.parents >= 0
+
+    def from_parents(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What the parents have, at the places of their children; elsewhere the place's own."""
+        own = np.arange(values.shape[1])[None]
+        rows = np.arange(len(values))[:, None]
+        return values[rows, np.where(self.children, self.parents, own)]
+
+
 class Rung(NamedTuple):
     """One look of a fixed schedule: `size` candidates per prompt are alive at `step` and are looked at there."""
 
@@ -42,8 +72,8 @@ class Rung(NamedTuple):
     size: int
 
 
-Search = Generator[Query, FloatArray, None]
-"""Yields queries; is sent combined rewards [prompts, candidates], NaN where not asked."""
+Search = Generator[Query | Fork, FloatArray, None]
+"""Yields queries and forks; is sent combined rewards [prompts, candidates], NaN where not asked (all after a fork)."""
 
 Combine = Callable[[FloatArray, BoolArray], FloatArray]
 """Rewards [prompts, candidates, rewards] and who is alive [prompts, candidates] -> one number each."""
@@ -72,6 +102,10 @@ class Environment(Protocol):
 
     def observe(self, query: Query) -> FloatArray:
         """Rewards [prompts, candidates, rewards] of the x0 estimates after `query.step` calls; NaN where not asked."""
+        ...
+
+    def fork(self, fork: Fork) -> FloatArray:
+        """Begin children; what it answers does not matter."""
         ...
 
     def describe(self, prompt: int, candidate: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ttsnap.core.cost import CostModel, Ledger
-from ttsnap.core.grid import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung
+from ttsnap.core.grid import BoolArray, FloatArray, Fork, IntArray, Policy, Problem, Query, Rung
 
 
 class Stop(Exception):
@@ -118,6 +118,9 @@ class Observer:
 
     def asked(self, query: Query) -> None:
         """The policy's next question. Who was looked at last and is not in it was cut, at least for now."""
+
+    def forked(self, fork: Fork) -> None:
+        """Children have taken their places."""
 
     def called(self, calls: int) -> None:
         """So many candidates had one denoiser call each."""

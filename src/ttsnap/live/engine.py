@@ -16,18 +16,19 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ttsnap.core.driver import drive
-from ttsnap.core.grid import BoolArray, Combine, FloatArray, IntArray, Policy, Problem, Query, Rung
+from ttsnap.core.grid import BoolArray, Combine, FloatArray, Fork, IntArray, Policy, Problem, Query, Rung
 from ttsnap.core.observers import SILENT, Interrupted, Observer, Result, Stop
 from ttsnap.live.judging import apart, judge_in_parts
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.call import Call
+    from ttsnap.pipelines.forks import Turn
     from ttsnap.pipelines.sampler import Sampler
     from ttsnap.pipelines.standing import Standing
     from ttsnap.pipelines.views import View
@@ -312,6 +313,9 @@ class Engine:
         try:
             while True:
                 query = next(search.queries) if answer is None else search.queries.send(answer)
+                if isinstance(query, Fork):
+                    answer = search.grid.fork(query)
+                    continue
                 answer = np.full((*query.mask.shape, len(self.rewards)), np.nan)
                 if query.mask.any():
                     break
@@ -366,7 +370,7 @@ class Searching:
 
     number: int
     grid: Grid
-    queries: Generator[Query, FloatArray, Any]
+    queries: Generator[Query | Fork, FloatArray, Any]
     result: Any = None
     error: Exception | None = None
     seconds: float = 0.0
@@ -414,6 +418,8 @@ class Grid:
         observer: is told of denoiser calls and judged batches, and may stop the work there.
         only_shown: pictures that were made for `previews` alone, as no reward asked for them; no cost model knows them.
         calls: where the candidates stand that were begun.
+        lineage: forks that led to candidates, from their seed on; those that are not in it are seeds.
+        parents: the parent of each candidate that a fork began, its last one.
         pictures: small pictures by prompt, candidate and step.
         finished: finished images [h, w, 3] (videos [frames, h, w, 3]), uint8.
         blank: whose picture at their last look was of one colour or black [prompts, candidates]; they rank last.
@@ -426,6 +432,8 @@ class Grid:
     observer: Observer = SILENT
     only_shown: int = 0
     calls: dict[Place, Call | Standing] = field(default_factory=dict, repr=False)
+    lineage: dict[Place, tuple[Turn, ...]] = field(default_factory=dict, repr=False)
+    parents: dict[Place, int] = field(default_factory=dict, repr=False)
     pictures: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict, repr=False)
     finished: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
     blank: BoolArray = field(init=False, repr=False)
@@ -465,9 +473,40 @@ class Grid:
         answer: FloatArray = search.result
         return answer
 
+    def fork(self, fork: Fork) -> FloatArray:
+        """Put children in their places.
+
+        Raises:
+            ValueError: a parent that cannot be forked.
+        """
+        import torch
+
+        from ttsnap.pipelines.forks import Turn, forked, turn_seed
+
+        sampler = self.engine.sampler
+        if sampler.diversity:
+            raise ValueError("candidates that are pushed apart cannot be forked; leave out the diversity")
+        made, step, level = dict[Place, Any](), fork.step, sampler.probe.levels[fork.step]
+        with torch.no_grad():
+            for p, c in np.argwhere(fork.children).tolist():
+                place, parent = (p, c), (p, int(fork.parents[p, c]))
+                seed = turn_seed(int(self.seeds[place]), step)
+                turn = Turn(step, float(fork.angle[place]), seed, float(level.alpha), float(level.sigma))
+                child = forked(sampler, self.calls[parent], turn)
+                made[place] = child, (*self.lineage.get(parent, ()), turn), self.blank[parent], parent[1]
+        for place, (child, turns, blank, parent) in made.items():  # a child may take the place of another's parent
+            self.calls[place], self.lineage[place], self.blank[place], self.parents[place] = child, turns, blank, parent
+        return np.full((*fork.parents.shape, len(self.engine.rewards)), np.nan)
+
+    def root(self, place: Place) -> int:
+        """The seed that a candidate, or the first of its ancestors, began from."""
+        call = self.calls.get(place)
+        return int(self.seeds[place]) if call is None else call.seed
+
     def resumed(self, query: Query) -> dict[Place, Call]:
         """Calls of the candidates asked about, on their way to the step; all others are put away."""
         from ttsnap.pipelines.call import Call
+        from ttsnap.pipelines.forks import estimate
 
         sampler, park = self.engine.sampler, self.engine.park
         asked = [(int(p), int(c)) for p, c in np.argwhere(query.mask)]
@@ -475,7 +514,8 @@ class Grid:
             for place in self.calls.keys() - set(asked):
                 call = self.calls[place]
                 if isinstance(call, Call) and call.progress.last is not None:
-                    self.calls[place] = call.standing().to("cpu")
+                    clean = None if sampler.probe.copies else estimate(call)
+                    self.calls[place] = replace(call.standing(), clean=clean).to("cpu")
         new = [place for place in asked if place not in self.calls]
         if new:
             sampler.group(self.prompts, self.seeds[:, 0].tolist())
@@ -486,9 +526,9 @@ class Grid:
             if before is None or (isinstance(before, Call) and not before.here and before.progress.last is None):
                 call = sampler.begin(prompt, seed)  # new, or left in the middle of a step in another thread
             elif isinstance(before, Call):
-                call = before if before.here else sampler.begin(prompt, seed, standing=before.standing())
+                call = before if before.here else sampler.begin(prompt, before.seed, standing=before.standing())
             else:
-                call = sampler.begin(prompt, seed, standing=before.to(sampler.device))
+                call = sampler.begin(prompt, before.seed, standing=before.to(sampler.device))
             call.progress.target = query.step
             going[place] = call
         return going
@@ -523,6 +563,8 @@ class Grid:
     def adopt(self, other: Grid) -> None:
         """Take over candidates and finished images of another search with the same prompts and first seeds."""
         for place, call in other.calls.items():
+            if place in other.lineage:
+                continue  # no longer what its seed makes
             if place[1] < self.seeds.shape[1] and int(self.seeds[place]) == int(other.seeds[place]):
                 self.calls[place] = call
                 self.blank[place] = other.blank[place]

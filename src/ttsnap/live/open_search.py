@@ -18,7 +18,7 @@ from ttsnap.core.grid import BoolArray, Combine, IntArray, Policy, Problem, Quer
 from ttsnap.core.observers import SILENT, Observer, Result, Start, Stop
 from ttsnap.core.ranking import RankSum, WeightedSum, choose, order
 from ttsnap.live import reporting
-from ttsnap.live.result import BestOfNComparison, Finished, SearchResult, history_of
+from ttsnap.live.result import Ancestor, BestOfNComparison, Finished, SearchResult, history_of
 from ttsnap.policies import BestOfN
 
 if TYPE_CHECKING:
@@ -202,6 +202,7 @@ class OpenSearch:
                 guides={t: g for t, g in zip(s.targets, s.judges, strict=True) if t != g},
                 stopped=result.stopped,
                 weights=list(s.combine.weights) if isinstance(s.combine, WeightedSum) else None,
+                lineage=self._lineage(p),
             )
             for p, prompt in enumerate(self.prompts)
         ]
@@ -241,6 +242,15 @@ class OpenSearch:
         ledger = self._result().ledger
         share = float(ledger.nfe[p] / max(1, ledger.nfe.sum()))
         return ledger.cost(self.session.cost_model, p, self.seconds * share)
+
+    def _lineage(self, p: int) -> dict[int, Ancestor]:
+        """Where candidates come from that a fork began, by seed."""
+        grid = self.grid
+        return {
+            int(grid.seeds[place]): Ancestor(int(grid.seeds[p, grid.parents[place]]), turns[-1].step, turns[-1].angle)
+            for place, turns in sorted(grid.lineage.items())
+            if place[0] == p
+        }
 
     def _blank(self, p: int) -> list[str]:
         """What is to be said of candidates whose pictures show nothing."""
@@ -296,6 +306,8 @@ class OpenSearch:
         done = np.zeros_like(wanted)
         shared = min(most, s.candidates)
         done[:, :shared] = result.finished[:, :shared]
+        for p, c in self.grid.lineage:
+            done[p, c : c + 1] = False  # a child is not what its seed makes
         other.adopt(self.grid)
         last = s.sampler.num_steps
         try:
@@ -323,6 +335,8 @@ class OpenSearch:
         if chosen < 0:
             return "there is nothing to reproduce: the search was stopped before an image was finished"
         seed = int(self.grid.seeds[p, chosen])
+        if turns := self.grid.lineage.get((p, chosen)):
+            return str(s.reproduce(self.prompts[p], self.grid.root((p, chosen)), turns))
         if s.diversity and seed != self.seed:
             return f"not by the pipeline alone: seed {seed} was pushed away from seed {self.seed}, see `diversity`"
         return str(s.reproduce(self.prompts[p], seed))

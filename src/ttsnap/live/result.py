@@ -34,6 +34,14 @@ class Finished(NamedTuple):
     frames: Any = None
 
 
+class Ancestor(NamedTuple):
+    """Where a fork began a candidate: from which seed's candidate, after how many calls, by how many degrees."""
+
+    seed: int
+    step: int
+    angle: float
+
+
 @dataclass(frozen=True)
 class BestOfNComparison:
     """What best-of-N gets for the same cost, on the first N of the same seeds; `best` is None if it was not run."""
@@ -66,6 +74,7 @@ class SearchResult:
         stopped: the search was stopped before its policy ended; there are no images if none was finished by then.
         weights: by which several rewards were added; None: rank sum.
         held_out: what rewards that steered nothing say of the finished images.
+        lineage: by seed, where a candidate comes from that a fork began (the last fork in its place).
     """
 
     prompt: str
@@ -88,6 +97,7 @@ class SearchResult:
     stopped: bool = False
     weights: list[float] | None = None
     held_out: list[HeldOut] = field(default_factory=list)
+    lineage: dict[int, Ancestor] = field(default_factory=dict)
 
     @property
     def best(self) -> Finished:
@@ -150,6 +160,9 @@ class SearchResult:
             "stopped": self.stopped,
             "weights": self.weights,
             "held_out": [held_out.to_dict() for held_out in self.held_out],
+            "lineage": [
+                {"seed": seed, "parent": a.seed, "step": a.step, "angle": a.angle} for seed, a in self.lineage.items()
+            ],
             "notes": self.notes,
         }
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from ttsnap.pipelines.call import END, Ask, Call, Memo, is_modular, same
 from ttsnap.pipelines.features import X0, Features
 from ttsnap.pipelines.first_calls import first_calls
+from ttsnap.pipelines.forks import Turn
 from ttsnap.pipelines.limits import Limits
 from ttsnap.pipelines.outputs import as_images, chosen_frames, objections, warn_of_blanks, written
 from ttsnap.pipelines.probe import Blank, zeros
@@ -197,14 +198,27 @@ class Sampler(Runner):
         """Arguments, beside prompt and generator, with which the stock pipeline makes the same images."""
         return dict(self.arguments)
 
-    def reproduce(self, prompt: str, seed: int) -> str:
-        """A line of Python with which the stock pipeline `pipe` makes the image of a prompt and seed."""
+    def reproduce(self, prompt: str, seed: int, turns: Sequence[Turn] = ()) -> str:
+        """A line of Python with which the stock pipeline `pipe` makes the image of a prompt and seed.
+
+        Args:
+            prompt: of the image.
+            seed: of the image, or of its first ancestor.
+            turns: forks that led to it.
+        """
         given = {name: written(name, value) for name, value in self.arguments.items()}
         if "prompt_embeds" not in given:
             first = next(name for name in self.taken if name != "self")
             given = {"" if first == "prompt" and not is_modular(self.pipe) else "prompt": repr(prompt)} | given
         listed = ", ".join(f"{name}={text}" if name else text for name, text in given.items())
         line = f'pipe({listed}, generator=torch.Generator("cpu").manual_seed({seed}))'
+        if turns and "callback_on_step_end" not in self.taken:
+            return f"not by the pipeline alone: {type(self.pipe).__name__} takes no callback that could fork"
+        if turns:
+            forks = [(t.step, t.angle, t.seed, t.alpha, t.sigma) for t in turns]
+            line = f"lineage = ttsnap.Lineage(pipe, generator, {forks})\n"
+            line = f'generator = torch.Generator("cpu").manual_seed({seed}); {line}'
+            line += f"pipe({listed}, generator=generator, callback_on_step_end=lineage)"
         if is_modular(self.pipe):
             line = f'{line[:-1]}, output="images")'
         before = [self.prelude, f"torch.manual_seed({seed})" if self.probe.random else ""]

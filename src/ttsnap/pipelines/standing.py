@@ -27,6 +27,7 @@ class Standing:
         scheduler: state of the scheduler after it; None: that of the new call's own.
         generator: state of its generator,
         random: and of torch's own, for this call; None: those of the new call.
+        clean: x0 estimate of the last step, where children may come of it; it is not stored.
     """
 
     prompt: str
@@ -36,6 +37,7 @@ class Standing:
     scheduler: dict[str, Any] | None = None
     generator: Tensor | None = None
     random: tuple[Tensor, ...] | None = None
+    clean: Tensor | None = None
 
     def put(self, like: Any) -> Any:
         """The result in the form in which a step returned `like`."""
@@ -58,7 +60,14 @@ class Standing:
             return type(value)(map(move, value)) if type(value) in (list, tuple) else value
 
         return Standing(
-            self.prompt, self.seed, self.step, move(self.result), move(self.scheduler), self.generator, self.random
+            self.prompt,
+            self.seed,
+            self.step,
+            move(self.result),
+            move(self.scheduler),
+            self.generator,
+            self.random,
+            move(self.clean),
         )
 
     def save(self, path: str | Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 from ttsnap.core.grid import Policy
 from ttsnap.core.registry import Registry
 from ttsnap.policies.best_of_n import BestOfN
+from ttsnap.policies.branching import Branching
 from ttsnap.policies.early_selection import EarlySelection
 from ttsnap.policies.hand_picked import HandPicked
+from ttsnap.policies.steering import Steering
 from ttsnap.policies.successive_halving import SuccessiveHalving
 
 POLICIES = Registry(
@@ -21,6 +23,8 @@ POLICIES = Registry(
         "best-of-n": BestOfN,
         "halving": SuccessiveHalving,
         "early-selection": EarlySelection,
+        "branching": Branching,
+        "steering": Steering,
         "hand-picked": HandPicked,
     },
 )
@@ -31,8 +35,10 @@ PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
 __all__ = [
     "POLICIES",
     "BestOfN",
+    "Branching",
     "EarlySelection",
     "HandPicked",
+    "Steering",
     "SuccessiveHalving",
     "default_policy",
     "from_dict",
@@ -78,7 +84,7 @@ def tuned_policy(model: str, rewards: Sequence[str], num_steps: int) -> Policy |
         rewards: names of what judges the looks.
         num_steps: denoiser calls of a finished image.
     """
-    if not model.isidentifier():
+    if not model.replace("-", "").isidentifier():  # a path is no name
         return None
     for path in sorted((Path(__file__).parent / "tuned").glob(f"{model}*.json")):
         policy, notes = load_with_notes(path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttsnap.core.grid import FloatArray, IntArray, Problem, Query
+from ttsnap.core.grid import FloatArray, Fork, IntArray, Problem, Query
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,14 @@ class ReplayEnvironment:
         for i in range(rewards):
             answer[where, i] = recorded[:, i][index]
         return answer.reshape(*query.mask.shape, rewards)
+
+    def fork(self, fork: Fork) -> FloatArray:
+        """Recordings hold no children.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("this policy forks candidates, which no recording holds; run it live (ttsnap generate)")
 
     def describe(self, prompt: int, candidate: int) -> str:
         """Name a candidate for an error message."""
