@@ -115,7 +115,9 @@ def main() -> None:
                 key, lambda p, s, policy=policy, n=n: search(session, policy, n, p, s, hard.check)
             )
             times = [multiplier(pool, one, prompt, paid, reward, everybody)]
-            times += list(interval(lambda who: multiplier(pool, one, prompt, paid, reward, who), len(prompts), rng))
+            times += list(
+                interval(lambda who, p=paid, r=reward: multiplier(pool, one, prompt, p, r, who), len(prompts), rng)
+            )
             row = f"| {name} | {n} | {paid.mean() * 1e3:.2f} | {reward.mean():.2f} | {100 * correct.mean():.1f} %"
             print(f"| {row} | x{times[0]:.2f} ({times[1]:.2f} to {times[2]:.2f}) |", flush=True)
 

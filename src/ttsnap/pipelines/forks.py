@@ -9,6 +9,7 @@ In the stock pipeline the same is done by a callback between two steps, `Lineage
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -128,6 +129,7 @@ class Lineage:
         scheduler = pipe.scheduler
         self._scheduler, step = scheduler, type(scheduler).step
 
+        @functools.wraps(step.__get__(scheduler))  # pipelines read which arguments it takes
         def watched(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
             result = step(scheduler, model_output, timestep, sample, *args, **kwargs)
             self._last = Step(scheduler, model_output, timestep, sample, result)

@@ -53,6 +53,8 @@ class Branching:
         family: IntArray = np.tile(np.arange(problem.num_candidates), (problem.num_prompts, 1))
         for index, rung in enumerate(self.rungs):
             kept, size = self._sizes(index, problem.num_candidates)
+            if not self._looks(index, problem.num_candidates):
+                continue
             rewards = yield Query(alive, rung)
             chosen = top(rewards, _heads(rewards, alive, family), kept) if self.families else top(rewards, alive, kept)
             drawn = _children(np.where(chosen, rewards, -np.inf), chosen, size)
@@ -68,8 +70,15 @@ class Branching:
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
         """All at the first rung, then what each rung leaves."""
         check_rungs(self.rungs, num_steps)
-        sizes = [num_candidates, *(self._sizes(index, num_candidates)[1] for index in range(len(self.rungs)))]
-        return tuple(Rung(step, size) for step, size in zip((*self.rungs, num_steps), sizes, strict=True))
+        looks = [index for index in range(len(self.rungs)) if self._looks(index, num_candidates)]
+        steps = [*(self.rungs[index] for index in looks), num_steps]
+        sizes = [num_candidates, *(self._sizes(index, num_candidates)[1] for index in looks)]
+        return tuple(map(Rung, steps, sizes))
+
+    def _looks(self, index: int, count: int) -> bool:
+        """Whether there is anything to decide at a rung."""
+        before = self._sizes(index - 1, count)[1] if index else count
+        return max(before, self._sizes(index, count)[1]) > 1
 
     def _sizes(self, index: int, count: int) -> tuple[int, int]:
         """How many are kept, and how many go on, children included."""

@@ -45,7 +45,7 @@ class Steering:
         check_rungs(self.rungs, problem.num_steps)
         everybody = np.ones(problem[:2], dtype=bool)
         rewards: list[FloatArray] = []
-        for rung in self.rungs:
+        for rung in self._rungs(problem.num_candidates):
             rewards.append((yield Query(everybody, rung)))
             parents = systematic(self._weights(rewards), rng)
             fork = placed(parents, rung, self.angle)
@@ -56,7 +56,11 @@ class Steering:
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
         """All particles at every rung and at the end."""
         check_rungs(self.rungs, num_steps)
-        return tuple(Rung(step, num_candidates) for step in (*self.rungs, num_steps))
+        return tuple(Rung(step, num_candidates) for step in (*self._rungs(num_candidates), num_steps))
+
+    def _rungs(self, count: int) -> tuple[int, ...]:
+        """Of one particle there is nothing to resample."""
+        return self.rungs if count > 1 else ()
 
     def _weights(self, rewards: list[FloatArray]) -> FloatArray:
         """Weights [prompts, candidates] that sum to one."""
@@ -77,7 +81,7 @@ class Steering:
 def systematic(weights: FloatArray, rng: np.random.Generator) -> IntArray:
     """How often each particle is drawn [prompts, candidates], by systematic resampling of as many as there are."""
     rows, count = weights.shape
-    points = (rng.random((rows, 1)) + np.arange(count)) / count
+    points = np.tile((rng.random() + np.arange(count)) / count, (rows, 1))  # the same for all: rows do not meet
     edges = np.cumsum(weights, axis=1)
     edges[:, -1] = 1.0
     below = (points[:, None, :] < edges[:, :, None]).sum(axis=2)

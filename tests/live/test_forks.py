@@ -1,0 +1,174 @@
+"""A forked winner is what the stock pipeline makes with the two lines that the result gives, for any solver."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import ttsnap
+from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
+from ttsnap.core.driver import run
+from ttsnap.core.grid import Fork, Query
+from ttsnap.live.engine import Engine
+from ttsnap.pipelines.forks import Turn, rotated
+from ttsnap.pipelines.negtome import Negtome
+from ttsnap.pipelines.sampler import Sampler
+from ttsnap.policies import Branching, Steering
+
+SMALL = {"height": 32, "width": 32, "num_inference_steps": 6}
+BEAM = Branching((1, 3, 4), keep=(0.5, 0.5, 0.25), grow=(1.0, 1.0, 0.5), angle=50.0)
+FAMILIES = {
+    "FLUX": (tiny.flux, SMALL | {"max_sequence_length": 12}),
+    "SD 3": (tiny_sd.sd3, SMALL),
+    "SDXL, Euler": (tiny_sd.sdxl, SMALL),
+    "SDXL, ancestral": (
+        lambda: tiny_sd.sdxl(tiny_sd.scheduler("EulerAncestralDiscreteScheduler")),
+        SMALL,
+    ),
+    "SD, DPM++ 2M": (tiny_any.stable_diffusion, SMALL),
+    "SD, UniPC": (lambda: tiny_any.stable_diffusion("UniPCMultistepScheduler"), SMALL),
+    "SD, DDIM": (lambda: tiny_any.stable_diffusion("DDIMScheduler"), SMALL | {"eta": 0.7}),
+    "SD, SDE": (
+        lambda: tiny_any.stable_diffusion("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
+        SMALL,
+    ),
+    "ControlNet": (
+        lambda: tiny_any.stable_diffusion(pipeline="StableDiffusionControlNetPipeline"),
+        SMALL | {"image": torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))},
+    ),
+    "Qwen-Image": (tiny_flow.qwen_image, SMALL),
+    "FLUX.2 Klein": (tiny_flow.flux2_klein, SMALL),
+}
+
+
+def made_by(line, pipe, **names):
+    """The picture that lines of Python make."""
+    known = {"pipe": pipe, "torch": torch, "ttsnap": ttsnap, **names}
+    *before, last = line.split("\n")
+    for one in before:
+        exec(one, known)
+    *statements, call = last.split("; ")
+    for one in statements:
+        exec(one, known)
+    return np.asarray(eval(call, known).images[0], dtype=int)
+
+
+def forked_search(pipe, options, policy=BEAM, seeds=range(40)):
+    """The first search whose winner was forked."""
+    for seed in seeds:
+        result = ttsnap.search(
+            pipe, "a red circle", reward=tiny.Redness(), policy=policy, candidates=6, seed=7 * seed, **options
+        )
+        if "Lineage" in result.reproduce:
+            return result
+    pytest.fail("no winner was forked")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stock_pipeline_makes_the_forked_winner(family):
+    build, options = FAMILIES[family]
+    pipe = build()
+    result = forked_search(pipe, options)
+    line = result.reproduce
+    if "image" in options:
+        line = line.replace("image=...", "image=image")
+    made = made_by(line, pipe, image=options.get("image"))
+    assert np.abs(made - np.asarray(result.image, dtype=int)).max() <= 1
+    assert "step" not in vars(pipe.scheduler)  # it is as it was
+    assert result.lineage[result.seed].step in BEAM.rungs
+
+
+def grid_of(pipe, options, seeds=(1, 2, 3), **more):
+    sampler = Sampler(pipe, **options)
+    engine = Engine(sampler, {"red": tiny.Redness()}, **more)
+    return engine.grid(["a red circle"], np.array([seeds]))
+
+
+class Once:
+    """Two steps, a fork, the end of everybody."""
+
+    def __init__(self, parents, angle, step=2):
+        self.fork = Fork(np.array([parents]), step, np.full((1, len(parents)), float(angle)))
+
+    def search(self, problem, rng):
+        yield Query(np.ones(problem[:2], dtype=bool), self.fork.step)
+        yield self.fork
+        yield Query(np.ones(problem[:2], dtype=bool), problem.num_steps)
+
+    def plan(self, num_candidates, num_steps):
+        return ()
+
+
+@pytest.mark.parametrize("park", [False, True])
+def test_a_child_of_no_angle_goes_its_parents_way_and_others_do_not(park):
+    for family in ("FLUX", "SD, DPM++ 2M", "SD, UniPC"):
+        build, options = FAMILIES[family]
+        pipe = build()
+        grid = grid_of(pipe, options, park=park)
+        result = run(Once([-1, 0, -1], 0.0), grid)
+        np.testing.assert_array_equal(grid.finished[0, 0], grid.finished[0, 1])
+        assert result.ledger.nfe.tolist() == [3 * 6]
+        moved = grid_of(pipe, options, park=park)
+        run(Once([-1, 0, -1], 40.0), moved)
+        np.testing.assert_array_equal(moved.finished[0, 0], grid.finished[0, 0])
+        np.testing.assert_array_equal(moved.finished[0, 2], grid.finished[0, 2])
+        assert (moved.finished[0, 1] != grid.finished[0, 1]).any()
+
+
+def test_parents_may_exchange_their_places():
+    build, options = FAMILIES["FLUX"]
+    pipe = build()
+    plain, grid = grid_of(pipe, options), grid_of(pipe, options)
+    run(Once([-1, -1, -1], 0.0), plain)
+    run(Once([1, 2, 0], 0.0), grid)
+    for child, parent in enumerate([1, 2, 0]):
+        np.testing.assert_array_equal(grid.finished[0, child], plain.finished[0, parent])
+    assert grid.parents == {(0, 0): 1, (0, 1): 2, (0, 2): 0}
+    assert grid.root((0, 0)) == 2
+
+
+def test_noise_is_rotated():
+    generator = torch.Generator()
+    x0, noise = torch.randn(2, 4096), torch.randn(2, 4096)
+    alpha, sigma = 0.4, 0.6
+    x = alpha * x0 + sigma * noise
+    for angle in (0.0, 30.0, 90.0):
+        moved = rotated(x, x0, Turn(3, angle, 11, alpha, sigma), generator)
+        found = (moved - alpha * x0) / sigma
+        cosine = torch.nn.functional.cosine_similarity(found.flatten(), noise.flatten(), dim=0)
+        assert abs(cosine - math.cos(math.radians(angle))) < 0.05
+        assert abs(found.std() - 1) < 0.05
+    fresh = torch.randn(2, 4096, generator=torch.Generator().manual_seed(11))
+    torch.testing.assert_close(found, fresh, atol=1e-4, rtol=1e-4)  # 90 degrees: nothing of the parent's
+
+
+def test_a_search_is_the_same_in_any_company_and_its_comparison_knows_no_children():
+    build, options = FAMILIES["FLUX"]
+    pipe = build()
+    policy = Steering((1, 3), strength=3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        both = ttsnap.search(
+            pipe, ["a red circle", "a cat"], reward=tiny.Redness(), policy=policy, candidates=5, compare=True, **options
+        )
+        best = ttsnap.search(pipe, "a red circle", reward=tiny.Redness(), policy="best-of-n", candidates=5, **options)
+    one = ttsnap.search(pipe, "a red circle", reward=tiny.Redness(), policy=policy, candidates=5, **options)
+    assert (one.seed, one.lineage, one.cost.nfe) == (both[0].seed, both[0].lineage, both[0].cost.nfe)
+    np.testing.assert_allclose(one.reward, both[0].reward, atol=1e-6)
+    assert one.cost.nfe == 5 * 6
+    if both[0].best_of_n.candidates == 5:
+        assert both[0].best_of_n.best.reward == pytest.approx(best.reward, abs=1e-6)
+    record = one.to_dict()
+    assert [set(entry) for entry in record["lineage"]] == [{"seed", "parent", "step", "angle"}] * len(one.lineage)
+
+
+def test_what_cannot_be_forked_is_one_sentence():
+    pipe = tiny.flux()
+    with pytest.raises(ValueError, match="pushed apart cannot be forked"):
+        ttsnap.search(
+            pipe, "a", reward=tiny.Redness(), policy=BEAM, candidates=4, diversity=Negtome(), **FAMILIES["FLUX"][1]
+        )

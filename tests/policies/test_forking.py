@@ -1,0 +1,126 @@
+"""Policies that fork, against cases computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ttsnap import policies
+from ttsnap.core.driver import run
+from ttsnap.core.grid import Fork, Problem, Query
+from ttsnap.policies import Branching, Steering
+from ttsnap.policies.steering import placed, systematic
+from ttsnap.replay.environment import ReplayEnvironment
+
+
+def asked(policy, rewards, steps=5):
+    """What a policy asks of one prompt, given the rewards [candidates] at each look in turn."""
+    problem, answers, seen = Problem(1, len(rewards[0]), steps), iter(rewards), []
+    search = policy.search(problem, np.random.default_rng(0))
+    answer = None
+    while True:
+        try:
+            query = next(search) if answer is None else search.send(answer)
+        except StopIteration:
+            return seen
+        if isinstance(query, Fork):
+            seen.append(("fork", query.step, query.parents[0].tolist(), query.angle[0].tolist()))
+            answer = np.full(problem[:2], np.nan)
+        else:
+            seen.append((query.step, np.flatnonzero(query.mask[0]).tolist()))
+            answer = np.where(query.mask, np.array([next(answers)], dtype=float), np.nan)
+
+
+def test_a_beam_keeps_the_best_and_fills_their_children_in():
+    policy = Branching((1, 3), keep=(0.4, 0.2), grow=(0.8, 0.2), angle=30.0)
+    found = asked(policy, [[1, 5, 2, 4, 3], [7, 1, 9, 8, 0], [0] * 5])
+    assert found == [
+        (1, [0, 1, 2, 3, 4]),
+        ("fork", 1, [1, -1, 3, -1, -1], [30, 0, 30, 0, 0]),  # of 1 and 3, the best first, in free places from the left
+        (3, [0, 1, 2, 3]),
+        (5, [2]),
+    ]
+
+
+def test_families_each_keep_their_best():
+    policy = Branching((1, 3), keep=(0.5, 0.5), grow=(1.0, 0.5), families=True)
+    found = asked(policy, [[4, 3, 2, 1], [6, 1, 5, 2], [0] * 4])
+    assert found[1][2] == [-1, -1, 0, 1]
+    # 2 is a child of 0: of the family {0, 2} only 0 goes on, though 2 beats all of {1, 3}
+    assert found[3] == (5, [0, 3])
+
+
+def test_steering_weighs_by_its_potential():
+    first, second = np.array([[0.0, 1.0, 2.0]]), np.array([[2.0, 1.0, 1.0]])
+    spread = second.std()
+    for potential, value in (("max", [2, 1, 2]), ("sum", [2, 2, 3]), ("difference", [2, 0, -1])):
+        weights = Steering(strength=1.5, potential=potential)._weights([first, second])
+        expected = np.exp(1.5 * np.array([value]) / spread)
+        np.testing.assert_allclose(weights, expected / expected.sum())
+
+
+def test_systematic_resampling_draws_as_often_as_the_weights_say():
+    weights = np.array([[0.5, 0.25, 0.25, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    drawn = [systematic(weights, np.random.default_rng(seed)) for seed in range(400)]
+    assert all((times.sum(axis=1) == 4).all() for times in drawn)
+    assert all(times[0].tolist() == [2, 1, 1, 0] for times in drawn)
+    np.testing.assert_allclose(np.mean(drawn, axis=0)[1], 4 * weights[1], atol=0.1)
+    assert placed(np.array([[2, 0, 0, 2]]), 3, 20.0).parents.tolist() == [[-1, 0, 3, -1]]
+
+
+def test_replay_refuses_what_it_cannot_know():
+    guide = np.random.default_rng(0).normal(size=(1, 6, 5, 1))
+    with pytest.raises(ValueError, match="forks candidates, which no recording holds; run it live"):
+        run(Branching((1, 2), keep=(0.3, 0.2), grow=(1.0, 0.2)), ReplayEnvironment(guide))
+
+
+def test_bad_hyperparameters_are_refused():
+    for options, told in (
+        ({"keep": (0.5,)}, "keep takes 4 shares"),
+        ({"grow": (0.1,) * 4}, "grow must be at least keep"),
+        ({"angle": (1.0, 2.0)}, "angle takes one number or 4"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Branching(**options)
+    with pytest.raises(ValueError, match="a potential is max, difference, sum, got 'min'"):
+        Steering(potential="min")
+    with pytest.raises(ValueError, match="must lie below the 5 steps"):
+        Branching().plan(4, 5)
+    assert isinstance(policies.named("steering"), Steering)
+
+
+def test_the_driver_knows_where_children_stand_and_what_they_cost():
+    class Forks:
+        """Two start; the first of them has a child in the second's place, and the child is finished."""
+
+        def search(self, problem, rng):
+            rewards = yield Query(np.array([[True, True]]), 2)
+            assert rewards.tolist() == [[3.0, 1.0]]
+            yield Fork(np.array([[-1, 0]]), 2, np.array([[0.0, 30.0]]))
+            again = yield Query(np.array([[False, True]]), 2)  # nothing is advanced or looked at again
+            assert again[0, 1] == 3.0
+            yield Query(np.array([[False, True]]), 5)
+
+        def plan(self, num_candidates, num_steps):
+            return ()
+
+    class World(ReplayEnvironment):
+        def fork(self, fork):
+            return np.zeros((1, 2))
+
+    guide = np.zeros((1, 2, 5, 1))
+    guide[0, :, 1, 0] = [3.0, 1.0]
+    result = run(Forks(), World(guide))
+    ledger = result.ledger
+    assert ledger.position.tolist() == [[2, 5]]
+    assert ledger.nfe.tolist() == [2 + 2 + 3]
+    assert ledger.looks.tolist() == [3]
+    assert ledger.finished.tolist() == [[False, True]]
+    for fork, told in (
+        (Fork(np.array([[-1, 0]]), 3, np.zeros((1, 2))), "parent that does not stand there"),
+        (Fork(np.array([[-1, 0]]), 2, np.zeros((1, 2))), "place of a finished image"),
+        (Fork(np.array([[-1, 0]]), 5, np.zeros((1, 2))), "step must be in 1..4"),
+        (Fork(np.array([[2, -1]]), 2, np.zeros((1, 2))), "parents among its candidates"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            ledger.fork(fork)
