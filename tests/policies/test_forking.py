@@ -85,8 +85,15 @@ def test_bad_hyperparameters_are_refused():
     with pytest.raises(ValueError, match="a potential is max, difference, sum, got 'min'"):
         Steering(potential="min")
     with pytest.raises(ValueError, match="must lie below the 5 steps"):
-        Branching().plan(4, 5)
+        Branching(rungs=(2, 5), keep=(0.5, 0.5), grow=(0.5, 0.5)).plan(4, 5)
     assert isinstance(policies.named("steering"), Steering)
+
+
+def test_without_rungs_they_are_shares_of_the_steps():
+    assert [rung.step for rung in Steering().plan(4, 20)] == [3, 6, 9, 12, 20]
+    assert [rung.step for rung in Branching().plan(40, 28)] == [4, 8, 13, 17, 28]
+    assert [tuple(rung) for rung in Branching().plan(40, 4)] == [(1, 40), (2, 12), (4, 4)]
+    assert [rung.step for rung in Branching().plan(1, 20)] == [20]
 
 
 def test_the_driver_knows_where_children_stand_and_what_they_cost():

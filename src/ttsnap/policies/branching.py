@@ -8,7 +8,7 @@ import numpy as np
 
 from ttsnap.core.grid import BoolArray, IntArray, Problem, Query, Rung, Search
 from ttsnap.core.ranking import top
-from ttsnap.policies.steering import placed
+from ttsnap.policies.steering import SHARES, placed, rungs_of
 from ttsnap.policies.successive_halving import check_rungs
 
 
@@ -21,40 +21,36 @@ class Branching:
     in one of them (SVDD's value-based choice); without, all compete (beam search).
 
     Attributes:
-        rungs: steps (denoiser calls made, ascending) at which candidates are looked at.
+        rungs: steps (denoiser calls made, ascending) at which candidates are looked at; None: 15, 30, 45 and 60 %.
         keep: share of the N that is kept at each rung.
         grow: share of the N that goes on from each rung, children included; at least `keep`.
         angle: degrees by which the children's noise is rotated, one number or one per rung.
         families: choose within families.
     """
 
-    rungs: tuple[int, ...] = (3, 6, 9, 12)
+    rungs: tuple[int, ...] | None = None
     keep: tuple[float, ...] = (0.25, 0.15, 0.1, 0.1)
     grow: tuple[float, ...] = (0.4, 0.3, 0.2, 0.1)
     angle: float | tuple[float, ...] = 40.0
     families: bool = False
 
     def __post_init__(self) -> None:
-        check_rungs(self.rungs)
+        check_rungs(self.rungs or ())
+        count = len(SHARES if self.rungs is None else self.rungs)
         for name, values in (("keep", self.keep), ("grow", self.grow)):
-            if len(values) != len(self.rungs) or not all(0 < value <= 1 for value in values):
-                raise ValueError(
-                    f"{name} takes {len(self.rungs)} shares above 0 and at most 1, one per rung, got {values}"
-                )
+            if len(values) != count or not all(0 < value <= 1 for value in values):
+                raise ValueError(f"{name} takes {count} shares above 0 and at most 1, one per rung, got {values}")
         if any(keep > grow for keep, grow in zip(self.keep, self.grow, strict=True)):
             raise ValueError(f"grow must be at least keep at each rung, got keep {self.keep} and grow {self.grow}")
-        if isinstance(self.angle, tuple) and len(self.angle) != len(self.rungs):
-            raise ValueError(f"angle takes one number or {len(self.rungs)}, got {self.angle}")
+        if isinstance(self.angle, tuple) and len(self.angle) != count:
+            raise ValueError(f"angle takes one number or {count}, got {self.angle}")
 
     def search(self, problem: Problem, rng: np.random.Generator) -> Search:
         """Look, keep the best, let them have children, go on; then finish who is left."""
-        check_rungs(self.rungs, problem.num_steps)
         alive = np.ones(problem[:2], dtype=bool)
         family: IntArray = np.tile(np.arange(problem.num_candidates), (problem.num_prompts, 1))
-        for index, rung in enumerate(self.rungs):
+        for index, rung in self._looks(problem.num_candidates, problem.num_steps):
             kept, size = self._sizes(index, problem.num_candidates)
-            if not self._looks(index, problem.num_candidates):
-                continue
             rewards = yield Query(alive, rung)
             chosen = top(rewards, _heads(rewards, alive, family), kept) if self.families else top(rewards, alive, kept)
             drawn = _children(np.where(chosen, rewards, -np.inf), chosen, size)
@@ -69,16 +65,19 @@ class Branching:
 
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
         """All at the first rung, then what each rung leaves."""
-        check_rungs(self.rungs, num_steps)
-        looks = [index for index in range(len(self.rungs)) if self._looks(index, num_candidates)]
-        steps = [*(self.rungs[index] for index in looks), num_steps]
-        sizes = [num_candidates, *(self._sizes(index, num_candidates)[1] for index in looks)]
-        return tuple(map(Rung, steps, sizes))
+        looks = self._looks(num_candidates, num_steps)
+        sizes = [num_candidates, *(self._sizes(index, num_candidates)[1] for index, _ in looks)]
+        return tuple(map(Rung, [*(step for _, step in looks), num_steps], sizes))
 
-    def _looks(self, index: int, count: int) -> bool:
-        """Whether there is anything to decide at a rung."""
-        before = self._sizes(index - 1, count)[1] if index else count
-        return max(before, self._sizes(index, count)[1]) > 1
+    def _looks(self, count: int, num_steps: int) -> list[tuple[int, int]]:
+        """Index and step of the rungs at which there is anything to decide."""
+        found, before = [], count
+        for index, step in rungs_of(self.rungs, num_steps):
+            size = self._sizes(index, count)[1]
+            if max(before, size) > 1:
+                found.append((index, step))
+                before = size
+        return found
 
     def _sizes(self, index: int, count: int) -> tuple[int, int]:
         """How many are kept, and how many go on, children included."""

@@ -10,6 +10,20 @@ from ttsnap.core.grid import BoolArray, FloatArray, Fork, IntArray, Problem, Que
 from ttsnap.policies.successive_halving import check_rungs
 
 POTENTIALS = ("max", "difference", "sum")
+SHARES = (0.15, 0.3, 0.45, 0.6)
+
+
+def rungs_of(rungs: tuple[int, ...] | None, num_steps: int) -> list[tuple[int, int]]:
+    """Index and step of each rung: those given, or SHARES of the steps; of several at one step the last.
+
+    Raises:
+        ValueError: a rung is not below `num_steps`.
+    """
+    if rungs is not None:
+        check_rungs(rungs, num_steps)
+        return list(enumerate(rungs))
+    steps = {max(1, round(share * num_steps)): index for index, share in enumerate(SHARES)}
+    return [(index, step) for step, index in steps.items() if step < num_steps]
 
 
 @dataclass(frozen=True)
@@ -22,19 +36,19 @@ class Steering:
     place of one that is not drawn. The original lets a stochastic sampler part the copies; here their noise is rotated.
 
     Attributes:
-        rungs: steps (denoiser calls made, ascending) at which particles are resampled.
+        rungs: steps (denoiser calls made, ascending) at which particles are resampled; None: at 15, 30, 45 and 60 %.
         strength: lambda, per standard deviation of the rewards of the prompt's particles.
         potential: max, difference or sum.
         angle: degrees by which the noise of copies is rotated.
     """
 
-    rungs: tuple[int, ...] = (3, 6, 9, 12)
+    rungs: tuple[int, ...] | None = None
     strength: float = 2.0
     potential: str = "max"
     angle: float = 45.0
 
     def __post_init__(self) -> None:
-        check_rungs(self.rungs)
+        check_rungs(self.rungs or ())
         if self.potential not in POTENTIALS:
             raise ValueError(f"a potential is {', '.join(POTENTIALS)}, got {self.potential!r}")
         if not self.strength >= 0:
@@ -42,10 +56,9 @@ class Steering:
 
     def search(self, problem: Problem, rng: np.random.Generator) -> Search:
         """Look, resample, go on; all particles are finished."""
-        check_rungs(self.rungs, problem.num_steps)
         everybody = np.ones(problem[:2], dtype=bool)
         rewards: list[FloatArray] = []
-        for rung in self._rungs(problem.num_candidates):
+        for rung in self._rungs(problem.num_candidates, problem.num_steps):
             rewards.append((yield Query(everybody, rung)))
             parents = systematic(self._weights(rewards), rng)
             fork = placed(parents, rung, self.angle)
@@ -55,12 +68,12 @@ class Steering:
 
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
         """All particles at every rung and at the end."""
-        check_rungs(self.rungs, num_steps)
-        return tuple(Rung(step, num_candidates) for step in (*self._rungs(num_candidates), num_steps))
+        return tuple(Rung(step, num_candidates) for step in (*self._rungs(num_candidates, num_steps), num_steps))
 
-    def _rungs(self, count: int) -> tuple[int, ...]:
-        """Of one particle there is nothing to resample."""
-        return self.rungs if count > 1 else ()
+    def _rungs(self, count: int, num_steps: int) -> tuple[int, ...]:
+        """Steps to look at; of one particle there is nothing to resample."""
+        steps = tuple(step for _, step in rungs_of(self.rungs, num_steps))
+        return steps if count > 1 else ()
 
     def _weights(self, rewards: list[FloatArray]) -> FloatArray:
         """Weights [prompts, candidates] that sum to one."""
