@@ -36,7 +36,7 @@ def contenders(steps):
         "halving, tuned": None,
         "two quarters (PSP)": SuccessiveHalving((quarter, half), (0.5, 0.5)),
         "beam": Branching(),
-        "beam, families (SVDD)": Branching((3, 6, 9, 12), (0.25,) * 4, (1.0, 1.0, 1.0, 0.25), families=True),
+        "beam, families (SVDD)": Branching(None, (0.25,) * 3, (1.0, 1.0, 0.25), families=True),
         "steering, max (FK)": Steering(),
         "steering, difference (FK)": Steering(potential="difference"),
         "steering, sum (FK)": Steering(potential="sum"),

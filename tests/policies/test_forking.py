@@ -76,9 +76,9 @@ def test_replay_refuses_what_it_cannot_know():
 
 def test_bad_hyperparameters_are_refused():
     for options, told in (
-        ({"keep": (0.5,)}, "keep takes 4 shares"),
-        ({"grow": (0.1,) * 4}, "grow must be at least keep"),
-        ({"angle": (1.0, 2.0)}, "angle takes one number or 4"),
+        ({"keep": (0.5,)}, "keep takes 3 shares"),
+        ({"grow": (0.05,) * 3}, "grow must be at least keep"),
+        ({"angle": (1.0, 2.0)}, "angle takes one number or 3"),
     ):
         with pytest.raises(ValueError, match=told):
             Branching(**options)
@@ -91,8 +91,8 @@ def test_bad_hyperparameters_are_refused():
 
 def test_without_rungs_they_are_shares_of_the_steps():
     assert [rung.step for rung in Steering().plan(4, 20)] == [3, 6, 9, 12, 20]
-    assert [rung.step for rung in Branching().plan(40, 28)] == [4, 8, 13, 17, 28]
-    assert [tuple(rung) for rung in Branching().plan(40, 4)] == [(1, 40), (2, 12), (4, 4)]
+    assert [tuple(rung) for rung in Branching().plan(40, 28)] == [(6, 40), (11, 16), (17, 12), (28, 3)]
+    assert [tuple(rung) for rung in Branching().plan(40, 3)] == [(1, 40), (2, 12), (3, 3)]
     assert [rung.step for rung in Branching().plan(1, 20)] == [20]
 
 

@@ -50,7 +50,12 @@ def recorded(sampler, red, out, prompts=PROMPTS, **options):
     return record_rewards(sampler, red, prompts, seeds_of(range(len(prompts)), 4, 0), out, features=True, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICKLY = ("FLUX guided", "SDXL", "ControlNet", "Z-Image")
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICKLY else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_from_any_pipeline_to_a_judge_in_use(family, red, tmp_path):
     build, options = FAMILIES[family]
     sampler = Sampler(build(), **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from dataclasses import replace
 
 import numpy as np
 
@@ -75,6 +76,7 @@ def drive(
     problem = environment.problem
     ledger = before.ledger.copy() if before else Ledger(problem)
     history = list(before.history) if before else []
+    forks = list(before.forks) if before else []
     seen = [(look.alive, look.rewards) for look in history]  # who was looked at, and the answers
     search = policy.search(problem, rng or np.random.default_rng([0, 0]))
     answer: FloatArray | None = None
@@ -91,6 +93,7 @@ def drive(
                 if seen:
                     seen.append((query.children, query.from_parents(_latest(seen))))
                 answer = np.full(problem[:2], np.nan)
+                forks.append((len(history), query))
                 tell.forked(query)
                 continue
             tell.asked(query)
@@ -120,7 +123,7 @@ def drive(
     stopped |= before is not None and before.stopped
     if not stopped and not (seen and finished.any(axis=1).all()):
         raise ValueError(f"{policy} brought no candidate of some prompt to the last step ({problem.num_steps})")
-    result = _conclude(ranked, ledger, seen, finished, history, stopped)
+    result = replace(_conclude(ranked, ledger, seen, finished, history, stopped), forks=forks)
     with contextlib.suppress(Stop):
         tell.ended(result)
     return result

@@ -77,12 +77,16 @@ class Look(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One look at one candidate; `kept` tells whether it went on, or at the last step whether it won."""
+    """One look at one candidate; `kept` tells whether it went on, or at the last step whether it won.
+
+    `wins`: it is the winner, or became it by forks.
+    """
 
     step: int
     reward: float
     kept: bool
     picture: Any = None
+    wins: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Result:
         ledger: calls, decodes and looks per prompt.
         history: every look in order (empty if the driver was told not to keep it).
         stopped: an observer, or the person who picked, ended it before the policy did.
+        forks: children that were begun, each after so many of the looks in `history`.
     """
 
     chosen: IntArray
@@ -104,6 +109,7 @@ class Result:
     ledger: Ledger
     history: list[Look] = field(repr=False, default_factory=list)
     stopped: bool = False
+    forks: list[tuple[int, Fork]] = field(repr=False, default_factory=list)
 
 
 class Observer:

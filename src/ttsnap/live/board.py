@@ -19,12 +19,14 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Tile:
-    """One candidate at one look: its x0 preview, its reward, and whether it went on."""
+    """One candidate at one look: its x0 preview, its reward, whether it went on or wins, and its name, if any."""
 
     seed: int
     image: Image.Image
     reward: float
     kept: bool
+    wins: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,6 @@ def draw(
     prompt: str,
     num_steps: int,
     rows: Sequence[Row],
-    winner: int | None,
     finishes: Sequence[Finish],
     facts: Sequence[str],
 ) -> Image.Image:
@@ -58,7 +59,6 @@ def draw(
         prompt: the title.
         num_steps: denoiser calls of a finished image.
         rows: the looks in order, the finished images last.
-        winner: seed of the chosen candidate, framed in every row; None if there is none.
         finishes: the winner, then what it is compared with, drawn large at the bottom.
         facts: lines under the title.
     """
@@ -82,7 +82,7 @@ def draw(
         if alive == 1 and last:
             tail = "1 finished"
         canvas.heading(head, tail)
-        canvas.tiles(sorted(row.tiles, key=lambda tile: (-tile.reward, tile.seed)), winner)
+        canvas.tiles(sorted(row.tiles, key=lambda tile: (-tile.reward, tile.seed)))
     canvas.finishes(finishes)
     return canvas.crop()
 
@@ -129,10 +129,10 @@ class _Canvas:
         self.draw.text((MARGIN + offset, self.y + 2), tail, fill=SOFT, font=font(18))
         self.space(36)
 
-    def tiles(self, tiles: Sequence[Tile], winner: int | None) -> None:
+    def tiles(self, tiles: Sequence[Tile]) -> None:
         """A grid of previews, best first; the cut ones dimmed and struck, the winner framed."""
         shown = list(tiles[:MOST_TILES])
-        if framed := [tile for tile in tiles[MOST_TILES:] if tile.seed == winner]:
+        if framed := [tile for tile in tiles[MOST_TILES:] if tile.wins]:
             shown[-1:] = framed
         inner = WIDTH - 2 * MARGIN
         side = max(72, min(150, (inner + GAP) // max(1, min(len(shown), 16)) - GAP))
@@ -140,12 +140,12 @@ class _Canvas:
         for start in range(0, len(shown), columns):
             self.room(side + 34)
             for column, tile in enumerate(shown[start : start + columns]):
-                self.tile(tile, MARGIN + column * (side + GAP), side, tile.seed == winner)
+                self.tile(tile, MARGIN + column * (side + GAP), side)
             self.space(side + 32)
         if len(tiles) > len(shown):
             self.text(f"… and {len(tiles) - len(shown)} more", 16, SOFT)
 
-    def tile(self, tile: Tile, x: int, side: int, wins: bool) -> None:
+    def tile(self, tile: Tile, x: int, side: int) -> None:
         y = self.y
         picture = fit(tile.image, side)
         if not tile.kept:
@@ -153,9 +153,9 @@ class _Canvas:
         self.page.paste(picture, (x, y))
         if not tile.kept:
             self.draw.line([(x + 6, y + side - 6), (x + side - 6, y + 6)], fill=CUT, width=3)
-        if wins:
+        if tile.wins:
             self.draw.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), outline=GOLD, width=4)
-        caption = f"{tile.reward:.2f}"
+        caption = f"{tile.name} {tile.reward:.2f}".strip()
         small = font(14)
         middle = x + (side - small.getlength(caption)) / 2
         self.draw.text((middle, y + side + 5), caption, fill=INK if tile.kept else SOFT, font=small)

@@ -175,7 +175,7 @@ class SearchResult:
         rows = []
         for step in sorted({seen.step for looks in self.history.values() for seen in looks}):
             tiles = [
-                Tile(seed, Image.fromarray(seen.picture), seen.reward, seen.kept)
+                Tile(seed, Image.fromarray(seen.picture), seen.reward, seen.kept, seen.wins, self._name(seed, step))
                 for seed, looks in self.history.items()
                 for seen in looks
                 if seen.step == step and seen.picture is not None
@@ -200,8 +200,14 @@ class SearchResult:
         facts = [f"{self.model} · reward: {', '.join(self.rewards)}{guides} · {cost_line(self.cost)}"]
         if self.stopped:
             facts.append("Stopped before its end." if self.images else "Stopped before an image was finished.")
-        winner = self.images[0].seed if self.images else None
-        return draw(self.prompt, self.num_steps, rows, winner, finishes, facts)
+        return draw(self.prompt, self.num_steps, rows, finishes, facts)
+
+    def _name(self, seed: int, step: int) -> str:
+        """How the board calls a candidate of a search that forked: `#6<5` is a child of 5's."""
+        if not self.lineage:
+            return ""
+        ancestor = self.lineage.get(seed)
+        return f"#{seed}<{ancestor.seed}" if ancestor and ancestor.step < step else f"#{seed}"
 
     def _held_out_lines(self) -> list[str]:
         return [
@@ -254,15 +260,26 @@ def history_of(
         pictures: previews by (prompt, candidate, step), if there are any.
     """
     history: dict[int, list[Seen]] = {}
-    for number, look in enumerate(result.history):
-        later = np.zeros_like(look.alive[p])
-        for following in result.history[number + 1 :]:
-            later |= following.alive[p]
+    wins = int(result.chosen[p])  # who is, or becomes, the winner; and who goes on, looking back from the end
+    goes_on = np.zeros(len(seeds), dtype=bool)
+    forks = list(result.forks)
+    seen: list[tuple[int, Seen]] = []
+    for number in reversed(range(len(result.history))):
+        look = result.history[number]
+        while forks and forks[-1][0] > number:
+            parents = forks.pop()[1].parents[p]
+            is_child = parents >= 0
+            parent_of = set(parents[is_child & goes_on].tolist())
+            wins = int(parents[wins]) if wins >= 0 and is_child[wins] else wins
+            goes_on &= ~is_child
+            goes_on[list(parent_of)] = True
         for c in map(int, np.flatnonzero(look.alive[p])):
-            kept = bool(c == result.chosen[p]) if look.step == num_steps else bool(later[c])
+            kept = bool(c == result.chosen[p]) if look.step == num_steps else bool(goes_on[c])
             picture = (pictures or {}).get((p, c, look.step))
-            seen = Seen(look.step, float(look.combined[p, c]), kept, picture)
-            history.setdefault(int(seeds[c]), []).append(seen)
+            seen.append((int(seeds[c]), Seen(look.step, float(look.combined[p, c]), kept, picture, c == wins)))
+        goes_on |= look.alive[p]
+    for seed, one in sorted(seen, key=lambda pair: pair[1].step):
+        history.setdefault(seed, []).append(one)
     return history
 
 

@@ -8,8 +8,11 @@ import numpy as np
 
 from ttsnap.core.grid import BoolArray, IntArray, Problem, Query, Rung, Search
 from ttsnap.core.ranking import top
-from ttsnap.policies.steering import SHARES, placed, rungs_of
+from ttsnap.policies.steering import placed, rungs_of
 from ttsnap.policies.successive_halving import check_rungs
+
+
+SHARES = (0.2, 0.4, 0.6)
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Branching:
     in one of them (SVDD's value-based choice); without, all compete (beam search).
 
     Attributes:
-        rungs: steps (denoiser calls made, ascending) at which candidates are looked at; None: 15, 30, 45 and 60 %.
+        rungs: steps (denoiser calls made, ascending) at which candidates are looked at; None: 20, 40 and 60 %.
         keep: share of the N that is kept at each rung.
         grow: share of the N that goes on from each rung, children included; at least `keep`.
         angle: degrees by which the children's noise is rotated, one number or one per rung.
@@ -29,9 +32,9 @@ class Branching:
     """
 
     rungs: tuple[int, ...] | None = None
-    keep: tuple[float, ...] = (0.25, 0.15, 0.1, 0.1)
-    grow: tuple[float, ...] = (0.4, 0.3, 0.2, 0.1)
-    angle: float | tuple[float, ...] = 40.0
+    keep: tuple[float, ...] = (0.2, 0.1, 0.08)
+    grow: tuple[float, ...] = (0.4, 0.3, 0.08)
+    angle: float | tuple[float, ...] = 50.0
     families: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class Branching:
     def _looks(self, count: int, num_steps: int) -> list[tuple[int, int]]:
         """Index and step of the rungs at which there is anything to decide."""
         found, before = [], count
-        for index, step in rungs_of(self.rungs, num_steps):
+        for index, step in rungs_of(self.rungs, num_steps, SHARES):
             size = self._sizes(index, count)[1]
             if max(before, size) > 1:
                 found.append((index, step))

@@ -13,8 +13,10 @@ POTENTIALS = ("max", "difference", "sum")
 SHARES = (0.15, 0.3, 0.45, 0.6)
 
 
-def rungs_of(rungs: tuple[int, ...] | None, num_steps: int) -> list[tuple[int, int]]:
-    """Index and step of each rung: those given, or SHARES of the steps; of several at one step the last.
+def rungs_of(
+    rungs: tuple[int, ...] | None, num_steps: int, shares: tuple[float, ...] = SHARES
+) -> list[tuple[int, int]]:
+    """Index and step of each rung: those given, or shares of the steps; of several at one step the last.
 
     Raises:
         ValueError: a rung is not below `num_steps`.
@@ -22,7 +24,7 @@ def rungs_of(rungs: tuple[int, ...] | None, num_steps: int) -> list[tuple[int, i
     if rungs is not None:
         check_rungs(rungs, num_steps)
         return list(enumerate(rungs))
-    steps = {max(1, round(share * num_steps)): index for index, share in enumerate(SHARES)}
+    steps = {max(1, round(share * num_steps)): index for index, share in enumerate(shares)}
     return [(index, step) for step, index in steps.items() if step < num_steps]
 
 

@@ -28,7 +28,7 @@ from ttsnap.training.heads import Trails, foretell, train_head
 
 EVALUATION = "evaluation.json"
 CHECKS = 8  # times that a training is looked at
-TRIAL = 0.25  # part of the updates that a trial of a place gets
+TRIAL = 0.2  # part of the updates that a trial of a place gets
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class JudgeSettings:
     reward: str | None = None
     held_out: int | None = None
     place: str | None = None
-    updates: int = 3000
-    batch: int = 256
+    updates: int = 2000
+    batch: int = 128
     learning_rate: float = 2e-3
     preference: float = 1.0
     width: int = 96
