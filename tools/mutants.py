@@ -39,6 +39,7 @@ LEDGER, DRIVER = (
     "tests/core/test_ledger.py tests/core/test_cost.py",
     "tests/core/test_ledger.py tests/core/test_observers.py",
 )
+FORKS = "tests/policies/test_forking.py tests/live/test_forks.py"
 POLICY, REPLAY = "tests/policies", "tests/replay/test_accounting.py tests/replay/test_simulator.py"
 ENGINE = "tests/live/test_engine.py tests/live/test_stream.py"
 BATCHES, SAMPLER = "tests/pipelines/test_batching.py", "tests/pipelines/test_sampler.py"
@@ -46,7 +47,33 @@ RECORDS = "tests/recordings/test_recording.py tests/recordings/test_recorder.py"
 
 MUTANTS = (
     # The ledger and costs.
-    Mutant("ledger: looks are free", "core/cost.py", "looks[:, step - 1] += mask.sum(axis=1)", "pass", LEDGER),
+    Mutant(
+        "ledger: looks are free", "core/cost.py", "looks[:, move.step - 1] += move.mask.sum(axis=1)", "pass", LEDGER
+    ),
+    Mutant(
+        "ledger: a child pays for its parent",
+        "core/cost.py",
+        "calls += np.where(where, move.step - position, 0).sum(axis=1)",
+        "calls += np.where(where, move.step, 0).sum(axis=1)",
+        FORKS,
+    ),
+    Mutant(
+        "driver: a child is worth nothing yet",
+        "core/driver.py",
+        "seen.append((query.children, query.from_parents(_latest(seen))))",
+        "pass",
+        FORKS,
+    ),
+    Mutant(
+        "forks: noise grows", "pipelines/forks.py", "(math.cos(angle) - 1) * noise", "math.cos(angle) * noise", FORKS
+    ),
+    Mutant(
+        "forks: ancestors are forgotten",
+        "live/engine.py",
+        "(*self.lineage.get(parent, ()), turn)",
+        "(turn,)",
+        FORKS,
+    ),
     Mutant(
         "ledger: lost calls are free",
         "core/cost.py",

@@ -12,6 +12,7 @@ from ttsnap.core.observers import Stop
 POLICIES = {
     "tuned for the model": None,
     "successive halving": "halving",
+    "beam search with forks": "branching",
     "best-of-N": "best-of-n",
     "early selection": "early-selection",
 }

@@ -577,7 +577,10 @@ class Call:
             from greenlet import getcurrent
 
             grad = torch.is_grad_enabled()
-            self._greenlet.parent = getcurrent()
+            try:
+                self._greenlet.parent = getcurrent()
+            except ValueError:  # its thread has ended, and this one has got its number
+                return
             self._greenlet.throw()  # GreenletExit
             self.progress.last = None
             torch.set_grad_enabled(grad)

@@ -11,7 +11,6 @@ from ttsnap.core.ranking import top
 from ttsnap.policies.steering import placed, rungs_of
 from ttsnap.policies.successive_halving import check_rungs
 
-
 SHARES = (0.2, 0.4, 0.6)
 
 
