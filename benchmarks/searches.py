@@ -22,7 +22,7 @@ from snap import finish_all
 from ttsnap import policies
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.live.session import prepare
-from ttsnap.policies import BestOfN, Branching, Steering, SuccessiveHalving, default_policy
+from ttsnap.policies import BestOfN, Branching, Steering, SuccessiveHalving, ZeroOrder, default_policy
 from ttsnap.shapes import hard
 
 BLOCK = 20
@@ -40,6 +40,8 @@ def contenders(steps):
         "steering, max (FK)": Steering(),
         "steering, difference (FK)": Steering(potential="difference"),
         "steering, sum (FK)": Steering(potential="sum"),
+        "zero-order": ZeroOrder(),
+        "zero-order, epsilon-greedy": ZeroOrder(explore=0.4),
     }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ttsnap import policies
 from ttsnap.core.cost import CostModel
 from ttsnap.core.driver import run
-from ttsnap.policies import BestOfN, Branching, EarlySelection, HandPicked, Steering, SuccessiveHalving
+from ttsnap.policies import BestOfN, Branching, EarlySelection, HandPicked, Steering, SuccessiveHalving, ZeroOrder
 from ttsnap.replay.environment import ReplayEnvironment
 
 MODEL = CostModel("test", call_tflop=1.0, decode_tflop=0.25, look_tflop=0.125)
@@ -23,6 +23,8 @@ POLICIES = [
     Branching((1, 2, 3), keep=(0.3, 0.3, 0.2), grow=(1.0, 0.6, 0.2)),
     Branching((1, 3), keep=(0.4, 0.4), grow=(0.8, 0.4), angle=(30.0, 60.0), families=True),
     Steering((1, 3)),
+    ZeroOrder(rounds=3),
+    ZeroOrder(rounds=2, look=3, angle=60.0, explore=0.5),
     Steering((1, 2, 4), potential="difference"),
     Steering((2, 3), potential="sum", strength=0.5),
     HandPicked(SuccessiveHalving((1, 3), keep=(0.5, 0.5))),
@@ -88,7 +90,7 @@ def test_one_candidate(policy):
 
 @each_policy
 def test_ties_go_to_the_lower_index(policy):
-    if isinstance(policy, Branching | Steering):
+    if isinstance(policy, Branching | Steering | ZeroOrder):
         pytest.skip("children differ")
     result = run(policy, Tree(np.zeros((2, 6, 5, 1))))
     assert (result.chosen == 0).all()
@@ -97,10 +99,11 @@ def test_ties_go_to_the_lower_index(policy):
 @each_policy
 def test_nan_is_an_error_that_names_prompt_seed_and_step(policy):
     guide = recorded()
-    guide[1, 4] = np.nan
+    bad = 0 if isinstance(policy, ZeroOrder) else 4  # it begins with the first alone
+    guide[1, bad] = np.nan
     environment = Tree(guide, prompts=["x", "a cat", "z"], seeds=np.arange(21).reshape(3, 7))
     step = policy.plan(7, 5)[0].step
-    with pytest.raises(ValueError, match=f"nan for prompt 'a cat', seed 11 at step {step} of 5"):
+    with pytest.raises(ValueError, match=f"nan for prompt 'a cat', seed {7 + bad} at step {step} of 5"):
         run(policy, environment)
 
 
@@ -141,7 +144,7 @@ def test_bad_hyperparameters_are_refused():
 @each_policy
 def test_live_equals_replay_on_the_same_numbers(policy, live_world):
     """Record every look live, then run the policy live and replayed: the same choice at the same cost."""
-    if isinstance(policy, Branching | Steering):
+    if isinstance(policy, Branching | Steering | ZeroOrder):
         pytest.skip("no recording holds what this policy forks")
     environment, guide = live_world
     live = run(policy, environment())

@@ -8,7 +8,7 @@ import pytest
 from ttsnap import policies
 from ttsnap.core.driver import run
 from ttsnap.core.grid import Fork, Problem, Query
-from ttsnap.policies import Branching, Steering
+from ttsnap.policies import Branching, Steering, ZeroOrder
 from ttsnap.policies.steering import placed, systematic
 from ttsnap.replay.environment import ReplayEnvironment
 
@@ -48,6 +48,29 @@ def test_families_each_keep_their_best():
     assert found[1][2] == [-1, -1, 0, 1]
     # 2 is a child of 0: of the family {0, 2} only 0 goes on, though 2 beats all of {1, 3}
     assert found[3] == (5, [0, 3])
+
+
+def test_zero_order_search_goes_where_it_is_better():
+    """Eight places: a pivot, three neighbours, their twins, the best so far."""
+    found = asked(
+        ZeroOrder(rounds=2, look=3, angle=20.0), [[0] * 8, [0, 0, 0, 0, 1, 5, 2, 0], [0, 0, 0, 0, 3, 4, 4, 0], [0] * 8]
+    )
+    none = [0.0] * 8
+    assert found == [
+        (1, [0]),
+        ("fork", 1, [-1, 0, 0, 0, -1, -1, -1, -1], [0, 20, 20, 20, 0, 0, 0, 0]),
+        ("fork", 1, [-1, -1, -1, -1, 1, 2, 3, -1], none),
+        (3, [4, 5, 6]),
+        ("fork", 3, [-1] * 7 + [5], none),  # the second twin is the best so far,
+        ("fork", 1, [2] + [-1] * 7, none),  # and its neighbour the next pivot
+        ("fork", 1, [-1, 0, 0, 0, -1, -1, -1, -1], [0, 20, 20, 20, 0, 0, 0, 0]),
+        ("fork", 1, [-1, -1, -1, -1, 1, 2, 3, -1], none),
+        (3, [4, 5, 6]),  # none of them beats 5
+        (5, [7]),
+    ]
+    explored = asked(ZeroOrder(rounds=1, look=3, explore=1.0), [[0] * 8] * 3)
+    assert explored[1][3] == [0, 90, 90, 90, 0, 0, 0, 0]
+    assert ZeroOrder(rounds=3).plan(8, 20) == ((1, 1), (8, 9), (20, 1))
 
 
 def test_steering_weighs_by_its_potential():

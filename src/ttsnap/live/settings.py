@@ -127,7 +127,8 @@ class SearchSettings:
         reward: Reward (see `ttsnap rewards`), module:function, or several by commas (rank sum).
         weights: Weights of several rewards, such as 1,.5 (default: rank sum).
         report_reward: Held-out reward(s): judge finished images only, warn when they part from --reward.
-        policy: best-of-n, halving, early-selection, branching, steering, or a FILE.json (default: tuned, else halving).
+        policy: best-of-n, halving, early-selection, branching, steering, zero-order or a policy FILE.json (default:
+            tuned, else halving).
         candidates: Candidates started per prompt (default: 32; 8 for shapes).
         budget: Or what a prompt may cost: 200NFE, 2000TFLOP, 50GFLOP or 30s.
         rungs: Steps at which to look, such as 3,7,12.

@@ -16,6 +16,7 @@ from ttsnap.policies.early_selection import EarlySelection
 from ttsnap.policies.hand_picked import HandPicked
 from ttsnap.policies.steering import Steering
 from ttsnap.policies.successive_halving import SuccessiveHalving
+from ttsnap.policies.zero_order import ZeroOrder
 
 POLICIES = Registry(
     "ttsnap.policies",
@@ -25,6 +26,7 @@ POLICIES = Registry(
         "early-selection": EarlySelection,
         "branching": Branching,
         "steering": Steering,
+        "zero-order": ZeroOrder,
         "hand-picked": HandPicked,
     },
 )
@@ -40,6 +42,7 @@ __all__ = [
     "HandPicked",
     "Steering",
     "SuccessiveHalving",
+    "ZeroOrder",
     "default_policy",
     "from_dict",
     "load",
