@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-SOME = ("--prompts", "shapes:held-out", "--prompt-range", "0:3", "--candidates", "6", "--steps", "8", "--calls", "2,6")
+SOME = ("--prompts", "shapes:held-out", "--prompt-range", "0:2", "--candidates", "5", "--steps", "8", "--calls", "2,6")
 
 
 def test_kinds_of_looks_are_compared_on_the_same_estimates(ttsnap):
@@ -26,10 +26,20 @@ def test_kinds_of_looks_are_compared_on_the_same_estimates(ttsnap):
 
 def test_the_table_and_what_is_wrong(ttsnap):
     code, out, err = ttsnap(
-        "bench", "a red circle", "a blue square", "--candidates", "4", "--steps", "4", "--calls", "2"
+        "bench",
+        "a red circle",
+        "a blue square",
+        "--candidates",
+        "3",
+        "--steps",
+        "3",
+        "--calls",
+        "1",
+        "--looks",
+        "linear",
     )
     assert code == 0, err
-    for text in ("as served", "tau with full", "MFLOP", "within 2 prompts x 4 candidates"):
+    for text in ("as served", "tau with full", "MFLOP", "within 2 prompts x 3 candidates"):
         assert text in out
     for options, told in (
         (("--reward", "shapes,clipscore"), "one reward are compared at a time"),

@@ -68,7 +68,12 @@ def forked_search(pipe, options, policy=BEAM, seeds=range(40)):
     pytest.fail("no winner was forked")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOWLY = ("SD 3", "SD, DDIM", "Qwen-Image", "FLUX.2 Klein")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow) if name in SLOWLY else name for name in FAMILIES]
+)
 def test_the_stock_pipeline_makes_the_forked_winner(family):
     build, options = FAMILIES[family]
     pipe = build()

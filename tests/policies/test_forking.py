@@ -8,7 +8,7 @@ import pytest
 from ttsnap import policies
 from ttsnap.core.driver import run
 from ttsnap.core.grid import Fork, Problem, Query
-from ttsnap.policies import Branching, Steering, ZeroOrder
+from ttsnap.policies import Branching, Steering, UntilGood, ZeroOrder
 from ttsnap.policies.steering import placed, systematic
 from ttsnap.replay.environment import ReplayEnvironment
 
@@ -89,6 +89,19 @@ def test_systematic_resampling_draws_as_often_as_the_weights_say():
     assert all(times[0].tolist() == [2, 1, 1, 0] for times in drawn)
     np.testing.assert_allclose(np.mean(drawn, axis=0)[1], 4 * weights[1], atol=0.1)
     assert placed(np.array([[2, 0, 0, 2]]), 3, 20.0).parents.tolist() == [[-1, 0, 3, -1]]
+
+
+def test_until_good_stops_for_each_prompt_alone():
+    guide = np.zeros((3, 6, 5, 1))
+    guide[0, :, -1, 0] = [1, 9, 0, 0, 0, 0]
+    guide[1, :, -1, 0] = [1, 2, 3, 4, 5, 6]
+    guide[2, :, -1, 0] = [0, 0, 0, 0, 0, 1]
+    result = run(UntilGood(stop_at=4.0, group=2), ReplayEnvironment(guide))
+    assert result.ledger.nfe.tolist() == [2 * 5, 4 * 5, 6 * 5]
+    assert result.chosen.tolist() == [1, 3, 5]
+    with pytest.raises(ValueError, match="needs a reward to stop at"):
+        policies.named("until-good")
+    assert policies.from_dict({"policy": "until-good", "stop_at": 4.0, "group": 2}) == UntilGood(4.0, 2)
 
 
 def test_replay_refuses_what_it_cannot_know():

@@ -16,6 +16,7 @@ from ttsnap.policies.early_selection import EarlySelection
 from ttsnap.policies.hand_picked import HandPicked
 from ttsnap.policies.steering import Steering
 from ttsnap.policies.successive_halving import SuccessiveHalving
+from ttsnap.policies.until_good import UntilGood
 from ttsnap.policies.zero_order import ZeroOrder
 
 POLICIES = Registry(
@@ -27,6 +28,7 @@ POLICIES = Registry(
         "branching": Branching,
         "steering": Steering,
         "zero-order": ZeroOrder,
+        "until-good": UntilGood,
         "hand-picked": HandPicked,
     },
 )
@@ -42,6 +44,7 @@ __all__ = [
     "HandPicked",
     "Steering",
     "SuccessiveHalving",
+    "UntilGood",
     "ZeroOrder",
     "default_policy",
     "from_dict",
@@ -64,6 +67,10 @@ def named(name: str) -> Policy | None:
         return None
     if name == "hand-picked":
         raise ValueError("the policy hand-picked needs a person at each look: open the page with ttsnap app")
+    if name == "until-good":
+        raise ValueError(
+            'until-good needs a reward to stop at: a policy file such as {"policy": "until-good", "stop_at": 3}'
+        )
     if name in POLICIES:
         made: Policy = POLICIES[name]()
         return made
