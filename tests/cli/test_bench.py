@@ -6,6 +6,10 @@ import json
 
 import pytest
 
+from tests.pipelines import tiny
+from ttsnap.live.looks import compare_looks
+from ttsnap.pipelines.sampler import Sampler
+
 SOME = ("--prompts", "shapes:held-out", "--prompt-range", "0:2", "--candidates", "5", "--steps", "8", "--calls", "2,6")
 
 
@@ -22,6 +26,27 @@ def test_kinds_of_looks_are_compared_on_the_same_estimates(ttsnap):
     assert looks["as served", 2]["calls"] == pytest.approx(0.22, abs=0.02)  # features
     assert looks["full", 2]["calls"] == pytest.approx(0.94, abs=0.02)
     assert looks["linear", 2]["tflop"] < looks["tiny", 2]["tflop"] < looks["full", 2]["tflop"]
+
+
+def test_a_noise_aware_reward_of_pictures_is_asked_as_the_clean_one_too():
+    class Aware(tiny.Redness):
+        """Says the opposite of early pictures."""
+
+        def level(self, sigma):
+            return sigma if sigma > 0.5 else None
+
+        def reads(self, sigma):
+            return self.level(sigma)
+
+        def __call__(self, images, prompts, *, sigma):
+            return super().__call__(images, prompts, sigma=sigma) * (-1 if sigma > 0.5 else 1)
+
+    sampler = Sampler(tiny.flux(), num_inference_steps=4, height=32, width=32, max_sequence_length=12)
+    found = compare_looks(sampler, "red", Aware(), ["a", "b"], kinds=["full"], candidates=6, calls=[1])
+    clean, served = found
+    assert (clean.kind, served.kind) == ("full", "as served")
+    assert clean.final == pytest.approx(-served.final)
+    assert served.full == pytest.approx(-1)
 
 
 def test_the_table_and_what_is_wrong(ttsnap):

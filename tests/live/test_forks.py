@@ -14,10 +14,11 @@ from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
 from ttsnap.core.driver import run
 from ttsnap.core.grid import Fork, Query
 from ttsnap.live.engine import Engine
+from ttsnap.live.result import history_of
 from ttsnap.pipelines.forks import Turn, rotated
 from ttsnap.pipelines.negtome import Negtome
 from ttsnap.pipelines.sampler import Sampler
-from ttsnap.policies import Branching, Steering
+from ttsnap.policies import Branching, Steering, ZeroOrder
 
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 6}
 BEAM = Branching((1, 3, 4), keep=(0.5, 0.5, 0.25), grow=(1.0, 1.0, 0.5), angle=50.0)
@@ -169,6 +170,25 @@ def test_a_search_is_the_same_in_any_company_and_its_comparison_knows_no_childre
         assert both[0].best_of_n.best.reward == pytest.approx(best.reward, abs=1e-6)
     record = one.to_dict()
     assert [set(entry) for entry in record["lineage"]] == [{"seed", "parent", "step", "angle"}] * len(one.lineage)
+
+
+def test_the_history_tells_the_looks_of_a_place_in_their_order():
+    build, options = FAMILIES["FLUX"]
+    policy, rewards = ZeroOrder(rounds=3, look=3), []
+    result = ttsnap.search(
+        build(), "a red circle", reward=tiny.Redness(), policy=policy, candidates=6, seed=0, **options
+    )
+    assert [seen.step for seen in result.history[0]] == [1]
+    assert [seen.step for seen in result.history[3]] == [3, 3, 3]  # a twin in every round
+    assert [seen.step for seen in result.history[5]] == [6]
+    pipe = build()
+    for rounds in (1, 2, 3):
+        grid = grid_of(pipe, options, seeds=range(6))
+        found = run(ZeroOrder(rounds=rounds, look=3), grid)
+        seen = history_of(found, 0, range(6), 6)
+        rewards.append([one.reward for one in seen[3]])
+    assert rewards[2][:1] == rewards[0]
+    assert rewards[2][:2] == rewards[1]
 
 
 def test_what_cannot_be_forked_is_one_sentence():

@@ -179,6 +179,19 @@ def test_a_recording_is_gone_on_with(red, tmp_path):
     np.testing.assert_array_equal(*cells)
 
 
+def test_calls_are_kept_in_their_order_and_bad_settings_refused(red, tmp_path):
+    sampler = Sampler(tiny.flux(), **SMALL, max_sequence_length=12)
+    recording = recorded(sampler, red, tmp_path / "rec.zarr", PROMPTS[:2], calls=(4, 3, 1))
+    assert Reader(recording).kept.calls == (1, 3)
+    for options, told in (
+        ({"updates": 0}, "updates must be at least 1"),
+        ({"width": 30}, "width must be a multiple of 4"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            JudgeSettings(**options)
+
+
 def test_what_cannot_be_trained_is_one_sentence(red, tmp_path):
     sampler = Sampler(tiny.flux(), **SMALL, max_sequence_length=12)
     record_rewards(sampler, red, PROMPTS[:2], seeds_of(range(2), 2, 0), tmp_path / "plain.zarr")
@@ -198,7 +211,7 @@ def test_what_cannot_be_trained_is_one_sentence(red, tmp_path):
 
 
 def test_where_to_listen_is_found_in_transformers_and_unets():
-    flux = find_places(Sampler(tiny.flux(), **SMALL, max_sequence_length=12))
+    flux = tuple(find_places(Sampler(tiny.flux(), **SMALL, max_sequence_length=12)))
     assert [place.module for place in flux][-1] == X0
     assert all("blocks" in place.module for place in flux[:-1])
     unet = find_places(Sampler(tiny_sd.sdxl(), **SMALL))

@@ -50,17 +50,17 @@ def bench(
     from ttsnap import rewards
     from ttsnap.cli.progress import ImageProgress
     from ttsnap.cli.workers import quietly
+    from ttsnap.live.judging import try_own
     from ttsnap.live.looks import compare_looks
-    from ttsnap.pipelines.models import MODELS
+    from ttsnap.live.session import reward_of
 
     check_ranges(candidates=(candidates, 2, MAX_CANDIDATES), seed=(seed, 0, MAX_SEED))
     texts = read_prompts(prompt, prompts, verb="bench")
     texts = [texts[p] for p in read_range(prompt_range, len(texts))]
-    name = reward or (MODELS[model.model].reward if model.model in MODELS else None)
-    if name is None:
-        raise ValueError(f"name a reward with --reward; known are {', '.join(rewards.REWARDS)}")
+    name = str(reward_of(model.model, reward, pushed=model.diversity is not None))
     if len(rewards.names_of(name)) != 1:
         raise ValueError(f"looks of one reward are compared at a time, got {name}")
+    try_own(name, texts[0], None)
     sampler = quietly(model.sampler, texts[0], pictures)
     (judge,) = rewards.load(name, sampler.device).values()
     with ImageProgress("looking", silent=json, unit="candidates") as progress:
@@ -93,13 +93,14 @@ def _show(found: list[Looked], name: str, prompts: int, candidates: int) -> None
     ranks = Table("call", "noise", *kinds, box=None, pad_edge=False)
     for kind in kinds:
         mine = [look for look in found if look.kind == kind]
-        first, agreed = mine[0], [look.full for look in mine]
+        first, agreed = mine[0], [look.full for look in mine if look.full is not None]
         times = f"{sum(look.seconds for look in mine) / len(mine) * 1e3:.3g}"
-        shown = f"{min(agreed):.2f} to {max(agreed):.2f}" if kind != "full" else ""
-        costs.add_row(kind, format_amount(first.tflop, "TFLOP"), f"{first.calls:.2f}", times, shown)
+        shown = f"{min(agreed):.2f} to {max(agreed):.2f}" if kind != "full" and agreed else ""
+        calls = "-" if first.calls is None else f"{first.calls:.2f}"
+        costs.add_row(kind, format_amount(first.tflop, "TFLOP"), calls, times, shown)
     for call in sorted({look.call for look in found}):
         row = [look for look in found if look.call == call]
-        ranks.add_row(str(call), f"{row[0].sigma:.3g}", *(f"{x.final:.2f}±{1.96 * x.error:.2f}" for x in row))
+        ranks.add_row(str(call), f"{row[0].sigma:.3g}", *map(_tau, row))
     console = Console()
     console.print(costs)
     console.print()
@@ -108,3 +109,9 @@ def _show(found: list[Looked], name: str, prompts: int, candidates: int) -> None
         f"Kendall tau of {name} after each call with that of the finished images, within {prompts} prompts x "
         f"{candidates} candidates; 95 % intervals over prompts"
     )
+
+
+def _tau(look: Looked) -> str:
+    if look.final is None:
+        return "-"
+    return f"{look.final:.2f}" + ("" if look.error is None else f"±{1.96 * look.error:.2f}")

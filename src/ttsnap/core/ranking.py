@@ -152,3 +152,11 @@ def kendall_tau(values: FloatArray, targets: FloatArray) -> FloatArray:
     v, t = (np.sign(x[:, :, None] - x[:, None, :]) for x in (values, targets))
     norm = np.sqrt((v != 0).sum((1, 2)) * (t != 0).sum((1, 2)).astype(float))
     return np.asarray(np.divide((v * t).sum((1, 2)), norm, out=np.full(len(v), np.nan), where=norm > 0))
+
+
+def mean_and_error(values: FloatArray) -> tuple[float | None, float | None]:
+    """Mean of those values [n] that are numbers, and its standard error; None where they are too few for it."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None, None
+    return float(known.mean()), float(known.std(ddof=1) / len(known) ** 0.5) if len(known) > 1 else None

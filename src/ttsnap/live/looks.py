@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap.core.grid import FloatArray, early_calls
-from ttsnap.core.ranking import kendall_tau
+from ttsnap.core.ranking import kendall_tau, mean_and_error
 from ttsnap.live.engine import wait
-from ttsnap.live.judging import judge
+from ttsnap.live.judging import judge_in_parts
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.sampler import Sampler
@@ -23,7 +23,7 @@ SERVED = "as served"  # by a noise-aware reward
 
 @dataclass(frozen=True)
 class Looked:
-    """What one kind of look after one call is worth; Kendall tau within a prompt, mean over prompts.
+    """What one kind of look after one call is worth; Kendall tau within a prompt, mean over prompts; None: not known.
 
     Attributes:
         kind: of picture: a preview, or `as served` by a noise-aware reward.
@@ -39,11 +39,11 @@ class Looked:
     kind: str
     call: int
     sigma: float
-    final: float
-    error: float
-    full: float
+    final: float | None
+    error: float | None
+    full: float | None
     tflop: float
-    calls: float
+    calls: float | None
     seconds: float
 
 
@@ -99,6 +99,14 @@ def compare_looks(
     chosen = sorted({*(calls or early_calls(sampler.num_steps))} - {sampler.num_steps})
     if on_start:
         on_start(len(prompts) * candidates)
+
+    def unaware(call: int) -> float:
+        """The noise level at which a reward judges a picture as it would a finished one."""
+        return 0.0 if hasattr(clean, "level") else sampler.sigmas[call - 1]
+
+    def judged_by(judge: Any, view: View, sigma: float) -> FloatArray:
+        return judge_in_parts(sampler.limits, name, judge, view, view.group.prompts, sigma)
+
     values = {kind: np.empty((len(prompts), candidates, len(chosen))) for kind in made}
     seconds = {kind: np.zeros(len(chosen)) for kind in made}
     final = np.empty((len(prompts), candidates))
@@ -112,15 +120,15 @@ def compare_looks(
                     state = sampler.advance(state, call)
                     for kind, preview in made.items():
                         sampler.preview = preview
-                        judged = reward if kind == SERVED else clean
+                        judged, level = (reward, sampler.sigmas[call - 1]) if kind == SERVED else (clean, unaware(call))
                         wait(sampler.device)
                         begun = time.perf_counter()
                         view = View(sampler, state)
-                        values[kind][row, columns, look] = judge(name, judged, view, [prompt] * len(seeds), view.sigma)
+                        values[kind][row, columns, look] = judged_by(judged, view, level)
                         seconds[kind][look] += time.perf_counter() - begun
                 sampler.preview = before
                 view = View(sampler, sampler.advance(state, sampler.num_steps))
-                final[row, columns] = judge(name, clean, view, [prompt] * len(seeds), 0.0)
+                final[row, columns] = judged_by(clean, view, 0.0)
                 if on_images:
                     on_images(len(seeds))
             sampler.forget_prompts()
@@ -136,19 +144,11 @@ def compare_looks(
                     kind,
                     call,
                     sampler.sigmas[call - 1],
-                    *_mean(kendall_tau(ours, final)),
-                    _mean(kendall_tau(ours, values["full"][..., look]))[0],
+                    *mean_and_error(kendall_tau(ours, final)),
+                    mean_and_error(kendall_tau(ours, values["full"][..., look]))[0],
                     cost,
-                    cost / models["full"].call_tflop if models["full"].call_tflop else float("nan"),
+                    cost / models["full"].call_tflop if models["full"].call_tflop else None,
                     float(seconds[kind][look] / final.size),
                 )
             )
     return found
-
-
-def _mean(values: FloatArray) -> tuple[float, float]:
-    """Mean and standard error of what is not NaN."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return float("nan"), float("nan")
-    return float(known.mean()), float(known.std(ddof=1) / len(known) ** 0.5) if len(known) > 1 else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -263,7 +264,7 @@ def history_of(
     wins = int(result.chosen[p])  # who is, or becomes, the winner; and who goes on, looking back from the end
     goes_on = np.zeros(len(seeds), dtype=bool)
     forks = list(result.forks)
-    seen: list[tuple[int, Seen]] = []
+    looks: list[list[tuple[int, Seen]]] = []  # the last first
     for number in reversed(range(len(result.history))):
         look = result.history[number]
         while forks and forks[-1][0] > number:
@@ -273,13 +274,15 @@ def history_of(
             wins = int(parents[wins]) if wins >= 0 and is_child[wins] else wins
             goes_on &= ~is_child
             goes_on[list(parent_of)] = True
+        looks.append([])
         for c in map(int, np.flatnonzero(look.alive[p])):
             kept = bool(c == result.chosen[p]) if look.step == num_steps else bool(goes_on[c])
             picture = (pictures or {}).get((p, c, look.step))
-            seen.append((int(seeds[c]), Seen(look.step, float(look.combined[p, c]), kept, picture, c == wins)))
+            seen = Seen(look.step, float(look.combined[p, c]), kept, picture, c == wins)
+            looks[-1].append((int(seeds[c]), seen))
         goes_on |= look.alive[p]
-    for seed, one in sorted(seen, key=lambda pair: pair[1].step):
-        history.setdefault(seed, []).append(one)
+    for seed, seen in itertools.chain.from_iterable(reversed(looks)):
+        history.setdefault(seed, []).append(seen)
     return history
 
 

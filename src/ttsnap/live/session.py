@@ -28,6 +28,24 @@ DEFAULT_CANDIDATES = 32  # with the published schedule about 2000 TFLOP on FLUX 
 MARGIN = 1.08  # searches are planned to take this much longer than calibrated, so that a budget in seconds is kept to
 
 
+def reward_of(model: str, reward: rewards.Rewards | None, *, pushed: bool = False) -> rewards.Rewards:
+    """The reward that is asked for, else the model's own.
+
+    Args:
+        model: its name.
+        reward: that is asked for.
+        pushed: candidates are pushed apart, which leaves no features to read.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if reward is None and (own := MODELS.get(model)):
+        reward = own.pushed_reward if pushed and own.pushed_reward else own.reward
+    if reward is None:
+        raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
+    return reward
+
+
 def load_sampler(
     pipe: Any,
     device: str | None = None,
@@ -235,10 +253,7 @@ def prepare(
         check_model(pipe)
     name = model_name(pipe)
     own = MODELS.get(name)
-    if reward is None:
-        reward = own and (own.pushed_reward if diversity and own.pushed_reward else own.reward)
-        if reward is None:
-            raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
+    reward = reward_of(name, reward, pushed=bool(diversity))
     names = rewards.names_of(reward)
     if isinstance(combine, WeightedSum) and len(combine.weights) != len(names):
         raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")
@@ -247,7 +262,7 @@ def prepare(
     chosen = policies.named(policy) if isinstance(policy, str) else policy
     given = {**(own.arguments if own else {}), **options}
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
-    for named in filter(None, (reward, report)):
+    for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -65,10 +66,18 @@ class Place:
             cells = F.layer_norm(cells.float(), cells.shape[-1:])
         if cells.shape[-1] <= self.width:
             return cells
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.module} {self.side}".encode()))
-        matrix = torch.randn(cells.shape[-1], self.width, generator=generator) / self.width**0.5
-        narrow: Tensor = cells.float() @ matrix.to(cells.device)
+        narrow: Tensor = cells.float() @ _projection(
+            f"{self.module} {self.side}", cells.shape[-1], self.width, cells.device
+        )
         return narrow
+
+
+@lru_cache(maxsize=16)
+def _projection(name: str, channels: int, width: int, device: torch.device) -> Tensor:
+    """The fixed random matrix [channels, width] of a place."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    matrix: Tensor = torch.randn(channels, width, generator=generator) / width**0.5
+    return matrix.to(device)
 
 
 class Tap:
@@ -182,9 +191,11 @@ def _last_rows(value: Any, count: int) -> Tensor | None:
 
 def denoiser_of(sampler: Sampler) -> Any:
     """The module that a sampler's features come from."""
+    from ttsnap.pipelines.call import models
+
     names = sorted(sampler.probe.denoisers, key=lambda name: (name not in ("transformer", "unet"), name))
-    parts = {**sampler.pipe.components}
-    found = next((parts[name] for name in names if isinstance(parts.get(name), torch.nn.Module)), None)
+    parts = models(sampler.pipe)
+    found = next((parts[name] for name in names if name in parts), None)
     if found is None:
         raise ValueError(f"{type(sampler.pipe).__name__} has no denoiser whose features can be read")
     return found
@@ -195,11 +206,11 @@ def tap(sampler: Sampler, places: Sequence[Place]) -> Tap:
     return Tap(denoiser_of(sampler), places, sampler.height / sampler.width)
 
 
-def find_places(sampler: Sampler, grid: int | None = None, width: int = WIDTH) -> tuple[Place, ...]:
+def find_places(sampler: Sampler, grid: int | None = None, width: int = WIDTH) -> dict[Place, Features]:
     """Where to listen in a denoiser that nobody has looked at: blocks a quarter, half and three quarters of the way
     through it, as far as they return something to read, and the x0 estimate.
 
-    A call of one candidate is made for each, to see what is heard.
+    A call of one candidate is made for each; the answer holds what was heard.
 
     Args:
         sampler: drives the model.
@@ -220,19 +231,18 @@ def find_places(sampler: Sampler, grid: int | None = None, width: int = WIDTH) -
     chosen = dict.fromkeys(names[min(len(names) - 1, int(depth * len(names)))] for depth in DEPTHS) if names else {}
     side = min(sampler.height, sampler.width) // 16
     grid = grid or max(2, min(GRID, side))
-    before, found = sampler.tap, list[Place]()
+    before, found = sampler.tap, dict[Place, Features]()
     try:
         for name in (*chosen, X0):
             place = Place(name, grid=grid, width=width)
             sampler.tap = tap(sampler, [place])
             with suppress(ValueError):  # nothing is heard, or the estimate is no map
-                sampler.features(sampler.advance(sampler.start([sampler.some_prompt], [0]), 1))
-                found.append(place)
+                found[place] = sampler.features(sampler.advance(sampler.start([sampler.some_prompt], [0]), 1))
     finally:
         sampler.tap = before
     if not found:
         raise ValueError(f"{type(sampler.pipe).__name__} shows nothing that a judge of features could read")
-    return tuple(found)
+    return found
 
 
 def attach(sampler: Sampler, rewards: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap.core.grid import FloatArray, IntArray, early_calls
-from ttsnap.pipelines.features import Features, Place, find_places, tap
+from ttsnap.pipelines.features import Features, Place, find_places
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.sampler import Sampler
@@ -65,20 +65,14 @@ def plan(sampler: Sampler, prompt: str, calls: Sequence[int] | None) -> Kept:
         calls: after which to look; None: `early_calls`.
     """
     sampler.some_prompt = prompt
-    places = find_places(sampler)
-    chosen = tuple(call for call in calls or early_calls(sampler.num_steps) if call < sampler.num_steps)
+    chosen = tuple(sorted({*(calls or early_calls(sampler.num_steps))} - {sampler.num_steps}))
     if not chosen:
         raise ValueError("features are kept after calls before the last; name some with --calls")
-    before, widths = sampler.tap, []
-    try:
-        for place in places:
-            sampler.tap = tap(sampler, [place])
-            found = sampler.features(sampler.advance(sampler.start([prompt], [0]), 1))
-            widths.append(found.cells.shape[2])
-    finally:
-        sampler.tap = before
-    width = found.words[0].shape[-1] if found.words[0].ndim == 2 else 0
-    return Kept(chosen, places, tuple(widths), found.cells.shape[1], (MOST_WORDS if width else 0, width))
+    heard = find_places(sampler)
+    widths = tuple(found.cells.shape[2] for found in heard.values())
+    first = next(iter(heard.values()))
+    width = first.words[0].shape[-1]
+    return Kept(chosen, tuple(heard), widths, first.cells.shape[1], (MOST_WORDS if width else 0, width))
 
 
 def create(recording: Recording, kept: Kept) -> None:

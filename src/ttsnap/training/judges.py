@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ttsnap.core.grid import FloatArray, IntArray
-from ttsnap.core.ranking import kendall_tau
+from ttsnap.core.ranking import kendall_tau, mean_and_error
 from ttsnap.files.provenance import versions
 from ttsnap.files.storage import write_json
 from ttsnap.pipelines.features import X0, Place
@@ -58,6 +58,17 @@ class JudgeSettings:
     width: int = 96
     depth: int = 2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("held_out", "updates", "batch", "width", "depth"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not (self.learning_rate > 0 and self.preference >= 0 and self.seed >= 0):
+            raise ValueError("learning_rate must be above 0, preference and seed at least 0")
+        if self.width % HeadConfig.heads:
+            raise ValueError(
+                f"width must be a multiple of {HeadConfig.heads}, the heads of attention, got {self.width}"
+            )
 
 
 @dataclass(frozen=True)
@@ -268,13 +279,6 @@ def _levels(head: FeatureHead, data: Trails, clean: FloatArray, calls: Sequence[
     judge, early = _tau(head, data), _early(clean, calls)
     made = []
     for look, call in enumerate(calls):
-        own, theirs = _summary(judge[:, look]), _summary(early[:, look])
+        own, theirs = mean_and_error(judge[:, look]), mean_and_error(early[:, look])
         made.append(Level(call, float(data.sigmas[look]), own[0] or 0.0, own[1] or 0.0, *theirs, served=look <= served))
     return tuple(made)
-
-
-def _summary(values: FloatArray) -> tuple[float | None, float | None]:
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return None, None
-    return float(known.mean()), float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else 0.0
