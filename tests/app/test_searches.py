@@ -225,3 +225,24 @@ def test_a_look_without_a_picture_has_a_plain_tile_or_the_last_known_picture():
     html = view.board(history)
     assert 'aria-label="seed 3, alive after 2 of 4 calls, reward 0.50"' in html
     assert 'alt="seed 4, alive after 2 of 4 calls, reward 0.25"' in html
+
+
+def test_a_child_looks_like_its_parent_and_is_named_after_it():
+    from ttsnap.app.history import History
+    from ttsnap.core.grid import Fork, Query
+
+    history = History(tiles=[Tile(3, "alive", 2, 0.5), Tile(4, "cut", 2, 0.25), Tile(5, "alive", 2, 0.75)], num_steps=4)
+    history.forked(
+        Fork(np.array([[2, 0, -1]]), 2, np.zeros((1, 3)))
+    )  # the first child takes its sibling's parent's place
+    assert [(tile.seed, tile.parent, tile.reward) for tile in history.tiles] == [
+        (3, 5, 0.75),
+        (4, 3, 0.5),
+        (5, None, 0.75),
+    ]
+    assert {tile.state for tile in history.tiles} == {"alive"}
+    html = view.board(history)
+    assert 'aria-label="seed 4, child of 3, alive after 2 of 4 calls, reward 0.50"' in html
+    assert "#4&lt;3</span>" in html
+    history.asked(Query(np.array([[True, False, False]]), 3))
+    assert [tile.state for tile in history.tiles] == ["running", "cut", "cut"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from ttsnap.core.cost import Cost, CostModel, Ledger
-from ttsnap.core.grid import FloatArray, Query
+from ttsnap.core.grid import FloatArray, Fork, Query
 from ttsnap.core.observers import Look, Observer, Result, Start
 
 WAITING, RUNNING, ALIVE, CUT, FINISHED, WINNER = "waiting", "running", "alive", "cut", "finished", "winner"
@@ -26,6 +26,7 @@ class Tile:
         reward: what it got there (combined, if there are several), once known.
         picture: the latest preview [h, w, 3] (uint8), if any look left one.
         proposed: the rewards propose to keep it (only while a person picks).
+        parent: seed in whose place its parent was, if a fork began it.
     """
 
     seed: int
@@ -34,6 +35,7 @@ class Tile:
     reward: float | None = None
     picture: np.ndarray | None = None
     proposed: bool = False
+    parent: int | None = None
 
 
 class Rung(NamedTuple):
@@ -118,6 +120,13 @@ class History(Observer):
                 tile.state = RUNNING
             elif tile.state == ALIVE:
                 tile.state = CUT
+
+    def forked(self, fork: Fork) -> None:
+        """Children look as their parents did, until they are looked at themselves."""
+        before = [replace(tile) for tile in self.tiles]
+        for c in np.flatnonzero(fork.children[0]):
+            parent = before[int(fork.parents[0, c])]
+            self.tiles[c] = replace(parent, seed=self.tiles[c].seed, parent=parent.seed, state=ALIVE)
 
     def called(self, calls: int) -> None:
         """Counts."""

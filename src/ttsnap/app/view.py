@@ -48,7 +48,8 @@ def board(history: History, *, ticks: bool = False) -> str:
 
 def _tile(tile: Tile, num_steps: int, ticks: bool) -> str:
     reward = "" if tile.reward is None else f"{tile.reward:.2f}"
-    says = f"seed {tile.seed}, {SAYS[tile.state]}"
+    child = "" if tile.parent is None else f", child of {tile.parent}"
+    says = f"seed {tile.seed}{child}, {SAYS[tile.state]}"
     if tile.step:
         says += f" after {tile.step} of {num_steps} calls"
     if reward:
@@ -57,7 +58,8 @@ def _tile(tile: Tile, num_steps: int, ticks: bool) -> str:
         inside = f'<span class="tt-blank" role="img" aria-label="{says}"></span>'
     else:
         inside = f'<img src="{uri(tile.picture)}" alt="{says}">'
-    caption = f'<span class="tt-seed">#{tile.seed}</span><span class="tt-reward">{reward}</span>'
+    name = f"#{tile.seed}" if tile.parent is None else f"#{tile.seed}&lt;{tile.parent}"
+    caption = f'<span class="tt-seed">{name}</span><span class="tt-reward">{reward}</span>'
     if ticks and tile.state not in (FINISHED, WINNER):
         on = " checked" if tile.proposed else ""
         box = f'<input type="checkbox" value="{tile.seed}"{on} aria-label="keep {says}">'
