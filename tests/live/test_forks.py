@@ -11,11 +11,12 @@ import torch
 
 import ttsnap
 from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
+from ttsnap.core.cost import CostModel
 from ttsnap.core.driver import run
 from ttsnap.core.grid import Fork, Query
 from ttsnap.live.engine import Engine
 from ttsnap.live.result import history_of
-from ttsnap.pipelines.forks import Turn, rotated
+from ttsnap.pipelines.forks import Turn, natural, rotated, within
 from ttsnap.pipelines.negtome import Negtome
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import Branching, Steering, ZeroOrder
@@ -150,6 +151,123 @@ def test_noise_is_rotated():
         assert abs(found.std() - 1) < 0.05
     fresh = torch.randn(2, 4096, generator=torch.Generator().manual_seed(11))
     torch.testing.assert_close(found, fresh, atol=1e-4, rtol=1e-4)  # 90 degrees: nothing of the parent's
+
+
+def test_noise_is_added_as_the_forward_process_does_it():
+    """alpha' x0 + sigma' eps' where eps' holds the share of eps that (alpha'/alpha) x brings along."""
+    generator, before, after = torch.Generator(), (0.8, 0.6), (0.6, 0.8)
+    x0, noise = torch.randn(2, 4096), torch.randn(2, 4096)
+    angle = natural(before, after)
+    turn = Turn(7, angle, 11, *before, back=3, to=after)
+    moved = rotated(before[0] * x0 + before[1] * noise, x0, turn, generator)
+    fresh = torch.randn(2, 4096, generator=torch.Generator().manual_seed(11))
+    kept = after[0] / before[0]
+    added = (after[1] ** 2 - (kept * before[1]) ** 2) ** 0.5
+    torch.testing.assert_close(moved, kept * (before[0] * x0 + before[1] * noise) + added * fresh, atol=1e-5, rtol=1e-5)
+    assert natural((1.0, 2.0), (1.0, 4.0)) == pytest.approx(60.0)
+    assert natural(before, before) == 0.0
+
+
+def test_a_band_of_frequencies_is_rotated():
+    generator, latents = torch.Generator(), torch.randn(1, 4, 16, 24)
+    turn = Turn(3, 60.0, 11, 0.5, 0.5, band=(0.0, 0.4))
+    change = rotated(latents, torch.zeros_like(latents), turn, generator) - latents
+    assert change.abs().mean() > 0.05
+    torch.testing.assert_close(within(change, (0.0, 0.4)), change, atol=1e-5, rtol=1e-5)
+    assert within(change, (0.4, 9.0)).abs().max() < 1e-5
+    noise = torch.randn(1, 4, 16, 24)
+    torch.testing.assert_close(within(noise, (0.0, 0.5)) + within(noise, (0.5, 9.0)), noise, atol=1e-5, rtol=1e-5)
+    listed = noise.flatten(2).transpose(1, 2)  # [1, 16 * 24, 4]
+    laid = within(noise, (0.0, 0.4)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(within(listed, (0.0, 0.4), rows=16), laid, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["FLUX", "SD, DPM++ 2M", "SDXL, ancestral"])
+def test_a_child_may_make_calls_again(family):
+    build, options = FAMILIES[family]
+    pipe = build()
+
+    class Back(Once):
+        def search(self, problem, rng):
+            yield Query(np.array([[True, True, True]]), 4)
+            yield Fork(np.array([[-1, 0, -1]]), 4, np.full((1, 3), np.nan), back=3)
+            yield Query(np.array([[False, True, False]]), 3)
+            yield Query(np.array([[True, True, True]]), 6)
+
+    grid = grid_of(pipe, options)
+    result = run(Back([], 0.0), grid)
+    assert result.ledger.nfe.tolist() == [3 * 4 + 2 + 2 + 3 + 2]
+    turn = grid.lineage[0, 1][0]
+    assert (turn.step, turn.back) == (4, 3)
+    assert "made some of its calls again" in grid.engine.sampler.reproduce("a red circle", 1, (turn,))
+    # By hand: a call whose first step is skipped, and that then goes on from the parent's x0 estimate with noise.
+    moved = grid.finished[0, 1].astype(int)
+    again = grid_of(pipe, options, park=True)
+    run(Back([], 0.0), again)
+    np.testing.assert_array_equal(again.finished[0, 1], grid.finished[0, 1])
+    assert (moved != grid.finished[0, 0]).any()
+    np.testing.assert_array_equal(again.finished[0, 0], grid.finished[0, 0])
+
+
+def test_a_solver_that_goes_back_remembers_nothing():
+    """The child of a multistep solver goes on as a call of the stock pipeline that begins at its noise level."""
+    pipe = tiny_any.stable_diffusion()
+    grid = grid_of(pipe, SMALL, seeds=(1, 2))
+    problem = grid.problem
+    grid.observe(Query(np.array([[True, False]]), 4))
+    grid.fork(Fork(np.array([[-1, 0]]), 4, np.full((1, 2), 90.0), back=2))
+    standing = grid.calls[0, 1]
+    grid.observe(Query(np.array([[False, True]]), problem.num_steps))
+    scheduler, x = pipe.scheduler, standing.result[0]
+    scheduler.set_timesteps(SMALL["num_inference_steps"])
+    with torch.no_grad():
+        text, negative = pipe.encode_prompt("a red circle", "cpu", 1, True)
+        for index, t in enumerate(scheduler.timesteps):
+            if index < 2:
+                scheduler.step(torch.zeros_like(x), t, x)  # only the counter matters
+                if index == 1:
+                    scheduler.model_outputs, scheduler.lower_order_nums = [None, None], 0
+                continue
+            both = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=torch.cat([negative, text])).sample
+            guided = both[:1] + 7.5 * (both[1:] - both[:1])
+            x = scheduler.step(guided, t, x).prev_sample
+        image = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+    stock = np.asarray(pipe.image_processor.postprocess(image)[0], dtype=int)
+    assert np.abs(stock - grid.finished[0, 1].astype(int)).max() <= 1
+
+
+def test_a_place_has_another_child_every_time():
+    build, options = FAMILIES["FLUX"]
+    grid = grid_of(build(), options)
+    grid.observe(Query(np.array([[True, False, False]]), 2))
+    made = []
+    for _ in range(3):
+        grid.fork(Fork(np.array([[-1, 0, -1]]), 2, np.full((1, 3), 30.0)))
+        made.append(grid.lineage[0, 1][0].seed)
+    assert len(set(made)) == 3
+
+
+@pytest.mark.parametrize("family", ["FLUX", "SDXL, ancestral", "ControlNet"])
+@pytest.mark.parametrize("name", ["search-over-paths", "restart", "best-first", "evosearch", "spectral", "rbf", "smc"])
+def test_each_policy_searches_live_by_the_book(name, family):
+    build, options = FAMILIES[family]
+    pipe = build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = ttsnap.search(
+            pipe, "a red circle", reward=tiny.Redness(), policy=name, candidates=9, seed=3, **options
+        )
+    plan = ttsnap.policies.named(name).plan(9, 6)
+    planned = CostModel("calls", 1.0, 0.0, 0.0).of_plan(plan).nfe
+    assert 0 < result.cost.nfe <= planned
+    if name not in ("best-first", "rbf"):
+        assert result.cost.nfe == planned
+    if "pipe(" in result.reproduce:
+        line = result.reproduce.replace("image=...", "image=image")
+        made = made_by(line, pipe, image=options.get("image"))
+        assert np.abs(made - np.asarray(result.image, dtype=int)).max() <= 1
+    else:
+        assert "made some of its calls again" in result.reproduce
 
 
 def test_a_search_is_the_same_in_any_company_and_its_comparison_knows_no_children():

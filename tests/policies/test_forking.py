@@ -8,8 +8,19 @@ import pytest
 from ttsnap import policies
 from ttsnap.core.driver import run
 from ttsnap.core.grid import Fork, Problem, Query
-from ttsnap.policies import Branching, Steering, UntilGood, ZeroOrder
-from ttsnap.policies.steering import placed, systematic
+from ttsnap.policies import (
+    BestFirst,
+    Branching,
+    Evolution,
+    Restart,
+    Rollover,
+    SearchOverPaths,
+    Steering,
+    SuccessiveHalving,
+    UntilGood,
+    ZeroOrder,
+)
+from ttsnap.policies.places import RESAMPLING, placed, systematic
 from ttsnap.replay.environment import ReplayEnvironment
 
 
@@ -24,7 +35,8 @@ def asked(policy, rewards, steps=5):
         except StopIteration:
             return seen
         if isinstance(query, Fork):
-            seen.append(("fork", query.step, query.parents[0].tolist(), query.angle[0].tolist()))
+            more = [query.back] * bool(query.back) + [query.band] * bool(query.band)
+            seen.append(("fork", query.step, query.parents[0].tolist(), query.angle[0].tolist(), *more))
             answer = np.full(problem[:2], np.nan)
         else:
             seen.append((query.step, np.flatnonzero(query.mask[0]).tolist()))
@@ -73,6 +85,106 @@ def test_zero_order_search_goes_where_it_is_better():
     assert ZeroOrder(rounds=3).plan(8, 20) == ((1, 1), (8, 9), (20, 1))
 
 
+def test_paths_go_back_and_further_ahead():
+    """Two paths of two children each: four calls ahead, two back, of twelve."""
+    policy = SearchOverPaths(children=2, ahead=0.34, back=0.17)
+    found = asked(policy, [[1, 2] + [0] * 2, [3, 9, 8, 1], [4, 5, 6, 7], [9, 0, 8, 0], [0] * 4], steps=12)
+    assert policy.plan(4, 12)[:3] == ((4, 2), (2, 0), (6, 4))
+    assert np.isnan(found[1][3]).all()  # as the forward process adds noise
+    assert [entry[:3] + entry[4:] for entry in found] == [
+        (4, [0, 1]),
+        ("fork", 4, [0, 0, 1, 1], 2),
+        (6, [0, 1, 2, 3]),
+        ("fork", 6, [1, 1, 2, 2], 2),  # of the best two, the better first
+        (8, [0, 1, 2, 3]),
+        ("fork", 8, [3, 3, 2, 2], 2),
+        (10, [0, 1, 2, 3]),
+        (12, [0, 2]),
+    ]
+
+
+def test_a_restart_goes_on_with_the_best_of_child_and_parent():
+    policy = Restart(step=5, back=0.2, rounds=2, width=0.5)
+    found = asked(policy, [[1, 2, 9, 3], [9, 4, 8, 0], [9, 11, 5, 0], [0] * 4], steps=10)
+    assert [entry[:3] + entry[4:] for entry in found] == [
+        (5, [0, 1, 2, 3]),
+        ("fork", 5, [2, -1, -1, -1]),  # the best takes the first place,
+        ("fork", 5, [-1, 0, 0, -1], 2),  # and has two children two calls before it
+        (5, [0, 1, 2]),  # none of them is better
+        ("fork", 5, [-1, 0, 0, -1], 2),
+        (5, [0, 1, 2]),
+        (10, [1]),
+    ]
+    assert policy.plan(4, 10) == ((5, 4), (3, 0), (5, 2), (3, 0), (5, 2), (10, 1))
+
+
+def test_a_population_evolves():
+    """Three noises, three twins that are judged, and the fittest twin."""
+    policy = Evolution((1, 2), look=4, elite=0.34, angle=20.0, band=(0.0, 0.5))
+    found = asked(policy, [[0] * 7, [0, 0, 0, 5, 9, 7, 0], [0] * 7, [0, 0, 0, 6, 8, 7, 0], [0] * 7], steps=6)
+    winners = np.random.default_rng(0).integers(3, size=(2, 2))
+    fitness = np.array([5, 9, 7])
+    winners = np.where(fitness[winners[0]] >= fitness[winners[1]], winners[0], winners[1]).tolist()
+    none = [0.0] * 7
+    assert found == [
+        (1, [0, 1, 2]),
+        ("fork", 1, [-1, -1, -1, 0, 1, 2, -1], none),
+        (4, [3, 4, 5]),
+        ("fork", 4, [-1] * 6 + [4], none),
+        ("fork", 1, [winners[1], -1, winners[0]] + [-1] * 4, [20.0, 0, 20.0] + [0] * 4, (0.0, 0.5)),  # 1 is the elite
+        (2, [0, 1, 2]),
+        ("fork", 2, [-1, -1, -1, 0, 1, 2, -1], none),
+        (4, [3, 4, 5]),  # nobody beats 9
+        (6, [6]),
+    ]
+
+
+def test_what_a_stage_saves_the_next_may_spend():
+    policy = Rollover((1, 2, 3), first=0.4, angle=30.0)
+    rows = [[2, 1] + [0] * 4, [0, 3] + [0] * 4, [0, 1] + [0] * 4, [0, 2] + [0] * 4, [0, 1.5] + [0] * 4, [0] * 6]
+    found = asked(policy, rows, steps=5)
+    assert policy.plan(6, 5) == ((1, 2), (2, 2), (3, 2), (5, 1))
+    try_again = ("fork", 2, [-1, 0, -1, -1, -1, -1], [0, 30.0, 0, 0, 0, 0])
+    assert found[0] == (1, [0, 1])
+    assert [entry for entry in found if entry[0] != "fork"] == [
+        (1, [0, 1]),
+        (2, [1]),  # 3 beats 2 at the first try: one is left
+        *[(3, [1])] * 3,  # so the next stage has three, of which none beats 3
+        (5, [0]),
+    ]
+    assert found.count(try_again) == 3
+    assert [entry[2] for entry in found if entry[0] == "fork" and entry[1] == 3] == [
+        [-1, -1, 1, -1, -1, -1],
+        [-1, -1, 1, -1, -1, -1],  # 2 after 1; 1.5 is no better
+        [2, -1, -1, -1, -1, -1],
+    ]
+
+
+def test_best_first_takes_up_an_earlier_one_when_it_is_disappointed():
+    policy = BestFirst((1, 3), share=0.75)  # 15 of 20 calls: 4, and 11 more
+    found = asked(policy, [[5, 9, 7, 1], [0, 6, 0, 0], [0, 0, 8, 0], [0, 0, 8, 0], [0, 6, 0, 0], [0] * 4], steps=5)
+    assert found == [(1, [0, 1, 2, 3]), (3, [1]), (3, [2]), (5, [2]), (5, [1])]
+
+
+def test_until_good_searches_groups_by_another_policy():
+    halving = SuccessiveHalving((1,), sizes=(1,))
+    policy = UntilGood(stop_at=4.0, group=3, inner=halving)
+    found = asked(policy, [[1, 3, 2] + [0] * 3, [0, 3.5] + [0] * 4, [0] * 3 + [2, 1, 0], [0] * 3 + [5, 0, 0]])
+    assert found == [(1, [0, 1, 2]), (5, [1]), (1, [3, 4, 5]), (5, [3])]
+    assert policy.plan(6, 5) == ((1, 3), (5, 1), (0, 0), (1, 3), (5, 1))
+
+
+def test_a_rung_may_be_a_share_of_the_steps():
+    halving = SuccessiveHalving((0.25, 0.5), keep=(0.5, 0.5))
+    assert halving.plan(8, 20) == ((5, 8), (10, 4), (20, 2))
+    assert halving.plan(8, 3) == ((1, 8), (2, 4), (3, 2))
+    with pytest.raises(ValueError, match="whole numbers of at least 1, or all shares between 0 and 1"):
+        SuccessiveHalving((0.25, 3), keep=(0.5, 0.5))
+    assert policies.named("psp") == halving
+    for name in policies.PRESETS:
+        assert policies.named(name).plan(16, 20)[-1].step == 20
+
+
 def test_steering_weighs_by_its_potential():
     first, second = np.array([[0.0, 1.0, 2.0]]), np.array([[2.0, 1.0, 1.0]])
     spread = second.std()
@@ -88,6 +200,13 @@ def test_systematic_resampling_draws_as_often_as_the_weights_say():
     assert all((times.sum(axis=1) == 4).all() for times in drawn)
     assert all(times[0].tolist() == [2, 1, 1, 0] for times in drawn)
     np.testing.assert_allclose(np.mean(drawn, axis=0)[1], 4 * weights[1], atol=0.1)
+    for name, resample in RESAMPLING.items():
+        drawn = [resample(weights, np.random.default_rng(seed)) for seed in range(2000)]
+        assert all((times.sum(axis=1) == 4).all() for times in drawn), name
+        np.testing.assert_allclose(np.mean(drawn, axis=0), 4 * weights, atol=0.1, err_msg=name)
+    assert all(
+        times[0].tolist() == [2, 1, 1, 0] for times in [RESAMPLING["residual"](weights, np.random.default_rng(0))]
+    )
     assert placed(np.array([[2, 0, 0, 2]]), 3, 20.0).parents.tolist() == [[-1, 0, 3, -1]]
 
 

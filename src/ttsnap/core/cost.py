@@ -253,12 +253,18 @@ class CostModel:
         return replace(self, call_seconds=calls, decode_seconds=decodes, look_seconds=looks, early=early)
 
     def of_plan(self, plan: Sequence[Rung], prompts: int = 1) -> Cost:
-        """Cost of a fixed schedule, for `prompts` prompts run as one block."""
+        """Cost of a fixed schedule, for `prompts` prompts run as one block.
+
+        A rung of no candidates costs nothing; it says where those of the next one come from, who may make calls again.
+        """
         calls = decodes = previews = looks = before = 0
         steps = np.bincount([step for step, size in plan if size], minlength=1)[1:]
         text = prompts * float(self.text_tflop(steps))
         seconds, tflop = 0.0, text
         for step, size in plan:
+            if not size:
+                before = step
+                continue
             many, look = size * prompts, self.look(step)
             calls += (step - before) * many
             looks += many
@@ -339,7 +345,8 @@ class Ledger:
         """Where each candidate stands: denoiser calls made, by itself or its ancestors [prompts, candidates]."""
         position = np.zeros(self.problem[:2], dtype=np.int64)
         for move in self.moves:
-            position[move.children if isinstance(move, Fork) else move.mask] = move.step
+            where, step = (move.children, move.begins) if isinstance(move, Fork) else move
+            position[where] = step
         return position
 
     @property
@@ -359,10 +366,10 @@ class Ledger:
         position = np.zeros(self.problem[:2], dtype=np.int64)
         calls = np.zeros(self.problem.num_prompts, dtype=np.int64)
         for move in self.moves:
-            where = move.children if isinstance(move, Fork) else move.mask
+            where, step = (move.children, move.begins) if isinstance(move, Fork) else move
             if isinstance(move, Query):
-                calls += np.where(where, move.step - position, 0).sum(axis=1)
-            position[where] = move.step
+                calls += np.where(where, step - position, 0).sum(axis=1)
+            position[where] = step
         return calls + self.lost
 
     @property
@@ -414,6 +421,10 @@ class Ledger:
             raise ValueError(f"a fork must have shape {shape} and parents among its candidates")
         if not 1 <= fork.step < steps:
             raise ValueError(f"a fork's step must be in 1..{steps - 1}, got {fork.step}")
+        if not 0 <= fork.back < fork.step:
+            raise ValueError(f"a fork after {fork.step} calls goes back by 0 to {fork.step - 1} calls, got {fork.back}")
+        if fork.band is not None and not 0 <= fork.band[0] < fork.band[1]:
+            raise ValueError(f"a band of frequencies takes two ascending numbers of at least 0, got {fork.band}")
         if (fork.from_parents(self.position)[fork.children] != fork.step).any():
             raise ValueError(f"a fork after {fork.step} calls has a parent that does not stand there")
         if (self.finished & fork.children).any():

@@ -46,12 +46,24 @@ class Fork(NamedTuple):
     Attributes:
         parents: candidate that the child at each place comes from [prompts, candidates]; -1: no child here.
         step: denoiser calls made by the parents, 1..num_steps - 1.
-        angle: degrees [prompts, candidates].
+        angle: degrees [prompts, candidates]; NaN: as far as noise is added on the way from the noise level after
+            `step` calls up to that after `step - back` (the forward process; none without `back`).
+        band: rotate only frequencies of the noise from `band[0]` up to below `band[1]`, where 0 is the mean of a
+            latent channel and 1 the highest frequency along a side; None: all.
+        back: the children stand so many calls before their parents, at the noise level there, and make these calls
+            again; less than `step`.
     """
 
     parents: IntArray
     step: int
     angle: FloatArray
+    band: tuple[float, float] | None = None
+    back: int = 0
+
+    @property
+    def begins(self) -> int:
+        """Where the children stand."""
+        return self.step - self.back
 
     @property
     def children(self) -> BoolArray:
@@ -66,7 +78,10 @@ class Fork(NamedTuple):
 
 
 class Rung(NamedTuple):
-    """One look of a fixed schedule: `size` candidates per prompt are alive at `step` and are looked at there."""
+    """One look of a fixed schedule: `size` candidates per prompt are alive at `step` and are looked at there.
+
+    They come from the step of the rung before; size 0: none is looked at, the next rung's come from here.
+    """
 
     step: int
     size: int

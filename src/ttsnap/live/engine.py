@@ -11,6 +11,7 @@ to the same result, to the last bit, wherever and whenever they run.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 import warnings
 from collections import Counter
@@ -420,6 +421,7 @@ class Grid:
         calls: where the candidates stand that were begun.
         lineage: forks that led to candidates, from their seed on; those that are not in it are seeds.
         parents: the parent of each candidate that a fork began, its last one.
+        begun: how often a child began in a place after so many calls.
         pictures: small pictures by prompt, candidate and step.
         finished: finished images [h, w, 3] (videos [frames, h, w, 3]), uint8.
         blank: whose picture at their last look was of one colour or black [prompts, candidates]; they rank last.
@@ -434,6 +436,7 @@ class Grid:
     calls: dict[Place, Call | Standing] = field(default_factory=dict, repr=False)
     lineage: dict[Place, tuple[Turn, ...]] = field(default_factory=dict, repr=False)
     parents: dict[Place, int] = field(default_factory=dict, repr=False)
+    begun: Counter[tuple[Place, int]] = field(default_factory=Counter, repr=False)
     pictures: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict, repr=False)
     finished: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
     blank: BoolArray = field(init=False, repr=False)
@@ -481,17 +484,23 @@ class Grid:
         """
         import torch
 
-        from ttsnap.pipelines.forks import Turn, forked, turn_seed
+        from ttsnap.pipelines.forks import Turn, forked, natural, rows_of, turn_seed
 
         sampler = self.engine.sampler
         if sampler.diversity:
             raise ValueError("candidates that are pushed apart cannot be forked; leave out the diversity")
-        made, step, level = dict[Place, Any](), fork.step, sampler.probe.levels[fork.step]
+        made, step = dict[Place, Any](), fork.step
+        before, after = ((float(v) for v in sampler.probe.levels[s]) for s in (step, fork.begins))
+        level, to = tuple(before), tuple(after)
+        rows = rows_of(torch.empty(sampler.probe.sample, device="meta"), sampler.probe.image) if fork.band else 0
         with torch.no_grad():
             for p, c in np.argwhere(fork.children).tolist():
                 place, parent = (p, c), (p, int(fork.parents[p, c]))
-                seed = turn_seed(int(self.seeds[place]), step)
-                turn = Turn(step, float(fork.angle[place]), seed, float(level.alpha), float(level.sigma))
+                seed = turn_seed(int(self.seeds[place]), step, self.begun[place, step])
+                self.begun[place, step] += 1
+                angle = float(fork.angle[place])
+                angle = natural(level, to) if math.isnan(angle) else angle
+                turn = Turn(step, angle, seed, *level, fork.back, to if fork.back else None, fork.band, rows)
                 child = forked(sampler, self.calls[parent], turn)
                 made[place] = child, (*self.lineage.get(parent, ()), turn), self.blank[parent], parent[1]
         for place, (child, turns, blank, parent) in made.items():  # a child may take the place of another's parent

@@ -213,7 +213,9 @@ class Progress:
         self.step += 1
         if self.step < begin.step:
             return result
-        if begin.scheduler is not None:
+        if begin.scheduler is None:
+            forget(scheduler)
+        else:
             vars(scheduler).update(own_state(begin.scheduler))
         if begin.generator is not None and self.generator is not None:
             self.generator.set_state(begin.generator)
@@ -235,6 +237,17 @@ class Progress:
         result = self.last.result
         self.last = None
         return result
+
+
+def forget(scheduler: Any) -> None:
+    """Let a multistep solver begin anew where it stands: what it remembers are steps that were not made."""
+    state = vars(scheduler)
+    if "model_outputs" in state:
+        state["model_outputs"] = [None] * len(state["model_outputs"])
+        state |= {name: value for name, value in (("lower_order_nums", 0), ("last_sample", None)) if name in state}
+    for name in ("derivatives", "ets"):
+        if name in state:
+            state[name] = []
 
 
 class Watch:

@@ -2,7 +2,9 @@
 
 A scheduler models x_t = alpha x_0 + sigma eps. Of a parent after a step, x_t and the x0 estimate are known, so its
 noise is eps = (x_t - alpha x_0) / sigma. The child's is eps' = cos(angle) eps + sin(angle) xi, xi ~ N(0, 1): of the
-same size, and as far from the parent's as the angle says. All else is the parent's: x0 estimate, scheduler, step.
+same size, and as far from the parent's as the angle says. All else is the parent's: x0 estimate, scheduler, step. A
+child may also stand some calls before its parent, where its noise is of the size that belongs there; its scheduler then
+remembers nothing.
 
 In the stock pipeline the same is done by a callback between two steps, `Lineage`.
 """
@@ -35,6 +37,10 @@ class Turn:
         angle: degrees by which the noise was rotated.
         seed: of the fresh noise, and of what the solver draws from then on.
         alpha, sigma: of the noise level there.
+        back: by how many calls the child stands before its parent,
+        to: and alpha and sigma there.
+        band: frequencies of the noise that were rotated; None: all.
+        rows: of latents whose pixels are listed, rows of the picture they make; 0: they are laid out as a picture.
     """
 
     step: int
@@ -42,11 +48,27 @@ class Turn:
     seed: int
     alpha: float
     sigma: float
+    back: int = 0
+    to: tuple[float, float] | None = None
+    band: tuple[float, float] | None = None
+    rows: int = 0
+
+    @property
+    def written(self) -> tuple[Any, ...]:
+        """As the lines of a winner list it: what is as usual is left out."""
+        first = (self.step, self.angle, self.seed, self.alpha, self.sigma)
+        return first if self.band is None else (*first, 0, None, self.band, self.rows)
 
 
-def turn_seed(seed: int, step: int) -> int:
-    """The seed of a fork after `step` calls by which a candidate of that seed begins."""
-    return (seed * 6364136223846793005 + step * 1442695040888963407 + 1) % 2**63
+def turn_seed(seed: int, step: int, before: int = 0) -> int:
+    """The seed of a fork after `step` calls by which a candidate of that seed begins.
+
+    Args:
+        seed: of the child's place.
+        step: calls its parent has made.
+        before: how often a child began in this place after as many calls.
+    """
+    return (seed * 6364136223846793005 + (step + 65536 * before) * 1442695040888963407 + 1) % 2**63
 
 
 def rotated(latents: Tensor, clean: Tensor, turn: Turn, generator: torch.Generator) -> Tensor:
@@ -60,12 +82,75 @@ def rotated(latents: Tensor, clean: Tensor, turn: Turn, generator: torch.Generat
     """
     generator.manual_seed(turn.seed)
     fresh = torch.randn(latents.shape, generator=generator).to(latents.device)
-    if not turn.angle or turn.sigma <= 0:
+    if (not turn.angle and not turn.back) or turn.sigma <= 0:
         return latents
     angle = math.radians(turn.angle)
-    x, sigma = latents.float(), turn.sigma
-    noise = (x - turn.alpha * clean.to(x)) / sigma
-    return (x + sigma * ((math.cos(angle) - 1) * noise + math.sin(angle) * fresh)).to(latents.dtype)
+    x, clean = latents.float(), clean.to(latents.device).float()
+    noise = (x - turn.alpha * clean) / turn.sigma
+    change = (math.cos(angle) - 1) * noise + math.sin(angle) * fresh
+    if turn.band is not None:
+        change = within(change, turn.band, turn.rows)
+    if turn.to is None:
+        return (x + turn.sigma * change).to(latents.dtype)
+    alpha, sigma = turn.to
+    return (alpha * clean + sigma * (noise + change)).to(latents.dtype)
+
+
+def within(noise: Tensor, band: tuple[float, float], rows: int = 0) -> Tensor:
+    """The part of some noise whose frequencies lie in a band.
+
+    Args:
+        noise: [..., h, w]; with `rows` [n, rows * columns, channels].
+        band: lowest frequency, and the first that is too high; 1 is the highest along a side.
+        rows: of listed pixels.
+    """
+    last = (1, 2) if rows else (-2, -1)
+    laid = noise.reshape(len(noise), rows, -1, noise.shape[-1]) if rows else noise
+    height, width = (laid.shape[axis] for axis in last)
+    along = torch.fft.fftfreq(height, device=noise.device)[:, None], torch.fft.fftfreq(width, device=noise.device)[None]
+    frequency = 2 * torch.sqrt(along[0] ** 2 + along[1] ** 2)
+    mask = (frequency >= band[0]) & (frequency < band[1])
+    spectrum = torch.fft.fft2(laid, dim=last) * (mask[..., None] if rows else mask)
+    return torch.fft.ifft2(spectrum, dim=last).real.reshape(noise.shape)
+
+
+def rows_of(latents: Tensor, image: Tensor) -> int:
+    """Rows of a picture whose latent pixels are listed [n, pixels, channels]; 0 where they are laid out.
+
+    Args:
+        latents: of one candidate.
+        image: the picture they make [..., h, w].
+
+    Raises:
+        ValueError: they make no such picture.
+    """
+    if latents.ndim > 3:
+        return 0
+    height, width = image.shape[-2:]
+    rows = round(math.sqrt(latents.shape[-2] * height / width))
+    if (
+        latents.ndim < 3
+        or not rows
+        or latents.shape[-2] % rows
+        or abs(latents.shape[-2] / rows - rows * width / height) > 0.5
+    ):
+        raise ValueError(
+            f"no band of frequencies is known of latents of shape {list(latents.shape)}; rotate all of them"
+        )
+    return rows
+
+
+def natural(before: Sequence[float], after: Sequence[float]) -> float:
+    """The angle, in degrees, by which noise turns when more is added to reach a higher noise level.
+
+    x' = (alpha'/alpha) x + rest xi: of its noise sigma', the share cos(angle) = alpha' sigma / (alpha sigma') is old.
+
+    Args:
+        before: alpha and sigma of x.
+        after: those of x'.
+    """
+    kept = after[0] * before[1] / (before[0] * after[1])
+    return math.degrees(math.acos(min(1.0, kept)))
 
 
 def estimate(candidate: Call | Standing) -> Tensor | None:
@@ -95,6 +180,12 @@ def forked(sampler: Sampler, parent: Call | Standing, turn: Turn) -> Standing:
         parent = parent.standing()
     if clean is None:
         raise ValueError(f"prompt {parent.prompt!r}, seed {parent.seed}: no x0 estimate is left of it to fork from")
+    state = parent.scheduler or {}
+    if turn.back and ({"ets", "counter"} <= set(state) or state.get("dt") is not None):
+        kind = type(sampler.pipe.scheduler).__name__
+        raise ValueError(
+            f"{kind} cannot go back by {turn.back} calls: it counts its calls; take another scheduler, or back 0"
+        )
     result = parent.result
     tuples = isinstance(result, tuple)
     key = 0 if tuples else "prev_sample" if "prev_sample" in result else next(iter(result))
@@ -105,7 +196,13 @@ def forked(sampler: Sampler, parent: Call | Standing, turn: Turn) -> Standing:
     if sampler.device.type == "cuda":
         random.append(torch.Generator(sampler.device).manual_seed(turn.seed).get_state())
     return replace(
-        parent.to(sampler.device), result=changed, generator=generator.get_state(), random=tuple(random), clean=clean
+        parent.to(sampler.device),
+        step=turn.step - turn.back,
+        result=changed,
+        scheduler=None if turn.back else parent.scheduler,
+        generator=generator.get_state(),
+        random=tuple(random),
+        clean=clean,
     )
 
 

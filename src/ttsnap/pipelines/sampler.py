@@ -214,8 +214,10 @@ class Sampler(Runner):
         line = f'pipe({listed}, generator=torch.Generator("cpu").manual_seed({seed}))'
         if turns and "callback_on_step_end" not in self.taken:
             return f"not by the pipeline alone: {type(self.pipe).__name__} takes no callback that could fork"
+        if any(turn.back for turn in turns):
+            return "not by one call of the pipeline: a fork made some of its calls again"
         if turns:
-            forks = [(t.step, t.angle, t.seed, t.alpha, t.sigma) for t in turns]
+            forks = [turn.written for turn in turns]
             line = f"lineage = ttsnap.Lineage(pipe, generator, {forks})\n"
             line = f'generator = torch.Generator("cpu").manual_seed({seed}); {line}'
             line += f"pipe({listed}, generator=generator, callback_on_step_end=lineage)"

@@ -10,10 +10,15 @@ from typing import Any
 
 from ttsnap.core.grid import Policy
 from ttsnap.core.registry import Registry
+from ttsnap.policies.best_first import BestFirst
 from ttsnap.policies.best_of_n import BestOfN
 from ttsnap.policies.branching import Branching
 from ttsnap.policies.early_selection import EarlySelection
+from ttsnap.policies.evolution import Evolution
 from ttsnap.policies.hand_picked import HandPicked
+from ttsnap.policies.restart import Restart
+from ttsnap.policies.rollover import Rollover
+from ttsnap.policies.search_over_paths import SearchOverPaths
 from ttsnap.policies.steering import Steering
 from ttsnap.policies.successive_halving import SuccessiveHalving
 from ttsnap.policies.until_good import UntilGood
@@ -28,20 +33,54 @@ POLICIES = Registry(
         "branching": Branching,
         "steering": Steering,
         "zero-order": ZeroOrder,
+        "search-over-paths": SearchOverPaths,
+        "restart": Restart,
+        "best-first": BestFirst,
+        "evolution": Evolution,
+        "rollover": Rollover,
         "until-good": UntilGood,
         "hand-picked": HandPicked,
     },
 )
+
+PRESETS: dict[str, dict[str, Any]] = {  # published settings by the name they are known by
+    "psp": {"policy": "halving", "rungs": (0.25, 0.5), "keep": (0.5, 0.5)},  # arXiv 2607.21591
+    "dog-trim": {"policy": "halving", "rungs": (0.2, 0.4, 0.6, 0.8), "keep": (0.6,) * 4},  # arXiv 2511.22242
+    "beam": {"policy": "branching", "keep": (0.2,) * 3, "grow": (0.5, 0.5, 0.2)},
+    "dsearch": {"policy": "branching"},  # arXiv 2503.02039: a beam that narrows
+    "svdd": {"policy": "branching", "keep": (0.25,) * 3, "grow": (1.0, 1.0, 0.25), "families": True},  # 2408.08252
+    "trajectory-greedy": {  # arXiv 2511.22242, a baseline
+        "policy": "branching",
+        "rungs": (0.2, 0.4, 0.6, 0.8),
+        "keep": (0.01,) * 4,
+        "grow": (1.0, 1.0, 1.0, 1.0),
+        "angle": 90.0,
+    },
+    "fk-max": {"policy": "steering"},  # arXiv 2501.06848
+    "fk-difference": {"policy": "steering", "potential": "difference"},
+    "fk-sum": {"policy": "steering", "potential": "sum"},
+    "smc": {"policy": "steering", "potential": "difference", "threshold": 0.5, "resampling": "multinomial"},
+    "epsilon-greedy": {"policy": "zero-order", "explore": 0.4},  # arXiv 2501.09732
+    "evosearch": {"policy": "evolution"},  # arXiv 2505.17618
+    "spectral": {"policy": "evolution", "band": (0.0, 0.35), "angle": 60.0},  # SES
+    "rbf": {"policy": "rollover"},  # arXiv 2503.19385
+}
 
 NOTES = ("provenance", "held_out")  # what a policy file may say about its policy: where it comes from, how good it is
 PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
 
 __all__ = [
     "POLICIES",
+    "PRESETS",
+    "BestFirst",
     "BestOfN",
     "Branching",
     "EarlySelection",
+    "Evolution",
     "HandPicked",
+    "Restart",
+    "Rollover",
+    "SearchOverPaths",
     "Steering",
     "SuccessiveHalving",
     "UntilGood",
@@ -68,15 +107,17 @@ def named(name: str) -> Policy | None:
     if name == "hand-picked":
         raise ValueError("the policy hand-picked needs a person at each look: open the page with ttsnap app")
     if name == "until-good":
-        raise ValueError(
-            'until-good needs a reward to stop at: a policy file such as {"policy": "until-good", "stop_at": 3}'
-        )
+        raise ValueError("until-good needs a reward to stop at: give --stop-at 3.5, or stop_at in a policy file")
+    if name in PRESETS:
+        return from_dict(PRESETS[name])
     if name in POLICIES:
         made: Policy = POLICIES[name]()
         return made
     if name.endswith(".json") or Path(name).exists():
         return load(name)
-    raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}, or a file such as tuned.json")
+    raise ValueError(
+        f"unknown policy {name!r}; known are {', '.join([*POLICIES, *PRESETS])}, or a file such as tuned.json"
+    )
 
 
 def default_policy(num_steps: int) -> Policy:

@@ -8,10 +8,8 @@ import numpy as np
 
 from ttsnap.core.grid import BoolArray, IntArray, Problem, Query, Rung, Search
 from ttsnap.core.ranking import top
-from ttsnap.policies.steering import placed, rungs_of
-from ttsnap.policies.successive_halving import check_rungs
-
-SHARES = (0.2, 0.4, 0.6)
+from ttsnap.policies.places import placed
+from ttsnap.policies.rungs import check_rungs, steps_of
 
 
 @dataclass(frozen=True)
@@ -23,22 +21,22 @@ class Branching:
     in one of them (SVDD's value-based choice); without, all compete (beam search).
 
     Attributes:
-        rungs: steps (denoiser calls made, ascending) at which candidates are looked at; None: 20, 40 and 60 %.
+        rungs: steps (denoiser calls made, ascending) at which candidates are looked at, or shares of the steps.
         keep: share of the N that is kept at each rung.
         grow: share of the N that goes on from each rung, children included; at least `keep`.
         angle: degrees by which the children's noise is rotated, one number or one per rung.
         families: choose within families.
     """
 
-    rungs: tuple[int, ...] | None = None
+    rungs: tuple[float, ...] = (0.2, 0.4, 0.6)
     keep: tuple[float, ...] = (0.2, 0.1, 0.08)
     grow: tuple[float, ...] = (0.4, 0.3, 0.08)
     angle: float | tuple[float, ...] = 50.0
     families: bool = False
 
     def __post_init__(self) -> None:
-        check_rungs(self.rungs or ())
-        count = len(SHARES if self.rungs is None else self.rungs)
+        check_rungs(self.rungs)
+        count = len(self.rungs)
         for name, values in (("keep", self.keep), ("grow", self.grow)):
             if len(values) != count or not all(0 < value <= 1 for value in values):
                 raise ValueError(f"{name} takes {count} shares above 0 and at most 1, one per rung, got {values}")
@@ -74,7 +72,7 @@ class Branching:
     def _looks(self, count: int, num_steps: int) -> list[tuple[int, int]]:
         """Index and step of the rungs at which there is anything to decide."""
         found, before = [], count
-        for index, step in rungs_of(self.rungs, num_steps, SHARES):
+        for index, step in steps_of(self.rungs, num_steps):
             size = self._sizes(index, count)[1]
             if max(before, size) > 1:
                 found.append((index, step))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttsnap.core.grid import Problem, Rung, Search
-from ttsnap.policies.successive_halving import SuccessiveHalving, check_rungs
+from ttsnap.policies.rungs import check_rungs
+from ttsnap.policies.successive_halving import SuccessiveHalving
 
 
 @dataclass(frozen=True)

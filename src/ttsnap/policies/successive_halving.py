@@ -9,6 +9,7 @@ import numpy as np
 
 from ttsnap.core.grid import Problem, Query, Rung, Search
 from ttsnap.core.ranking import top
+from ttsnap.policies.rungs import check_rungs, steps_of
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,14 @@ class SuccessiveHalving:
     """TTSp with a clean reward as guide, TTSnap with a noise-aware one (Yu et al., 2025, arXiv 2511.22242).
 
     Attributes:
-        rungs: steps (denoiser calls made, 1-based, ascending) at which the alive are looked at.
+        rungs: steps (denoiser calls made, 1-based, ascending) at which the alive are looked at; or all shares of the
+            steps, such as .25, .5.
         keep: the fraction of the alive that survives each rung, in (0, 1], rounded to the nearest whole number (a
             half to the even one, as the authors do); at least one always survives.
         sizes: instead of `keep`, how many survive each rung.
     """
 
-    rungs: tuple[int, ...] = (3, 7, 12)
+    rungs: tuple[float, ...] = (3, 7, 12)
     keep: tuple[float, ...] | None = None
     sizes: tuple[int, ...] | None = None
 
@@ -52,9 +54,8 @@ class SuccessiveHalving:
 
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
         """Who is looked at where. With one candidate left there is nothing to decide, so its looks are saved."""
-        check_rungs(self.rungs, num_steps)
         plan, size = [], num_candidates
-        for index, step in enumerate(self.rungs):
+        for index, step in steps_of(self.rungs, num_steps):
             if size > 1:
                 plan.append(Rung(step, size))
             size = self._survivors(index, size)
@@ -65,13 +66,3 @@ class SuccessiveHalving:
             return min(size, int(self.sizes[index]))
         assert self.keep is not None
         return max(1, round(self.keep[index] * size))
-
-
-def check_rungs(rungs: tuple[int, ...], num_steps: int | None = None) -> None:
-    """Rungs must be whole, ascending, at least 1, and below `num_steps`; ValueError otherwise."""
-    if any(step != int(step) or step < 1 for step in rungs):
-        raise ValueError(f"rungs must be whole numbers of at least 1, got {rungs}")
-    if any(later <= earlier for earlier, later in itertools.pairwise(rungs)):
-        raise ValueError(f"rungs must ascend, got {rungs}")
-    if num_steps is not None and rungs and rungs[-1] >= num_steps:
-        raise ValueError(f"rungs must lie below the {num_steps} steps of a finished image, got {rungs}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ttsnap.core.grid import BoolArray, FloatArray, Fork, IntArray, Problem, Query, Rung, Search
-from ttsnap.policies.successive_halving import check_rungs
+from ttsnap.core.grid import Problem, Query, Rung, Search
+from ttsnap.policies.places import children_at, only
+from ttsnap.policies.rungs import check_rungs, step_of
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class ZeroOrder:
 
     Attributes:
         rounds: of neighbours.
-        look: denoiser calls after which neighbours are judged; None: 40 % of the steps.
+        look: denoiser calls after which neighbours are judged, or that share of the steps.
         angle: degrees by which the pivot's noise is rotated.
         explore: chance of a neighbour to be a new start, 90 degrees away (epsilon).
     """
 
     rounds: int = 4
-    look: int | None = None
+    look: float = 0.4
     angle: float = 30.0
     explore: float = 0.0
 
     def __post_init__(self) -> None:
-        check_rungs(() if self.look is None else (self.look,))
-        if self.rounds < 1 or not 0 <= self.explore <= 1 or (self.look is not None and self.look < 2):
+        check_rungs((self.look,))
+        if self.rounds < 1 or not 0 <= self.explore <= 1 or self.look == 1:
             raise ValueError(
                 "zero-order search takes at least 1 round, looks after 2 calls or later and explores with a chance "
                 f"in 0..1, got {self.rounds}, {self.look}, {self.explore}"
@@ -43,27 +43,26 @@ class ZeroOrder:
     def search(self, problem: Problem, rng: np.random.Generator) -> Search:
         """Round by round; then finish the best."""
         rows, count, steps = problem
-        look, near = self._look(steps), _neighbours(count)
+        shape, look, near = (rows, count), self._look(steps), _neighbours(count)
         if near < 1:
-            yield Query(np.ones((rows, count), dtype=bool), steps)
+            yield Query(np.ones(shape, dtype=bool), steps)
             return
         pivot, best, every = 0, count - 1, np.arange(rows)
         neighbours, twins = np.arange(1, near + 1), np.arange(near + 1, 2 * near + 1)
-        yield Query(_places((rows, count), pivot), 1)
+        yield Query(only(shape, pivot), 1)
         record = np.full(rows, -np.inf)
         for _ in range(self.rounds):
             angle = np.where(rng.random(near) < self.explore, 90.0, self.angle)
-            yield _fork((rows, count), neighbours, np.full((rows, near), pivot), 1, angle)
-            yield _fork((rows, count), twins, np.tile(neighbours, (rows, 1)), 1, np.zeros(near))
-            rewards = (yield Query(_places((rows, count), twins), look))[:, twins]
+            yield children_at(shape, neighbours, pivot, 1, angle)
+            yield children_at(shape, twins, neighbours, 1)
+            rewards = (yield Query(only(shape, twins), look))[:, twins]
             top = rewards.argmax(axis=1)
             better = rewards[every, top] > record
             record = np.where(better, rewards[every, top], record)
             if better.any():
-                for place, parents, step in ((best, twins[top], look), (pivot, neighbours[top], 1)):
-                    chosen = np.where(better, parents, -1)[:, None]
-                    yield _fork((rows, count), np.array([place]), chosen, step, np.zeros(1))
-        yield Query(_places((rows, count), best), steps)
+                yield children_at(shape, [best], twins[top][:, None], look, rows=better)
+                yield children_at(shape, [pivot], neighbours[top][:, None], 1, rows=better)
+        yield Query(only(shape, best), steps)
 
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
         """The pivot's call, the neighbours of all rounds, and the one that is finished."""
@@ -73,26 +72,9 @@ class ZeroOrder:
         return (Rung(1, 1), Rung(look, self.rounds * near), Rung(num_steps, 1))
 
     def _look(self, num_steps: int) -> int:
-        look = max(2, round(0.4 * num_steps)) if self.look is None else self.look
-        check_rungs((look,), num_steps)
-        return look
+        return max(2, step_of(self.look, num_steps))
 
 
 def _neighbours(count: int) -> int:
     """How many a round has."""
     return (count - 2) // 2
-
-
-def _places(shape: tuple[int, int], places: int | IntArray) -> BoolArray:
-    """A mask of places, the same for all prompts."""
-    mask = np.zeros(shape, dtype=bool)
-    mask[:, places] = True
-    return mask
-
-
-def _fork(shape: tuple[int, int], places: IntArray, parents: NDArray[np.int64], step: int, angle: FloatArray) -> Fork:
-    """A fork into some places [n], from parents [prompts, n], by angles [n]."""
-    everywhere, angles = np.full(shape, -1), np.zeros(shape)
-    everywhere[:, places] = parents
-    angles[:, places] = np.where(parents >= 0, angle, 0.0)
-    return Fork(everywhere, step, angles)

@@ -8,6 +8,7 @@ from typing import Protocol
 from ttsnap.core.cost import NAMED_COST_MODELS, Budget, CostModel, affordable
 from ttsnap.core.grid import FloatArray, Policy
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
+from ttsnap.policies.rungs import steps_of
 from ttsnap.recordings import Recording
 
 
@@ -91,9 +92,9 @@ class Published:
             kind = "early selection" if isinstance(policy, EarlySelection) else type(policy).__name__
             raise ValueError(f"the published accounting knows best-of-n and halving with keep ratios, not {kind}")
         cost, share, before = 0.0, 1.0, 0
-        for step, keep in zip(policy.rungs, policy.keep, strict=True):
+        for index, step in steps_of(policy.rungs, num_steps):
             cost += share * ((step - 1 - before) * call + self.model.look(step).tflop)
-            share *= keep
+            share *= policy.keep[index]
             before = step - 1
         return cost + share * ((num_steps - 1 - before) * call + last)
 
