@@ -22,27 +22,18 @@ from snap import finish_all
 from ttsnap import policies
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.live.session import prepare
-from ttsnap.policies import BestOfN, Branching, Steering, SuccessiveHalving, ZeroOrder, default_policy
+from ttsnap.policies import BestOfN, default_policy
 from ttsnap.shapes import hard
 
 BLOCK = 20
 
 
 def contenders(steps):
-    """Name -> policy."""
-    quarter, half = round(0.25 * steps), round(0.5 * steps)
-    return {
-        "halving, published schedule (TTSnap)": default_policy(steps),
-        "halving, tuned": None,
-        "two quarters (PSP)": SuccessiveHalving((quarter, half), (0.5, 0.5)),
-        "beam": Branching(),
-        "beam, families (SVDD)": Branching(None, (0.25,) * 3, (1.0, 1.0, 0.25), families=True),
-        "steering, max (FK)": Steering(),
-        "steering, difference (FK)": Steering(potential="difference"),
-        "steering, sum (FK)": Steering(potential="sum"),
-        "zero-order": ZeroOrder(),
-        "zero-order, epsilon-greedy": ZeroOrder(explore=0.4),
-    }
+    """Name -> policy; None: the schedule that ships."""
+    known = {"halving, published schedule (TTSnap)": default_policy(steps), "halving, tuned": None}
+    names = "psp dog-trim early-selection beam dsearch svdd trajectory-greedy fk-max fk-difference fk-sum smc zero-order"
+    names += " epsilon-greedy search-over-paths restart best-first evosearch spectral rbf"
+    return known | {name: policies.named(name) for name in names.split()}
 
 
 def curve(pool, who):

@@ -16,18 +16,24 @@ from ttsnap.cli.options import (
     CallTflop,
     CostModelName,
     LookTflop,
+    ModelOptions,
     Weights,
 )
-from ttsnap.live.settings import read_numbers
+from ttsnap.live.settings import ModelSettings, read_numbers
 
 if TYPE_CHECKING:
     from ttsnap.replay.tuning import Tuning
 
 
 def tune(
-    recording: Path,
+    recording: Path | None = None,
     /,
     *,
+    policy: Annotated[str | None, Parameter(group=POLICIES)] = None,
+    prompts: Annotated[str | None, Parameter(group=POLICIES)] = None,
+    prompt_range: Annotated[str | None, Parameter(group=POLICIES)] = None,
+    model: ModelOptions = ModelSettings(),
+    reward: Annotated[str | None, Parameter(group=POLICIES)] = None,
     budget: Annotated[tuple[str, ...], Budgets] = (),
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     cost_model: CostModelName = None,
@@ -37,7 +43,7 @@ def tune(
     guide: Annotated[str, Parameter(group=POLICIES)] = "aware",
     weights: Weights = None,
     folds: int = 4,
-    trials: int = 3200,
+    trials: int | None = None,
     seconds: float | None = None,
     seed: int = 0,
     json: AsJson = False,
@@ -46,14 +52,21 @@ def tune(
 
     Try: ttsnap tune flux.zarr --budgets 400:4000:200TFLOP --out tuned.json, then: ttsnap generate --policy tuned.json
 
+    With a recording, schedules of halving are replayed, thousands of them. Without one, any policy is tuned live:
+    ttsnap tune --model shapes-hard --policy svdd --prompts shapes-hard:train --prompt-range :60 --budget 18GFLOP
+
     Args:
         recording: A recording (see import-values and record).
+        policy: Live: the policy to begin with, by name or as a FILE.json; it says how many rungs there are.
+        prompts: Live: a file with prompts, or a list that comes with a model; half of them are held out.
+        prompt_range: Live: part of them, such as 0:60.
+        reward: Live: reward(s) to search by (default: the model's own).
         budget: 2000TFLOP, or a range 400:4000:200TFLOP for one schedule that serves all; also NFE; several by repeating
             (default: best-of-2 to best-of-20).
         out: Write the policy file here.
         guide: What schedules see: aware (noise-aware rewards, clean where there are none) or clean.
         folds: Parts of the prompts; each is reported by a schedule fitted on the others.
-        trials: Schedules to try, for all folds together.
+        trials: Schedules to try, for all folds together (default: 3200; live 40).
         seconds: Stop the search early after so long; results then depend on the machine.
         seed: Seed of folds, draws and proposals.
     """
@@ -67,6 +80,11 @@ def tune(
     from ttsnap.replay import accounting_of, cost_model_of, default_budgets
     from ttsnap.replay.tuning import tune as fit
 
+    if recording is None:
+        _live(policy, prompts, prompt_range, model, reward, weights, budget, out, trials, seconds, seed, json)
+        return
+    if live := [f"--{name}" for name, value in (("policy", policy), ("prompts", prompts), ("reward", reward)) if value]:
+        raise ValueError(f"{', '.join(live)} tune live; leave out the recording {recording}")
     budgets = sorted({b for text in budget for b in parse_budgets(text)}, key=lambda b: b.amount)
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
@@ -82,7 +100,7 @@ def tune(
             guide=guide,
             weights=read_numbers(weights, "--weights", "1,.5") if weights else None,
             folds=folds,
-            trials=trials,
+            trials=3200 if trials is None else trials,
             seconds=seconds,
             seed=seed,
             on_progress=lambda done, total, best: bar.update(
@@ -95,6 +113,84 @@ def tune(
         print(encoder.dumps(tuning.to_dict() | {"file": None if out is None else str(out)}, allow_nan=False))
     else:
         _show(tuning, out)
+
+
+def _live(
+    name: str | None,
+    source: str | None,
+    part: str | None,
+    model: ModelSettings,
+    reward: str | None,
+    weights: str | None,
+    budget: tuple[str, ...],
+    out: Path | None,
+    trials: int | None,
+    seconds: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Tune a policy by searching with it."""
+    import json as encoder
+
+    from rich.progress import Progress
+
+    from ttsnap import policies
+    from ttsnap.cli.options import read_prompts, read_range
+    from ttsnap.cli.progress import console
+    from ttsnap.cli.workers import quietly
+    from ttsnap.core.cost import Budget
+    from ttsnap.files.pictures import Pictures
+    from ttsnap.live.settings import SearchSettings
+    from ttsnap.live.tuning import tune as fit
+
+    if name is None or source is None or len(budget) != 1:
+        raise ValueError(
+            "give a recording; or tune live: --policy svdd --prompts FILE and one --budget, such as --budget 2000TFLOP"
+        )
+    base, limit = policies.named(name), Budget.parse(budget[0])
+    texts = read_prompts((), source)
+    texts = [texts[place] for place in read_range(part, len(texts))]
+    if out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
+    settings = SearchSettings(reward=reward, weights=weights, policy=name if base else None)
+    session = quietly(settings.prepare, model, texts[0], Pictures(), None)
+    base = base or policies.default_policy(session.sampler.num_steps)
+    shown = console(as_json)
+    with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
+        task = bar.add_task("tuning", total=trials or 40)
+        tuning = fit(
+            session,
+            texts,
+            base,
+            limit,
+            trials=40 if trials is None else trials,
+            seconds=seconds,
+            seed=seed,
+            on_progress=lambda done, best: bar.update(
+                task, completed=done, description=f"tuning, best mean reward {best:.4g}"
+            ),
+        )
+    if out is not None:
+        tuning.save(out)
+    if as_json:
+        print(encoder.dumps(tuning.to_dict() | {"file": None if out is None else str(out)}, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    for column in ("held out", "mean reward", "TFLOP per prompt", "tuned gains (95 %)"):
+        table.add_column(column, justify="left" if column == "held out" else "right")
+    for key, found in tuning.rewards.items():
+        gain = "" if key == "tuned" else "{:+.3g} ({:+.3g} to {:+.3g})".format(*tuning.gain(key))
+        table.add_row(key, f"{found.mean():.4g}", f"{tuning.tflop[key].mean():.4g}", gain)
+    printer = Console()
+    printer.print(table)
+    verdict = "better than" if tuning.better else "not better than"
+    printer.print(f"{verdict} the policy it began with, beyond the interval over prompts", highlight=False)
+    printer.print(f"policy: {encoder.dumps(policies.to_dict(tuning.policy))}", highlight=False, soft_wrap=True)
+    if out is not None:
+        printer.print(f"written: {out}", highlight=False, soft_wrap=True)
 
 
 def _show(tuning: Tuning, out: Path | None) -> None:

@@ -18,7 +18,7 @@ from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.loading import Loading, check_model, load_model, warm_up, with_scheduler
 from ttsnap.pipelines.models import MODELS, model_name
-from ttsnap.policies import default_policy, tuned_policy
+from ttsnap.policies import UntilGood, default_policy, tuned_policy
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.negtome import Negtome
@@ -211,6 +211,7 @@ def prepare(
     budget: str | Budget | None = None,
     candidates: int | None = None,
     policy: str | Policy | None = None,
+    stop_at: float | None = None,
     combine: Combine | None = None,
     report: rewards.Rewards | None = None,
     prompt: str = "a",
@@ -228,6 +229,7 @@ def prepare(
         candidates: how many to start (default 32; 8 for `shapes`).
         policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
             successive halving).
+        stop_at: reward that is good enough: candidates are searched four at a time, until a finished one has it.
         combine: several rewards -> one number (default: rank sum).
         report: rewards that judge the finished images and steer nothing; see `ttsnap.live.reporting`.
         prompt: a prompt to count and calibrate with.
@@ -257,6 +259,8 @@ def prepare(
     names = rewards.names_of(reward)
     if isinstance(combine, WeightedSum) and len(combine.weights) != len(names):
         raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")
+    if stop_at is not None and len(names) > 1 and not isinstance(combine, WeightedSum):
+        raise ValueError("a reward to stop at needs one reward, or weights that make several one number")
     if report is not None and (both := set(rewards.names_of(report)) & set(names)):
         raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
     chosen = policies.named(policy) if isinstance(policy, str) else policy
@@ -274,6 +278,8 @@ def prepare(
     if policy is None:
         chosen = tuned_policy(name, names, sampler.num_steps)
     chosen = chosen or default_policy(sampler.num_steps)
+    if stop_at is not None:
+        chosen = UntilGood(stop_at, inner=chosen)
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
     judges = rewards.load(reward, sampler.device)
     held_out = rewards.load(report, sampler.device) if report is not None else {}

@@ -127,12 +127,13 @@ class SearchSettings:
         reward: Reward (see `ttsnap rewards`), module:function, or several by commas (rank sum).
         weights: Weights of several rewards, such as 1,.5 (default: rank sum).
         report_reward: Held-out reward(s): judge finished images only, warn when they part from --reward.
-        policy: best-of-n, halving, early-selection, branching, steering, zero-order or a policy FILE.json (default:
-            tuned, else halving).
+        policy: best-of-n, halving, branching, svdd, steering, evosearch ... (docs/searches.md), or a policy FILE.json
+            (default: tuned, else halving).
         candidates: Candidates started per prompt (default: 32; 8 for shapes).
         budget: Or what a prompt may cost: 200NFE, 2000TFLOP, 50GFLOP or 30s.
         rungs: Steps at which to look, such as 3,7,12.
         keep: Share that survives each look, such as .4,.4,.5.
+        stop_at: Reward that is good enough: search four candidates at a time until one has it.
         seed: Seed of the first candidate; the others count up.
     """
 
@@ -144,6 +145,7 @@ class SearchSettings:
     budget: str | None = None
     rungs: str | None = None
     keep: str | None = None
+    stop_at: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -189,6 +191,7 @@ class SearchSettings:
             budget=None if fixed else self.budget,
             candidates=fixed or self.candidates,
             policy=self.chosen_policy(),
+            stop_at=self.stop_at,
             prompt=prompt,
             combine=WeightedSum(weights) if weights else None,
             report=self.report_reward,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class BestFirst:
 
     rungs: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6)
     share: float = 0.35
+
+    RANGES: ClassVar = {"rungs": (0.05, 0.85), "share": (0.15, 1.0)}
 
     def __post_init__(self) -> None:
         check_rungs(self.rungs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class Branching:
     grow: tuple[float, ...] = (0.4, 0.3, 0.08)
     angle: float | tuple[float, ...] = 50.0
     families: bool = False
+
+    RANGES: ClassVar = {"rungs": (0.05, 0.85), "keep": (0.02, 0.5), "grow": (0.05, 1.0), "angle": (10.0, 90.0)}
 
     def __post_init__(self) -> None:
         check_rungs(self.rungs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ class EarlySelection:
     """
 
     step: int = 8
+
+    RANGES: ClassVar = {"step": (0.05, 0.8)}
 
     def __post_init__(self) -> None:
         check_rungs((self.step,))

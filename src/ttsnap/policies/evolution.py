@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class Evolution:
     elite: float = 0.4
     angle: float = 35.0
     band: tuple[float, float] | None = None
+
+    RANGES: ClassVar = {"rungs": (0.05, 0.5), "look": (0.2, 0.8), "elite": (0.1, 0.9), "angle": (10.0, 90.0)}
 
     def __post_init__(self) -> None:
         check_rungs(self.rungs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Restart:
     back: float = 0.2
     rounds: int = 2
     width: float = 0.4
+
+    RANGES: ClassVar = {"step": (0.15, 0.8), "back": (0.05, 0.5), "rounds": (1, 5), "width": (0.1, 1.0)}
 
     def __post_init__(self) -> None:
         check_rungs((self.step,))

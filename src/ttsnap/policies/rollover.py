@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Rollover:
     rungs: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65)
     first: float = 0.6
     angle: float = 60.0
+
+    RANGES: ClassVar = {"rungs": (0.05, 0.85), "first": (0.2, 0.9), "angle": (10.0, 90.0)}
 
     def __post_init__(self) -> None:
         check_rungs(self.rungs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,6 +30,8 @@ class SearchOverPaths:
     children: int = 4
     ahead: float = 0.2
     back: float = 0.085
+
+    RANGES: ClassVar = {"children": (2, 8), "ahead": (0.12, 0.5), "back": (0.03, 0.3)}
 
     def __post_init__(self) -> None:
         if self.children < 1 or not 0 < self.back < self.ahead < 1:

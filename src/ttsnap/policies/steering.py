@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class Steering:
     angle: float = 45.0
     resampling: str = "systematic"
     threshold: float = 1.0
+
+    RANGES: ClassVar = {"rungs": (0.05, 0.85), "strength": (0.5, 8.0), "angle": (10.0, 90.0)}
 
     def __post_init__(self) -> None:
         check_rungs(self.rungs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class SuccessiveHalving:
     rungs: tuple[float, ...] = (3, 7, 12)
     keep: tuple[float, ...] | None = None
     sizes: tuple[int, ...] | None = None
+
+    RANGES: ClassVar = {"rungs": (0.05, 0.85), "keep": (0.1, 1.0)}
 
     def __post_init__(self) -> None:
         if self.keep is None and self.sizes is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class ZeroOrder:
     look: float = 0.4
     angle: float = 30.0
     explore: float = 0.0
+
+    RANGES: ClassVar = {"rounds": (1, 8), "look": (0.1, 0.8), "angle": (5.0, 90.0)}
 
     def __post_init__(self) -> None:
         check_rungs((self.look,))

@@ -20,7 +20,7 @@ from ttsnap.replay.statistics import best_of_n, relative_increase
 if TYPE_CHECKING:
     import optuna
 
-MAX_RUNGS = 4
+MAX_RUNGS = 6
 STARTUP = 60  # schedules at random before good ones are varied
 ELITE = 40  # good schedules to vary
 DRAWN = 2**19  # candidates drawn to judge one schedule in the search

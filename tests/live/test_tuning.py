@@ -1,0 +1,98 @@
+"""Tuning live: hyperparameters by searching with them, reported on prompts that they were not tuned on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.pipelines import tiny
+from ttsnap import policies
+from ttsnap.core.cost import Budget, affordable
+from ttsnap.core.ranking import WeightedSum
+from ttsnap.live import tuning
+from ttsnap.live.session import prepare
+from ttsnap.policies import POLICIES, PRESETS, Branching, SuccessiveHalving, space
+
+PROMPTS = ["a red circle", "a blue square", "a cat", "a dog", "two birds", "a tree"]
+
+
+@pytest.fixture(scope="module")
+def session():
+    return prepare(
+        tiny.flux(), reward=tiny.Redness(), candidates=2, num_inference_steps=5, height=32, width=32,
+        max_sequence_length=12,
+    )  # fmt: skip
+
+
+def test_a_policy_is_tuned_on_some_prompts_and_reported_on_others(session, tmp_path):
+    before = Branching((0.2, 0.5), keep=(0.4, 0.2), grow=(0.6, 0.3), angle=50.0)
+    budget = Budget(25.0, "NFE")
+    told = []
+    found = tuning.tune(session, PROMPTS, before, budget, trials=4, on_progress=lambda *seen: told.append(seen))
+    again = tuning.tune(session, PROMPTS, before, budget, trials=4)
+    assert found.trials == again.trials
+    assert [seen[0] for seen in told] == [1, 2, 3, 4]
+    assert found.trials[0] == policies.to_dict(before) | {"reward": found.trials[0]["reward"]}
+    best = max((trial for trial in found.trials if trial["reward"] is not None), key=lambda trial: trial["reward"])
+    tuned = policies.from_dict({key: value for key, value in best.items() if key != "reward"})
+    # Held out are the odd prompts, each policy with what the budget pays for, on the same seeds.
+    count = affordable(tuned, budget, session.cost_model, 5)
+    part = dataclasses.replace(session, policy=tuned, candidates=count)
+    alone = [
+        part.block([prompt], seed=tuning.SEEDS * (3 + place))[0].reward for place, prompt in enumerate(PROMPTS[1::2])
+    ]
+    np.testing.assert_allclose(found.rewards["tuned"], alone, atol=1e-5)
+    assert (found.tflop["best-of-n"] <= session.cost_model.of_plan(policies.BestOfN().plan(5, 5)).tflop + 1e-12).all()
+    mean, low, high = found.gain("before")
+    assert low <= mean <= high
+    assert found.better == (low > 0)
+    assert found.policy in (tuned, before)
+    found.save(tmp_path / "tuned.json")
+    read, notes = policies.load_with_notes(tmp_path / "tuned.json")
+    assert read == found.policy
+    assert (notes["held_out"]["prompts"], notes["provenance"]["budget"]) == (3, "25 NFE")
+
+
+def test_what_cannot_be_tuned_is_one_sentence(session):
+    halving = SuccessiveHalving((2,), (0.5,))
+    for prompts, policy, budget, told in (
+        (PROMPTS[:3], halving, "30NFE", "at least 4 prompts, half of them held out, got 3"),
+        (PROMPTS, halving, "30s", "budget in NFE or TFLOP"),
+        (PROMPTS, policies.BestOfN(), "30NFE", "BestOfN has no hyperparameters"),
+        (PROMPTS, halving, "3NFE", "too small for one image"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            tuning.tune(session, prompts, policy, Budget.parse(budget))
+    two = dataclasses.replace(session, judges={"a": tiny.Redness(), "b": tiny.Redness()})
+    with pytest.raises(ValueError, match="give --weights"):
+        tuning.tune(two, PROMPTS, halving, Budget.parse("30NFE"))
+    assert isinstance(WeightedSum((1.0, 0.5)), WeightedSum)
+
+
+class Told:
+    """Suggests what it is told, within the range."""
+
+    def __init__(self, told):
+        self.told = told
+
+    def suggest_float(self, name, low, high):
+        return min(max(self.told[name], low), high)
+
+    def suggest_int(self, name, low, high):
+        return round(self.suggest_float(name, low, high))
+
+
+@pytest.mark.parametrize("name", [*POLICIES, *PRESETS])
+def test_every_policy_but_the_fixed_ones_can_be_varied(name):
+    if name in ("best-of-n", "until-good", "hand-picked"):
+        return
+    policy = policies.named(name) or SuccessiveHalving()
+    given = space.values(policy, 20)
+    higher = {key: value if "rungs" in key else 1.1 * value for key, value in given.items()}
+    varied = space.suggest(policy, Told(higher | {key: 1.0 for key in given if key.startswith("grow")}))
+    assert varied != policy
+    assert varied.plan(16, 20)[-1].step == 20
+    again = space.suggest(policy, Told(given))
+    assert [rung.step for rung in again.plan(32, 20)] == [rung.step for rung in policy.plan(32, 20)]
