@@ -14,12 +14,13 @@ from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
 from ttsnap.core.cost import CostModel
 from ttsnap.core.driver import run
 from ttsnap.core.grid import Fork, Query
+from ttsnap.core.tree import Tree, Trees
 from ttsnap.live.engine import Engine
 from ttsnap.live.result import history_of
 from ttsnap.pipelines.forks import Turn, natural, rotated, within
 from ttsnap.pipelines.negtome import Negtome
 from ttsnap.pipelines.sampler import Sampler
-from ttsnap.policies import Branching, Steering, ZeroOrder
+from ttsnap.policies import Branching, EarlySelection, Steering, ZeroOrder
 
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 6}
 BEAM = Branching((1, 3, 4), keep=(0.5, 0.5, 0.25), grow=(1.0, 1.0, 0.5), angle=50.0)
@@ -307,6 +308,38 @@ def test_the_history_tells_the_looks_of_a_place_in_their_order():
         rewards.append([one.reward for one in seen[3]])
     assert rewards[2][:1] == rewards[0]
     assert rewards[2][:2] == rewards[1]
+
+
+@pytest.mark.parametrize("name", ["svdd", "smc", "zero-order", "search-over-paths", "evosearch", "rbf"])
+def test_a_recorded_tree_replays_the_live_choice_and_cost(name, tmp_path):
+    build, options = FAMILIES["FLUX"]
+    results = ttsnap.search(
+        build(), ["a red circle", "a cat"], reward=tiny.Redness(), policy=name, candidates=9, seed=5, **options
+    )
+    trees = []
+    for number, result in enumerate(results):
+        result.save(tmp_path / f"p{number:04d}", board=False)
+        trees.append(Tree.load(tmp_path / f"p{number:04d}" / "tree.json"))
+        assert trees[-1].looks == result.tree.looks
+    policy = ttsnap.policies.from_dict(trees[0].policy)
+    for chosen, some in ([results, trees], [results[:1], trees[:1]], [results[1:], trees[1:]]):
+        replayed = run(policy, Trees(some), rng=np.random.default_rng(trees[0].random))
+        assert (5 + replayed.chosen).tolist() == [result.seed for result in chosen]
+        assert replayed.ledger.nfe.tolist() == [result.cost.nfe for result in chosen]
+        assert replayed.ledger.looks.tolist() == [result.cost.looks for result in chosen]
+        np.testing.assert_allclose(replayed.rewards[:, 0], [result.reward for result in chosen], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"holds no look at prompt 'a red circle', seed .* after 3 calls; replay"):
+        run(EarlySelection(step=3), Trees(trees[:1]))
+
+
+def test_a_file_that_is_no_tree_is_refused(tmp_path):
+    (tmp_path / "tree.json").write_text('{"looks": [{"way": []}]}')
+    for file, told in (
+        (tmp_path / "tree.json", "is not a tree.json"),
+        (tmp_path / "none.json", "cannot read the tree"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Tree.load(file)
 
 
 def test_what_cannot_be_forked_is_one_sentence():

@@ -59,7 +59,8 @@ def simulate(
     Try: ttsnap simulate flux.zarr --plots plots/
 
     Args:
-        recording: A recording (see import-values and record).
+        recording: A recording (see import-values and record); or what a search with forks left: its tree.json, or the
+            folder of generate. Only what was looked at is known of it, so it replays the policy that was recorded.
         policy: halving, early-selection, or a policy FILE.json; several by repeating (default: halving).
         rungs: Another halving: steps at which to look, such as 3,7,12.
         keep: Share that survives each look, such as .4,.4,.5.
@@ -82,6 +83,9 @@ def simulate(
     from ttsnap.replay import accounting_of, cost_model_of, default_budgets
     from ttsnap.replay import simulate as replay
 
+    if trees := _trees(recording):
+        _replay_trees(trees, policy, weights, json)
+        return
     budget = parse_budgets(budgets) if budgets else None
     numbers = read_numbers(weights, "--weights", "1,.5") if weights else None
     opened = Recording.open(recording)
@@ -115,6 +119,49 @@ def simulate(
         print(encoder.dumps(simulation.to_dict() | {"files": [str(path) for path in written]}))
     else:
         show(simulation, written)
+
+
+def _trees(path: Path) -> list[Path]:
+    """The trees that are named: a file, or those of a folder that `generate` wrote."""
+    if path.suffix == ".json":
+        return [path]
+    return sorted(path.glob("tree.json")) + sorted(path.glob("p[0-9]*/tree.json"))
+
+
+def _replay_trees(files: Sequence[Path], names: Sequence[str], weights: str | None, as_json: bool) -> None:
+    """Replay searches that forked, each from what it looked at itself."""
+    import json as encoder
+
+    import numpy as np
+    from rich.console import Console
+
+    from ttsnap import policies
+    from ttsnap.core.driver import run
+    from ttsnap.core.ranking import WeightedSum
+    from ttsnap.core.tree import Tree, Trees
+
+    if len(names) > 1:
+        raise ValueError("a recorded tree is replayed with one policy at a time")
+    combine = WeightedSum(read_numbers(weights, "--weights", "1,.5")) if weights else None
+    rows = []
+    for file in files:
+        tree = Tree.load(file)
+        policy = (policies.named(names[0]) or policies.default_policy(tree.num_steps)) if names else None
+        policy = policy or policies.from_dict(tree.policy)
+        result = run(policy, Trees([tree]), combine, np.random.default_rng(tree.random))
+        named = dict(zip(tree.rewards, result.rewards[0].tolist(), strict=True))
+        chosen = {"prompt": tree.prompt, "seed": tree.seeds[int(result.chosen[0])], "rewards": named}
+        rows.append(
+            chosen | {"nfe": int(result.ledger.nfe[0]), "looks": int(result.ledger.looks[0]), "file": str(file)}
+        )
+    if as_json:
+        print(encoder.dumps({"trees": rows}))
+        return
+    table = _table("replayed from recorded trees", ("prompt", "seed", "reward", "calls", "looks"))
+    for row in rows:
+        values = ", ".join(_number(value) for value in row["rewards"].values())
+        table.add_row(row["prompt"], str(row["seed"]), values, str(row["nfe"]), str(row["looks"]))
+    Console().print(table)
 
 
 def contenders(

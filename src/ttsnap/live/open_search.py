@@ -17,6 +17,7 @@ from ttsnap.core.driver import check, run
 from ttsnap.core.grid import BoolArray, Combine, IntArray, Policy, Problem, Query, Rung, Search
 from ttsnap.core.observers import SILENT, Observer, Result, Start, Stop
 from ttsnap.core.ranking import RankSum, WeightedSum, choose, order
+from ttsnap.core.tree import Tree
 from ttsnap.live import reporting
 from ttsnap.live.result import Ancestor, BestOfNComparison, Finished, SearchResult, history_of
 from ttsnap.policies import BestOfN
@@ -79,6 +80,7 @@ class OpenSearch:
         result: what the search came to so far.
         seconds: spent searching.
         notes: warnings on the way.
+        place: of its prompt among all that are searched for, which the policy's randomness depends on.
     """
 
     session: Setup
@@ -86,6 +88,7 @@ class OpenSearch:
     result: Result | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    place: int = 0
     _best_of_n: list[BestOfNComparison] | None = None
     _compared: Grid | None = None
     _said: str | None = None
@@ -145,7 +148,7 @@ class OpenSearch:
                 policy,
                 grid,
                 s.combine,
-                np.random.default_rng([self.seed, 0]),
+                np.random.default_rng([self.seed, self.place]),
                 observer=observer,
                 before=self.result,
             )
@@ -203,6 +206,7 @@ class OpenSearch:
                 stopped=result.stopped,
                 weights=list(s.combine.weights) if isinstance(s.combine, WeightedSum) else None,
                 lineage=self._lineage(p),
+                tree=self._tree(p),
             )
             for p, prompt in enumerate(self.prompts)
         ]
@@ -251,6 +255,22 @@ class OpenSearch:
             for place, turns in sorted(grid.lineage.items())
             if place[0] == p
         }
+
+    def _tree(self, p: int) -> Tree | None:
+        """What was looked at, if candidates were forked."""
+        result, names = self._result(), list(self.session.judges)
+        if not result.forks or not result.history:
+            return None
+        return Tree.of(
+            result,
+            p,
+            self.session.sampler.num_steps,
+            self.grid.seeds[p],
+            prompt=self.prompts[p],
+            rewards=names,
+            policy=policies.to_dict(self.session.policy),
+            random=[self.seed, self.place],
+        )
 
     def _blank(self, p: int) -> list[str]:
         """What is to be said of candidates whose pictures show nothing."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from ttsnap.core.cost import Cost, format_amount
 from ttsnap.core.observers import Seen
+from ttsnap.core.tree import Tree
 from ttsnap.files.storage import AnyPath, atomically, location, write, write_json
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class SearchResult:
         weights: by which several rewards were added; None: rank sum.
         held_out: what rewards that steered nothing say of the finished images.
         lineage: by seed, where a candidate comes from that a fork began (the last fork in its place).
+        tree: of a search that forked, all that it looked at, for replay.
     """
 
     prompt: str
@@ -99,6 +101,7 @@ class SearchResult:
     weights: list[float] | None = None
     held_out: list[HeldOut] = field(default_factory=list)
     lineage: dict[int, Ancestor] = field(default_factory=dict)
+    tree: Tree | None = field(default=None, repr=False)
 
     @property
     def best(self) -> Finished:
@@ -220,6 +223,8 @@ class SearchResult:
     def save(self, folder: str | AnyPath, *, board: bool = True) -> dict[str, Any]:
         """Write the images, the board and `result.json` (last, so that its presence means "complete").
 
+        A search that forked also leaves `tree.json`, which `ttsnap simulate` replays.
+
         Returns:
             The JSON object, with the file names.
         """
@@ -240,6 +245,9 @@ class SearchResult:
         if board:
             record["files"]["board"] = "board.png"
             save_image(self.board(), folder / "board.png")
+        if self.tree:
+            record["files"]["tree"] = "tree.json"
+            write_json(self.tree.to_dict(), folder / "tree.json")
         write_json(record, folder / "result.json")
         return record
 

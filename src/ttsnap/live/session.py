@@ -182,7 +182,8 @@ class Session(Setup):
                 yield ended.number, ended.error
                 continue
             try:
-                block = OpenSearch(self, ended.grid, ended.result, ended.seconds, ended.notes)
+                place = ended.number if places is None else places[ended.number]
+                block = OpenSearch(self, ended.grid, ended.result, ended.seconds, ended.notes, place)
                 if compare:
                     block.compare()
                 results = block.results(top)
