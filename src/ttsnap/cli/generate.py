@@ -59,13 +59,15 @@ def generate(
     texts = read_prompts(prompt, prompts)
     if top < 1:
         raise ValueError(f"--top must be at least 1, got {top}")
+    if search.different and top < 2:
+        raise ValueError("--different needs --top 2 or more: how many images")
     workers.check_device(model.device)
     if len(texts) == 1 and not workers.alone:
         raise ValueError("--workers and --ray-address are for many prompts; one prompt runs in one process")
     asked = {"prompts": texts}, model.key(), pictures.settings(), search.key()
     settings = resume_key(*asked, {"top": top, "compare": compare, "board": board})
     folder, fixed = open_directory(None if out is None else location(out, absolute=True), settings)
-    prepare = partial(quietly, search.prepare, model, texts[0], pictures, fixed)
+    prepare = partial(quietly, search.prepare, model, texts[0], pictures, fixed, top)
     job = Generate(prepare, texts, folder, settings, fixed, search.seed, top, compare, board)
     if len(texts) > 1:
         _many(job, workers, json)

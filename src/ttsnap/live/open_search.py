@@ -43,6 +43,7 @@ class Setup:
         model: its name, for the record.
         budget: as the user gave it.
         combine: several rewards -> one number.
+        different: how many images a set that is good and different has; 0: none is wanted.
         held_out: rewards by name that judge finished images and steer nothing; see `ttsnap.live.reporting`.
         held_out_tflop: of one look by each of them, and of what it reads of a prompt once.
     """
@@ -55,6 +56,7 @@ class Setup:
     model: str = "model"
     budget: str | None = None
     combine: Combine = field(default_factory=RankSum)
+    different: int = 0
     held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
     held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -147,7 +149,7 @@ class OpenSearch:
             self.result = run(
                 policy,
                 grid,
-                s.combine,
+                grid.differing(s.combine) if s.different else s.combine,
                 np.random.default_rng([self.seed, self.place]),
                 observer=observer,
                 before=self.result,
@@ -289,10 +291,10 @@ class OpenSearch:
         final = _final(result, self.session.sampler.num_steps)[p : p + 1]
         combined = self.session.combine(final, finished)
         count = min(top, int(finished.sum()))
-        return [
-            self._finished(self.grid, p, int(c), final[0, c], combined[0, c])
-            for c in order(combined, finished)[0, :count]
-        ]
+        chosen = order(combined, finished)[0, :count].tolist()
+        if self.session.different and count > 1:
+            chosen = self.grid.differing(self.session.combine).choose(p, finished[0], combined[0], count)
+        return [self._finished(self.grid, p, c, final[0, c], combined[0, c]) for c in chosen]
 
     def _finished(self, grid: Grid, p: int, c: int, values: Any, combined: float) -> Finished:
         from PIL import Image

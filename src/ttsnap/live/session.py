@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.loading import Loading, check_model, load_model, warm_up, with_scheduler
 from ttsnap.pipelines.models import MODELS, model_name
-from ttsnap.policies import UntilGood, default_policy, tuned_policy
+from ttsnap.policies import SuccessiveHalving, UntilGood, default_policy, tuned_policy
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.negtome import Negtome
@@ -175,6 +175,7 @@ class Session(Setup):
             places=places,
             previews=previews,
             observers=observers,
+            different=bool(self.different),
         )
         for ended in ends:
             if ended.result is None:
@@ -213,6 +214,7 @@ def prepare(
     candidates: int | None = None,
     policy: str | Policy | None = None,
     stop_at: float | None = None,
+    different: int = 0,
     combine: Combine | None = None,
     report: rewards.Rewards | None = None,
     prompt: str = "a",
@@ -231,6 +233,7 @@ def prepare(
         policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
             successive halving).
         stop_at: reward that is good enough: candidates are searched four at a time, until a finished one has it.
+        different: choose so many images that are good and different, while candidates are pruned and at the end.
         combine: several rewards -> one number (default: rank sum).
         report: rewards that judge the finished images and steer nothing; see `ttsnap.live.reporting`.
         prompt: a prompt to count and calibrate with.
@@ -279,6 +282,8 @@ def prepare(
     if policy is None:
         chosen = tuned_policy(name, names, sampler.num_steps)
     chosen = chosen or default_policy(sampler.num_steps)
+    if different and isinstance(chosen, SuccessiveHalving):
+        chosen = replace(chosen, least=max(chosen.least, different))
     if stop_at is not None:
         chosen = UntilGood(stop_at, inner=chosen)
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
@@ -292,16 +297,23 @@ def prepare(
         if budget.unit == "s":
             model = calibrate(sampler, judges, model, prompt)
         candidates = affordable(chosen, budget, model.slower(MARGIN), sampler.num_steps)
+    candidates = candidates or (own and own.candidates) or DEFAULT_CANDIDATES
+    if different and (ends := chosen.plan(candidates, sampler.num_steps)[-1].size) < different:
+        raise ValueError(
+            f"with {candidates} candidates this policy finishes {ends}, fewer than the {different} that are to differ; "
+            "take halving or best-of-n, and as many candidates"
+        )
     assert list(judges) == names
     return Session(
         sampler,
         judges,
         chosen,
-        candidates or (own and own.candidates) or DEFAULT_CANDIDATES,
+        candidates,
         model,
         name,
         str(budget) if budget else None,
         combine or RankSum(),
+        different,
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
     )
@@ -330,7 +342,7 @@ def search(
         pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
         prompt: what to paint, or a list of prompts, which share batches.
         seed: first seed; candidates use `seed`, `seed` + 1, ...
-        top: how many of the best finished images to return.
+        top: how many of the best finished images to return; with `different=True` those that are also different.
         compare: also run best-of-N at the same cost, on the first of the same seeds.
         observer: is told what happens, and may raise `ttsnap.core.observers.Stop`: what is finished by then is kept.
         **settings: those of `prepare` (`reward`, `budget` or `candidates`, `policy`, `preview`, `device`, `dtype` ...),
@@ -346,6 +358,8 @@ def search(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     check_prompts(prompts)
     check_top(top)
+    if settings.get("different") is True:
+        settings["different"] = top
     session = prepare(pipe, prompt=prompts[0], **settings)
     results = session.block(prompts, seed=seed, top=top, compare=compare, observer=observer)
     return results[0] if isinstance(prompt, str) else results

@@ -134,6 +134,7 @@ class SearchSettings:
         rungs: Steps at which to look, such as 3,7,12.
         keep: Share that survives each look, such as .4,.4,.5.
         stop_at: Reward that is good enough: search four candidates at a time until one has it.
+        different: With --top: the best images that are also different, chosen while candidates are pruned, too.
         seed: Seed of the first candidate; the others count up.
     """
 
@@ -146,6 +147,7 @@ class SearchSettings:
     rungs: str | None = None
     keep: str | None = None
     stop_at: float | None = None
+    different: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -172,7 +174,9 @@ class SearchSettings:
         """The policy that is asked for; None: the model's own."""
         return read_policy(self.policy, self.rungs, self.keep)
 
-    def prepare(self, model: ModelSettings, prompt: str, pictures: Pictures, fixed: int | None) -> Session:
+    def prepare(
+        self, model: ModelSettings, prompt: str, pictures: Pictures, fixed: int | None, top: int = 1
+    ) -> Session:
         """Load everything that a search needs.
 
         Args:
@@ -180,6 +184,7 @@ class SearchSettings:
             prompt: a prompt to count and calibrate with.
             pictures: that the pipeline is given.
             fixed: candidates that a run which is resumed has settled on.
+            top: images that are wanted.
         """
         from ttsnap.core.ranking import WeightedSum
         from ttsnap.live.session import prepare
@@ -192,6 +197,7 @@ class SearchSettings:
             candidates=fixed or self.candidates,
             policy=self.chosen_policy(),
             stop_at=self.stop_at,
+            different=top if self.different else 0,
             prompt=prompt,
             combine=WeightedSum(weights) if weights else None,
             report=self.report_reward,

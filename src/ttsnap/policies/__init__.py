@@ -152,7 +152,7 @@ def to_dict(policy: Policy) -> dict[str, Any]:
     return {"policy": name} | {
         key: to_dict(value) if isinstance(value, Policy) else value
         for key, value in fields.items()
-        if value is not None
+        if value is not None and not (name == "halving" and (key, value) == ("least", 1))
     }
 
 

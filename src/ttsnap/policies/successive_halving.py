@@ -23,11 +23,13 @@ class SuccessiveHalving:
         keep: the fraction of the alive that survives each rung, in (0, 1], rounded to the nearest whole number (a
             half to the even one, as the authors do); at least one always survives.
         sizes: instead of `keep`, how many survive each rung.
+        least: at least so many survive each rung.
     """
 
     rungs: tuple[float, ...] = (3, 7, 12)
     keep: tuple[float, ...] | None = None
     sizes: tuple[int, ...] | None = None
+    least: int = 1
 
     RANGES: ClassVar = {"rungs": (0.05, 0.85), "keep": (0.1, 1.0)}
 
@@ -43,6 +45,8 @@ class SuccessiveHalving:
         for ratio in self.keep or ():
             if not 0 < ratio <= 1:
                 raise ValueError(f"a keep ratio must be above 0 and at most 1, got {ratio}")
+        if self.least < 1:
+            raise ValueError(f"at least 1 survives each rung, got {self.least}")
         if self.sizes is not None and any(size < 1 or size != int(size) for size in self.sizes):
             raise ValueError(f"sizes must be whole numbers of at least 1, got {self.sizes}")
 
@@ -66,6 +70,6 @@ class SuccessiveHalving:
 
     def _survivors(self, index: int, size: int) -> int:
         if self.sizes is not None:
-            return min(size, int(self.sizes[index]))
+            return min(size, max(self.least, int(self.sizes[index])))
         assert self.keep is not None
-        return max(1, round(self.keep[index] * size))
+        return min(size, max(self.least, round(self.keep[index] * size)))
