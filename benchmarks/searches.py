@@ -31,7 +31,9 @@ BLOCK = 20
 def contenders(steps):
     """Name -> policy; None: the schedule that ships."""
     known = {"halving, published schedule (TTSnap)": default_policy(steps), "halving, tuned": None}
-    names = "psp dog-trim early-selection beam dsearch svdd trajectory-greedy fk-max fk-difference fk-sum smc zero-order"
+    names = (
+        "psp dog-trim early-selection beam dsearch svdd trajectory-greedy fk-max fk-difference fk-sum smc zero-order"
+    )
     names += " epsilon-greedy search-over-paths restart best-first evosearch spectral rbf"
     return known | {name: policies.named(name) for name in names.split()}
 

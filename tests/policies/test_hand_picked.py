@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ttsnap.core.driver import run
 from ttsnap.core.observers import Stop
 from ttsnap.policies import BestOfN, EarlySelection, HandPicked, SuccessiveHalving
+from ttsnap.policies.hand_picked import Picked
 from ttsnap.replay.environment import ReplayEnvironment
 
 HALVING = SuccessiveHalving((1, 3), sizes=(3, 2))
@@ -92,3 +93,33 @@ def test_whoever_picks_may_stop():
     assert result.stopped
     assert (result.chosen == -1).all()
     assert (result.ledger.nfe == 6).all()
+
+
+def test_more_like_a_candidate_are_its_children_in_the_places_of_the_dropped():
+    forks = []
+
+    class World(ReplayEnvironment):
+        def fork(self, fork):
+            forks.append(fork)
+            return np.zeros(fork.parents.shape)
+
+    def pick(proposal):
+        keep = np.zeros_like(proposal.alive)
+        keep[:, [1, 4]] = True
+        more = np.zeros(keep.shape, dtype=np.int64)
+        if proposal.step == 1:
+            more[:, 4] = 3
+        return Picked(keep, more)
+
+    result = run(HandPicked(HALVING, angle=25.0, pick=pick), World(replay().guide))
+    (fork,) = forks
+    assert fork.step == 1
+    assert fork.parents.tolist() == [[4, -1, 4, 4, -1, -1]] * 2
+    assert fork.angle[0].tolist() == [25.0, 0, 25.0, 25.0, 0, 0]
+    assert (result.ledger.nfe == 6 * 1 + 5 * 2 + 2 * 2).all()  # the children pay for their own calls alone
+
+    def wrong(proposal):
+        return Picked(proposal.keep, np.ones(proposal.keep.shape, dtype=np.int64))
+
+    with pytest.raises(ValueError, match="more can be made of candidates that were looked at and go on"):
+        run(HandPicked(HALVING, pick=wrong), replay())

@@ -11,6 +11,7 @@ import numpy as np
 
 from ttsnap.core.grid import BoolArray, FloatArray, IntArray, Policy, Problem, Query, Rung, Search
 from ttsnap.core.ranking import top
+from ttsnap.policies.places import placed
 from ttsnap.policies.successive_halving import SuccessiveHalving
 
 
@@ -32,8 +33,20 @@ class Proposal(NamedTuple):
     keep: BoolArray
 
 
-Pick = Callable[[Proposal], BoolArray]
-"""Answers which candidates go on [prompts, candidates]; those dropped earlier may come back. May raise `Stop`."""
+class Picked(NamedTuple):
+    """What the person answers where something is to be made like a candidate.
+
+    Attributes:
+        keep: who goes on [prompts, candidates]; those dropped earlier may come back.
+        more: how many children each of them has [prompts, candidates], in the places of those who do not go on.
+    """
+
+    keep: BoolArray
+    more: IntArray
+
+
+Pick = Callable[[Proposal], BoolArray | Picked]
+"""Answers which candidates go on [prompts, candidates], or with more like some of them. May raise `Stop`."""
 
 
 def agree(proposal: Proposal) -> BoolArray:
@@ -47,15 +60,17 @@ class HandPicked:
 
     With `agree` it is that policy, if that drops all but the best by a fixed plan, as halving does. Where somebody
     keeps more or fewer, the share that its plan keeps at the next rung is proposed again; who keeps more than proposed
-    pays more than planned.
+    pays more than planned. More like a candidate are forks of it, which take the places of dropped ones.
 
     Attributes:
         proposer: its plan says where to look and how many to propose.
         pick: decides; not part of the record.
+        angle: degrees by which the noise of more like a candidate differs from its own.
     """
 
     proposer: Policy = field(default_factory=SuccessiveHalving)
     pick: Pick = field(default=agree, repr=False, compare=False)
+    angle: float = 40.0
 
     def search(self, problem: Problem, rng: np.random.Generator) -> Search:
         """Look, let pick, go on with the picked; a candidate without a rival is not looked at."""
@@ -66,10 +81,17 @@ class HandPicked:
                 break
             rewards = yield Query(compared, rung.step)
             keep = top(rewards, compared, share(compared, following.size / rung.size)) | (alive & ~compared)
-            picked = np.asarray(self.pick(Proposal(rung.step, following.step, compared, rewards, keep)), dtype=bool)
+            answer = self.pick(Proposal(rung.step, following.step, compared, rewards, keep))
+            picked = np.array(answer.keep if isinstance(answer, Picked) else answer, dtype=bool)
             if picked.shape != alive.shape or not picked.any(axis=1).all():
                 raise ValueError("at least one candidate of each prompt must be kept")
-            alive = picked.copy()
+            alive = picked
+            if isinstance(answer, Picked) and (answer.more > 0).any():
+                if (answer.more[~(picked & compared)] > 0).any():
+                    raise ValueError("more can be made of candidates that were looked at and go on")
+                fork = placed(picked + answer.more, rung.step, self.angle, ~picked)
+                yield fork
+                alive = picked | fork.children
         yield Query(alive, problem.num_steps)
 
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
