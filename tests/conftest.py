@@ -37,7 +37,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
-
 @pytest.fixture
 def ttsnap():
     """The command line, run in this process."""
