@@ -1,4 +1,4 @@
-"""One Ray for all tests here, gone after them, and the object store that its workers see."""
+"""One Ray for all tests, and the object store that its workers see."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from tests.object_store import serve
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def store():
     with serve() as server:
         yield server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def two_cores(store):
     """A Ray on this machine with two CPUs; pools join it."""
     pytest.importorskip("ray")
