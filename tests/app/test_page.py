@@ -12,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 LONG = {"amount": 128, "policy": "best-of-N"}  # some seconds of work
+SHOWN_SOON = {"amount": 128}  # the same with early looks
 
 
 def search(page, name="search", prompt=None, amount=None, policy=None, press=True):
@@ -129,7 +130,7 @@ def test_two_people_at_once(visit, searches):
 
 def test_a_reload_in_mid_search(visit, searches):
     page = visit()
-    search(page, **LONG)
+    search(page, **SHOWN_SOON)
     page.wait_for_selector("#tt-search-board .tt-tile img")
     page.reload()
     page.wait_for_selector("#tt-search-go")

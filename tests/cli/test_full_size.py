@@ -14,7 +14,7 @@ from ttsnap.rewards.noise_aware import read_run
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle left of a red circle", "a purple square"]
 MODELS = {"flux": (tiny.flux, ["--size", "32"]), "sdxl": (tiny_sd.sdxl, ["--size", "32", "--guidance", "4"])}
-FAST = ("flux-imagereward", "sdxl-hpsv2")
+FAST = ("flux-imagereward",)
 
 
 def weights(reward, folder):

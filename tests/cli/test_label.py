@@ -20,7 +20,7 @@ SEEDS = seeds_of(range(3), 4)
 
 @pytest.fixture(scope="module")
 def sampler():
-    return load_sampler("shapes")
+    return load_sampler("shapes", num_inference_steps=6)
 
 
 @pytest.fixture(scope="module")

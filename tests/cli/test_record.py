@@ -20,7 +20,7 @@ from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
 from ttsnap.replay import cost_model_of
 
-SOURCE = ["--prompts", "shapes:held-out", "--prompt-range", "2:6", "--per-prompt", 4, "--seed", 100]
+SOURCE = ["--prompts", "shapes:held-out", "--prompt-range", "2:6", "--per-prompt", 4, "--seed", 100, "--steps", 5]
 
 
 def images(root):
@@ -28,16 +28,16 @@ def images(root):
 
 
 def test_a_tree_comes_back_from_its_seeds(ttsnap, tmp_path):
-    code, out, _ = ttsnap("record", *SOURCE, "--calls", "1,5,20", "--out", tmp_path / "tree", "--json")
+    code, out, _ = ttsnap("record", *SOURCE, "--calls", "1,3,5", "--out", tmp_path / "tree", "--json")
     report = json.loads(out)
     assert (code, report["prompts"], report["candidates"], report["images"]) == (0, 4, 4, 48)
-    assert report["calls"] == [1, 5, 20]
+    assert report["calls"] == [1, 3, 5]
     tree = ImageTree.open(tmp_path / "tree")
     assert {path.name for path in tree.root.iterdir()} == {"manifest.json", "p0002", "p0003", "p0004", "p0005"}
     assert tree.seeds[2].tolist() == [108, 109, 110, 111]
     assert tree.settings["model"] == "shapes"
 
-    again = ttsnap("record", *SOURCE, "--calls", "1,5,20", "--out", tmp_path / "again")
+    again = ttsnap("record", *SOURCE, "--calls", "1,3,5", "--out", tmp_path / "again")
     assert "48 images in" in again[1]
     assert images(tmp_path / "again") == images(tree.root)
 
@@ -46,18 +46,18 @@ def test_a_tree_comes_back_from_its_seeds(ttsnap, tmp_path):
     made = load_pipeline()(
         tree.prompts[3],
         generator=torch.Generator("cpu").manual_seed(int(tree.seeds[3, 2])),
-        num_inference_steps=20,
+        num_inference_steps=5,
         height=64,
         width=64,
         max_sequence_length=12,
     ).images[0]
-    difference = np.abs(np.asarray(made).astype(int) - tree.read(3, 2, 20))
+    difference = np.abs(np.asarray(made).astype(int) - tree.read(3, 2, 5))
     assert difference.max() <= 1
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(ttsnap, tmp_path):
-    options = ["record", "--prompts", "shapes:train", "--prompt-range", "0:8", "--per-prompt", 4]
-    options += ["--max-batch", 4, "--calls", "5,10,15,20"]
+    options = ["record", "--prompts", "shapes:train", "--prompt-range", "0:6", "--per-prompt", 4]
+    options += ["--max-batch", 4, "--steps", 6, "--calls", "2,4,5,6"]
     broken = tmp_path / "broken"
     process = subprocess.Popen(
         [sys.executable, "-c", "from ttsnap.cli import main; main()", *map(str, options), "--out", str(broken)],
@@ -65,12 +65,12 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(ttsnap, tm
         stdout=subprocess.DEVNULL,
     )
     deadline = time.time() + 120
-    while not (broken / "p0002").exists() and process.poll() is None and time.time() < deadline:
+    while not (broken / "p0001").exists() and process.poll() is None and time.time() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     found = images(broken)
-    assert 0 < len(found) < 8 * 4 * 4
+    assert 0 < len(found) < 6 * 4 * 4
     whole = next(iter(found))
     (broken / whole).write_bytes(found[whole][:1000])
     code, out, _ = ttsnap(*options, "--out", broken, "--json")
@@ -87,7 +87,7 @@ def test_rewards_without_images(ttsnap, tmp_path):
     assert code == 0
     assert json.loads(out)["rewards"] == ["shapes"]
     recording = Recording.open(tmp_path / "r")
-    assert recording.shape == (4, 4, 20, 1)
+    assert recording.shape == (4, 4, 5, 1)
     assert recording.seeds[0].tolist() == [108, 109, 110, 111]
     assert "nothing was run again" in ttsnap("record", *SOURCE, "--reward", "shapes", "--out", tmp_path / "r")[1]
     code, _, err = ttsnap("record", *SOURCE, "--guidance", 2, "--reward", "shapes", "--out", tmp_path / "r")
@@ -97,8 +97,10 @@ def test_rewards_without_images(ttsnap, tmp_path):
 
 def test_stored_small_in_the_other_format(ttsnap, tmp_path):
     out = tmp_path / "tree"
-    ttsnap("record", "a red circle", "--per-prompt", 1, "--store-size", 32, "--format", "webp", "--out", out)
-    with Image.open(out / "p0000" / "id000" / "s19.webp") as image:
+    ttsnap(
+        "record", "a red circle", "--per-prompt", 1, "--store-size", 32, "--format", "webp", "--steps", 3, "--out", out
+    )
+    with Image.open(out / "p0000" / "id000" / "s02.webp") as image:
         assert image.size == (32, 32)
 
 
@@ -111,13 +113,13 @@ def test_a_full_disk_is_one_sentence(ttsnap, tmp_path, monkeypatch):
         return write(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    options = ["record", "a red circle", "--per-prompt", 4, "--max-batch", 2, "--out", tmp_path / "tree"]
+    options = ["record", "a red circle", "--per-prompt", 4, "--max-batch", 2, "--steps", 3, "--out", tmp_path / "tree"]
     code, _, err = ttsnap(*options)
     assert code == 2
     lines = [line for line in err.strip().splitlines() if line.startswith("error")]
     assert lines == ["error: the disk is full; all that is stored is whole, and the same command goes on from it"]
     monkeypatch.setattr(Path, "write_bytes", write)
-    assert "40 were there already" in ttsnap(*options)[1]
+    assert "6 were there already" in ttsnap(*options)[1]
 
 
 BAD = {
@@ -151,21 +153,21 @@ def test_bad_input_is_one_sentence(case, ttsnap, tmp_path, monkeypatch):
 
 
 def test_previews_are_recorded_at_the_size_of_the_finished_images_with_their_cost(ttsnap, tmp_path):
-    options = ["record", "a red circle", "--per-prompt", 2, "--calls", "5", "--preview", "small=32"]
+    options = ["record", "a red circle", "--per-prompt", 2, "--steps", 6, "--calls", "3", "--preview", "small=32"]
     code, out, _ = ttsnap(*options, "--out", tmp_path / "tree", "--json")
     assert code == 0
     assert json.loads(out)["settings"]["preview"] == "small=32"
-    early, last = (np.asarray(Image.open(tmp_path / f"tree/p0000/id001/s{s}.png")) for s in ("04", "19"))
+    early, last = (np.asarray(Image.open(tmp_path / f"tree/p0000/id001/s{s}.png")) for s in ("02", "05"))
     assert early.shape == last.shape == (64, 64, 3)
     assert ttsnap("label", tmp_path / "tree", tmp_path / "labels.zarr", "--reward", "shapes")[0] == 0
     assert ttsnap(*options, "--reward", "shapes", "--out", tmp_path / "straight.zarr")[0] == 0
     labelled, straight = (Recording.open(tmp_path / f"{name}.zarr") for name in ("labels", "straight"))
-    np.testing.assert_allclose(labelled.clean[0, :, 19], straight.clean[0, :, 19], atol=0.1)
+    np.testing.assert_allclose(labelled.clean[0, :, 5], straight.clean[0, :, 5], atol=0.1)
     for recording in (labelled, straight):
         model = cost_model_of(recording)
-        assert model.look(19).source == "small"
-        assert model.look(19).picture_tflop < model.decode_tflop / 3
-        assert model.look(19).judge_tflop == pytest.approx(model.look_tflop)
+        assert model.look(5).source == "small"
+        assert model.look(5).picture_tflop < model.decode_tflop / 3
+        assert model.look(5).judge_tflop == pytest.approx(model.look_tflop)
 
 
 def test_rewards_are_gone_on_with_only_by_the_same_code_of_ones_own(ttsnap, tmp_path, monkeypatch):

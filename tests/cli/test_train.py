@@ -34,7 +34,9 @@ def test_train_then_record_with_it(ttsnap, data, tmp_path):
     assert "nothing was trained again" in out
     assert "Kendall tau" in out
     name = f"shapes+{tmp_path / 'run'}"
-    code, _, err = ttsnap("record", "a red circle", "--per-prompt", "2", "--reward", name, "--out", tmp_path / "r")
+    code, _, err = ttsnap(
+        "record", "a red circle", "--per-prompt", "2", "--steps", "4", "--reward", name, "--out", tmp_path / "r"
+    )
     assert code == 0, err
     found = Recording.open(tmp_path / "r")
     assert found.rewards == ("shapes",)

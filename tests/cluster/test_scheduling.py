@@ -75,7 +75,7 @@ class StopAfter(Observer):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("events", [1, 5, 9])
+@pytest.mark.parametrize("events", [1, 9])
 def test_interrupted_it_goes_on_and_ends_the_same(whole, tmp_path, events):
     (tmp_path / "found").mkdir()
     for make, name in ((toys.images, "tree"), (toys.values, "values"), (toys.search, "found")):

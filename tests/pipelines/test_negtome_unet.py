@@ -101,10 +101,12 @@ def test_nothing_to_do_is_stock_to_the_last_bit():
     assert sum(len(m._forward_hooks) for m in sampler.pipe.unet.modules()) == 0
 
 
+SOME = Negtome(3.0, 0.7, 0.2, t_end=400.0, min_attn_dim=4)
+
+
 @pytest.mark.parametrize(
-    "parameters", [STRONG, Negtome(3.0, 0.7, 0.2, t_end=400.0, min_attn_dim=4)], ids=["all", "some"]
+    ("parameters", "options"), [(STRONG, {}), (SOME, {"guidance_scale": 1.0})], ids=["all guided", "some plain"]
 )
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}], ids=["guided", "plain"])
 def test_batches_do_not_matter_and_the_reference_stays(parameters, options):
     whole, split = sampler_of(**options), sampler_of(max_batch=1, **options)
     prompts, seeds = (A, A, B, A, B), (1, 2, 3, 4, 5)

@@ -16,7 +16,7 @@ from ttsnap import policies
 from ttsnap.core.cost import NAMED_COST_MODELS, Budget, CostModel, parse_budgets
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.recordings.published_values import import_values
-from ttsnap.replay import Contender, accounting_of, simulate, tuning
+from ttsnap.replay import Contender, accounting_of, fitting, simulate, tuning
 from ttsnap.replay.accounting import EveryCall
 from ttsnap.replay.tuning import tune
 
@@ -28,6 +28,14 @@ ONE = [Budget(50, "TFLOP")]
 
 def quick(made, budgets=RANGE, **options):
     return tune(made, budgets, CHARGE, **({"trials": 240, "folds": 2} | options))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """Schedules are judged on a quarter of the draws: what is looked for here is plain."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "MOST_REPEATS", 16)
+        yield
 
 
 @pytest.fixture(scope="module")

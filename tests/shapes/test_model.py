@@ -40,11 +40,11 @@ def test_search_returns_what_the_stock_pipeline_makes_of_the_winning_seed(pipe, 
 
 
 def test_held_out_prompts_are_met_more_often_by_best_of_8_than_by_one_sample(pipe):
-    prompts = held_out_prompts()[:24]
+    prompts = held_out_prompts()[:10]
     searcher = prepare(pipe, candidates=8, policy="best-of-n")
     results = searcher.block(prompts, previews=True)
     best = np.mean([check(np.asarray(r.image), r.prompt).all for r in results])
-    one = np.mean([check(r.history[0][-1].picture, r.prompt).all for r in results])
+    one = np.mean([check(looks[-1].picture, r.prompt).all for r in results for looks in r.history.values()])
     assert 0.2 <= one <= 0.85
     assert best >= one + 0.1
 

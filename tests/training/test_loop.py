@@ -49,10 +49,8 @@ def assert_same_weights(one, other):
 
 
 LOSSES = {
-    "mse": {},
-    "preference": {"preference": 1.0, "temperature": 0.5},
-    "normalised": {"normalise": True},
-    "a part of a batch is left": {"batch": 6},
+    "mse, and a part of a batch is left": {"batch": 6},
+    "preference, normalised": {"preference": 1.0, "temperature": 0.5, "normalise": True},
 }
 
 

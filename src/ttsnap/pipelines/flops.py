@@ -143,11 +143,12 @@ def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = 
     A reward that is a module, or has one as `reward` or `clean`, is counted on a copy without data; one that says its
     own `tflop` (and `text_tflop`, if it keeps anything) is not called.
     """
-    if (told := getattr(reward, "tflop", None)) is not None:
-        return LookCount(float(told), float(getattr(reward, "text_tflop", 0.0)))
+    inner = getattr(reward, "reward", getattr(reward, "clean", None))
+    for part in (reward, inner):
+        if (told := getattr(part, "tflop", None)) is not None:
+            return LookCount(float(told), float(getattr(part, "text_tflop", 0.0)))
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    inner = getattr(reward, "reward", getattr(reward, "clean", None))
     module = reward if isinstance(reward, torch.nn.Module) else inner
     if isinstance(module, torch.nn.Module):
         try:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ttsnap.pipelines.counting import count_tflop, some_pictures
 
 KINDS = ("count", "colour", "shape", "relation")
 COLOUR_WORDS = ("red", "green", "blue", "yellow", "purple", "cyan")
@@ -186,6 +189,21 @@ class ShapesReward(nn.Module):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.texts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def tflop(self) -> float:
+        """TFLOP of a look, the same at every size; sooner counted here than on a copy without data."""
+        network, device = self.network, self.network.positions.device
+        images = some_pictures(1, 8 * network.grid, 8 * network.grid, device).to(network.positions.dtype)
+        with torch.no_grad():
+            text, mask = network.encode_text(network.tokenize(["a"]).to(device))
+        return count_tflop(lambda: network(images, text, mask))
+
+    @cached_property
+    def text_tflop(self) -> float:
+        """TFLOP of reading a prompt, the same for all."""
+        words = self.network.tokenize(["a"]).to(self.network.positions.device)
+        return count_tflop(lambda: self.network.encode_text(words))
 
     def logits(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Logits [n, kinds] of images [n, 3, h, w] in 0..1, in the order of the network's kinds."""
