@@ -183,7 +183,7 @@ def test_a_band_of_frequencies_is_rotated():
     torch.testing.assert_close(within(listed, (0.0, 0.4), rows=16), laid, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["FLUX", "SD, DPM++ 2M", "SDXL, ancestral"])
+@pytest.mark.parametrize("family", ["FLUX", pytest.param("SD, DPM++ 2M", marks=pytest.mark.slow), "SDXL, ancestral"])
 def test_a_child_may_make_calls_again(family):
     build, options = FAMILIES[family]
     pipe = build()
@@ -248,8 +248,18 @@ def test_a_place_has_another_child_every_time():
     assert len(set(made)) == 3
 
 
-@pytest.mark.parametrize("family", ["FLUX", "SDXL, ancestral", "ControlNet"])
-@pytest.mark.parametrize("name", ["search-over-paths", "restart", "best-first", "evosearch", "spectral", "rbf", "smc"])
+NAMES = ["search-over-paths", "restart", "best-first", "evosearch", "spectral", "rbf", "smc", "svdd", "zero-order"]
+QUICK = {("FLUX", "spectral"), ("FLUX", "rbf"), ("SDXL, ancestral", "search-over-paths"), ("ControlNet", "evosearch")}
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(family, name, marks=() if (family, name) in QUICK else pytest.mark.slow)
+        for family in ("FLUX", "SDXL, ancestral", "SD, DPM++ 2M", "ControlNet")
+        for name in NAMES
+    ],
+)
 def test_each_policy_searches_live_by_the_book(name, family):
     build, options = FAMILIES[family]
     pipe = build()
@@ -310,7 +320,10 @@ def test_the_history_tells_the_looks_of_a_place_in_their_order():
     assert rewards[2][:2] == rewards[1]
 
 
-@pytest.mark.parametrize("name", ["svdd", "smc", "zero-order", "search-over-paths", "evosearch", "rbf"])
+@pytest.mark.parametrize(
+    "name",
+    ["smc", "rbf", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in ("smc", "rbf", "best-first"))],
+)
 def test_a_recorded_tree_replays_the_live_choice_and_cost(name, tmp_path):
     build, options = FAMILIES["FLUX"]
     results = ttsnap.search(

@@ -13,6 +13,7 @@ from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.ranking import WeightedSum
 from ttsnap.live import tuning
 from ttsnap.live.session import prepare
+from ttsnap.live.settings import steps_of_file
 from ttsnap.policies import POLICIES, PRESETS, Branching, SuccessiveHalving, space
 
 PROMPTS = ["a red circle", "a blue square", "a cat", "a dog", "two birds", "a tree"]
@@ -34,9 +35,9 @@ def test_a_policy_is_tuned_on_some_prompts_and_reported_on_others(session, tmp_p
     again = tuning.tune(session, PROMPTS, before, budget, trials=4)
     assert found.trials == again.trials
     assert [seen[0] for seen in told] == [1, 2, 3, 4]
-    assert found.trials[0] == policies.to_dict(before) | {"reward": found.trials[0]["reward"]}
+    assert found.trials[0] == policies.to_dict(before) | {"num_steps": 5, "reward": found.trials[0]["reward"]}
     best = max((trial for trial in found.trials if trial["reward"] is not None), key=lambda trial: trial["reward"])
-    tuned = policies.from_dict({key: value for key, value in best.items() if key != "reward"})
+    tuned = policies.from_dict({key: value for key, value in best.items() if key not in ("num_steps", "reward")})
     # Held out are the odd prompts, each policy with what the budget pays for, on the same seeds.
     count = affordable(tuned, budget, session.cost_model, 5)
     part = dataclasses.replace(session, policy=tuned, candidates=count)
@@ -96,3 +97,37 @@ def test_every_policy_but_the_fixed_ones_can_be_varied(name):
     assert varied.plan(16, 20)[-1].step == 20
     again = space.suggest(policy, Told(given))
     assert [rung.step for rung in again.plan(32, 20)] == [rung.step for rung in policy.plan(32, 20)]
+
+
+def test_the_number_of_steps_is_tuned_too_and_goes_with_the_policy(session, tmp_path):
+    found = tuning.tune(
+        session, PROMPTS, SuccessiveHalving((0.4,), (0.5,)), Budget(24.0, "NFE"), steps=[2, 3], trials=6
+    )
+    assert {trial["num_steps"] for trial in found.trials} > {5}
+    assert found.provenance["steps"] == [2, 3, 5]
+    assert set(found.rewards) == {"tuned", "before", "best-of-n", "best-of-n at its best steps"}
+    plain = {}
+    for steps in (2, 3, 5):
+        one = session if steps == 5 else session.with_steps(steps)
+        assert one.sampler.num_steps == steps
+        rewards, paid = tuning.measure(one, policies.BestOfN(), Budget(24.0, "NFE"), PROMPTS[::2], 0)
+        plain[steps] = rewards.mean()
+        assert (paid > 0).all()
+    assert found.provenance["best_of_n_steps"] == max(plain, key=plain.get)
+    assert "gain_over_best_of_n_at_its_best_steps" in found.figures
+    found.save(tmp_path / "tuned.json")
+    assert steps_of_file(str(tmp_path / "tuned.json")) == found.num_steps
+    assert steps_of_file("svdd") is None
+
+
+def test_a_session_with_other_steps_is_one_that_was_prepared_so(session):
+    other = session.with_steps(3)
+    fresh = prepare(
+        session.sampler.pipe, reward=tiny.Redness(), candidates=2, num_inference_steps=3, height=32, width=32,
+        max_sequence_length=12,
+    )  # fmt: skip
+    assert other.cost_model.of_plan(policies.BestOfN().plan(2, 3)) == pytest.approx(
+        fresh.cost_model.of_plan(policies.BestOfN().plan(2, 3)), nan_ok=True
+    )
+    ours, theirs = (dataclasses.replace(one, policy=policies.BestOfN()).block(["a cat"])[0] for one in (other, fresh))
+    np.testing.assert_array_equal(np.asarray(ours.image), np.asarray(theirs.image))

@@ -154,11 +154,11 @@ def read_range(text: str | None, count: int) -> range:
     return chosen
 
 
-def read_calls(text: str | None) -> list[int] | None:
+def read_calls(text: str | None, name: str = "--calls") -> list[int] | None:
     """Denoiser calls such as `1,5,20`."""
     if text is None:
         return None
-    numbers = read_numbers(text, "--calls", "1,5,20")
+    numbers = read_numbers(text, name, "1,5,20")
     if any(number != int(number) for number in numbers):
-        raise ValueError(f"--calls takes whole numbers, such as 1,5,20, got {text!r}")
+        raise ValueError(f"{name} takes whole numbers, such as 1,5,20, got {text!r}")
     return [int(number) for number in numbers]

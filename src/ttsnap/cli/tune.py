@@ -34,6 +34,7 @@ def tune(
     prompt_range: Annotated[str | None, Parameter(group=POLICIES)] = None,
     model: ModelOptions = ModelSettings(),
     reward: Annotated[str | None, Parameter(group=POLICIES)] = None,
+    try_steps: Annotated[str | None, Parameter(group=POLICIES)] = None,
     budget: Annotated[tuple[str, ...], Budgets] = (),
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     cost_model: CostModelName = None,
@@ -61,6 +62,7 @@ def tune(
         prompts: Live: a file with prompts, or a list that comes with a model; half of them are held out.
         prompt_range: Live: part of them, such as 0:60.
         reward: Live: reward(s) to search by (default: the model's own).
+        try_steps: Live: numbers of steps to choose from, such as 6,12,20; the policy file then says how many.
         budget: 2000TFLOP, or a range 400:4000:200TFLOP for one schedule that serves all; also NFE; several by repeating
             (default: best-of-2 to best-of-20).
         out: Write the policy file here.
@@ -81,7 +83,9 @@ def tune(
     from ttsnap.replay.tuning import tune as fit
 
     if recording is None:
-        _live(policy, prompts, prompt_range, model, reward, weights, budget, out, trials, seconds, seed, json)
+        _live(
+            policy, prompts, prompt_range, model, reward, try_steps, weights, budget, out, trials, seconds, seed, json
+        )
         return
     if live := [f"--{name}" for name, value in (("policy", policy), ("prompts", prompts), ("reward", reward)) if value]:
         raise ValueError(f"{', '.join(live)} tune live; leave out the recording {recording}")
@@ -121,6 +125,7 @@ def _live(
     part: str | None,
     model: ModelSettings,
     reward: str | None,
+    try_steps: str | None,
     weights: str | None,
     budget: tuple[str, ...],
     out: Path | None,
@@ -135,7 +140,7 @@ def _live(
     from rich.progress import Progress
 
     from ttsnap import policies
-    from ttsnap.cli.options import read_prompts, read_range
+    from ttsnap.cli.options import read_calls, read_prompts, read_range
     from ttsnap.cli.progress import console
     from ttsnap.cli.workers import quietly
     from ttsnap.core.cost import Budget
@@ -163,6 +168,7 @@ def _live(
             texts,
             base,
             limit,
+            steps=read_calls(try_steps, "--try-steps") or (),
             trials=40 if trials is None else trials,
             seconds=seconds,
             seed=seed,
@@ -188,6 +194,8 @@ def _live(
     printer.print(table)
     verdict = "better than" if tuning.better else "not better than"
     printer.print(f"{verdict} the policy it began with, beyond the interval over prompts", highlight=False)
+    if try_steps:
+        printer.print(f"steps: {tuning.num_steps}", highlight=False)
     printer.print(f"policy: {encoder.dumps(policies.to_dict(tuning.policy))}", highlight=False, soft_wrap=True)
     if out is not None:
         printer.print(f"written: {out}", highlight=False, soft_wrap=True)

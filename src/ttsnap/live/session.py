@@ -200,6 +200,26 @@ class Session(Setup):
 
         return prompts_per_block(self.policy.plan(self.candidates, self.sampler.num_steps), self.sampler.max_batch)
 
+    def with_steps(self, steps: int) -> Session:
+        """The same model, rewards and settings with another `num_inference_steps`; nothing is loaded again.
+
+        Raises:
+            ValueError: the pipeline takes no number of steps, or its candidates are pushed apart.
+        """
+        from ttsnap.pipelines import features
+        from ttsnap.pipelines.flops import cost_model
+        from ttsnap.pipelines.sampler import Sampler
+
+        before = self.sampler
+        if before.diversity:
+            raise ValueError("candidates that are pushed apart keep their number of steps; prepare another session")
+        arguments = {**before.arguments, "num_inference_steps": steps}
+        sampler = Sampler(before.pipe, max_batch=before.max_batch, example=before.some_prompt, **arguments)
+        sampler.prelude, sampler.preview = before.prelude, before.preview
+        features.attach(sampler, self.judges)
+        model = cost_model(sampler, self.judges, before.some_prompt)
+        return replace(self, sampler=sampler, cost_model=model)
+
     def _seeds(self, prompts: Sequence[str], seed: int) -> IntArray:
         """Seeds [prompts, candidates]; complains about prompts that cannot be searched for."""
         check_prompts(prompts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +190,8 @@ class SearchSettings:
         from ttsnap.live.session import prepare
 
         weights = read_weights(self.weights)
+        if model.steps is None and (steps := steps_of_file(self.policy)):
+            model = replace(model, steps=steps)
         session = prepare(
             model.model,
             reward=self.reward,
@@ -322,6 +324,16 @@ def read_call(arguments: Iterable[str]) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def steps_of_file(policy: str | None) -> int | None:
+    """The number of steps that a policy file was tuned with, where that was tuned, too."""
+    if policy is None or not policy.endswith(".json"):
+        return None
+    from ttsnap import policies
+
+    made = policies.load_with_notes(policy)[1].get("provenance", {})
+    return int(made["num_steps"]) if "steps" in made else None
 
 
 def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | Policy | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,7 +32,9 @@ class LiveTuning:
     Attributes:
         policy: the best on the prompts it was tuned on; the one it began with if that is not worse held out.
         better: whether it beats the one it began with on held-out prompts, beyond the 95 % interval.
-        rewards: of held-out prompts [prompts] by `tuned`, `before` and `best-of-n`, at equal cost.
+        num_steps: denoiser calls of a finished image that go with it.
+        rewards: of held-out prompts [prompts] by `tuned`, `before`, `best-of-n`, and, where the number of steps was
+            tuned, too, `best-of-n at its best steps`; all at equal cost.
         tflop: that each prompt paid, the same keys.
         trials: hyperparameters and mean reward of each trial that was finished, in order.
         provenance: model, reward, budget, prompts, seed.
@@ -39,6 +42,7 @@ class LiveTuning:
 
     policy: Policy
     better: bool
+    num_steps: int
     rewards: dict[str, FloatArray]
     tflop: dict[str, FloatArray]
     trials: list[dict[str, Any]]
@@ -51,7 +55,8 @@ class LiveTuning:
     @property
     def figures(self) -> dict[str, Any]:
         """Held-out figures as a JSON object."""
-        gains = {f"gain_over_{name.replace('-', '_')}": list(self.gain(name)) for name in ("before", "best-of-n")}
+        others = [name for name in self.rewards if name != "tuned"]
+        gains = {f"gain_over_{re.sub('[^a-z]', '_', name)}": list(self.gain(name)) for name in others}
         means = {name: float(found.mean()) for name, found in self.rewards.items()}
         paid = {name: float(found.mean()) for name, found in self.tflop.items()}
         return {"prompts": len(self.rewards["tuned"]), "better": self.better, "reward": means, "tflop": paid} | gains
@@ -72,6 +77,7 @@ def tune(
     policy: Policy,
     budget: Budget,
     *,
+    steps: Sequence[int] = (),
     trials: int = 40,
     seconds: float | None = None,
     seed: int = 0,
@@ -88,6 +94,7 @@ def tune(
         prompts: at least 4.
         policy: where to begin; it says how many rungs there are.
         budget: per prompt, in NFE or TFLOP.
+        steps: numbers of steps to choose from, beside the session's own; fewer steps pay for more candidates.
         trials: to make.
         seconds: begin no trial after so long; the result then depends on the machine.
         seed: of the candidates and proposals.
@@ -108,7 +115,13 @@ def tune(
     if len(session.judges) > 1 and not isinstance(session.combine, WeightedSum):
         raise ValueError("several rewards are tuned for as a weighted sum; give --weights, such as 1,.5")
     ranges(policy)
-    affordable(policy, budget, session.cost_model, session.sampler.num_steps)
+    own = session.sampler.num_steps
+    affordable(policy, budget, session.cost_model, own)
+    sessions = {own: session}
+    for count in steps:
+        if count not in sessions:
+            other = session.with_steps(count)
+            sessions.setdefault(other.sampler.num_steps, other)
     fit, test = list(prompts[::2]), list(prompts[1::2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `multivariate` is called experimental
@@ -117,15 +130,17 @@ def tune(
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
-    study.enqueue_trial(values(policy, session.sampler.num_steps))
-    began, found = time.monotonic(), list[tuple[float, Policy]]()
+    choice = {"steps": own} if len(sessions) > 1 else {}
+    study.enqueue_trial(values(policy, own) | choice)
+    began, found = time.monotonic(), list[tuple[float, Policy, int]]()
     made: list[dict[str, Any]] = []
     try:
         while len(made) < trials and (seconds is None or not found or time.monotonic() - began < seconds):
             trial = study.ask()
             try:
+                count = trial.suggest_categorical("steps", sorted(sessions)) if choice else own
                 tried = suggest(policy, trial) if found else policy
-                reward = _objective(session, tried, budget, fit, seed, trial)
+                reward = _objective(sessions[count], tried, budget, fit, seed, trial)
             except ValueError as error:
                 if not found:
                     raise
@@ -137,30 +152,40 @@ def tune(
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             else:
                 study.tell(trial, reward)
-                found.append((reward, tried))
-            made.append(policies.to_dict(tried) | {"reward": reward})
+                found.append((reward, tried, count))
+            made.append(policies.to_dict(tried) | {"num_steps": count, "reward": reward})
             if on_progress:
-                on_progress(len(made), max(found, key=lambda pair: pair[0])[0])
+                on_progress(len(made), max(found, key=lambda entry: entry[0])[0])
     finally:
         optuna.logging.set_verbosity(verbosity)
-    best = max(found, key=lambda pair: pair[0])[1]
-    judged = {"tuned": best, "before": policy, "best-of-n": BestOfN()}
-    measured = {name: measure(session, one, budget, test, seed + SEEDS * len(fit)) for name, one in judged.items()}
+    _, best, count = max(found, key=lambda entry: entry[0])
+    judged: dict[str, tuple[Policy, int]] = {
+        "tuned": (best, count),
+        "before": (policy, own),
+        "best-of-n": (BestOfN(), own),
+    }
+    if choice:
+        plain = {n: measure(one, BestOfN(), budget, fit, seed)[0].mean() for n, one in sorted(sessions.items())}
+        judged["best-of-n at its best steps"] = BestOfN(), max(plain, key=lambda n: plain[n])
+    start = seed + SEEDS * len(fit)
+    measured = {name: measure(sessions[n], one, budget, test, start) for name, (one, n) in judged.items()}
     rewards, tflop = ({name: found[i] for name, found in measured.items()} for i in (0, 1))
     low = _interval(rewards["tuned"] - rewards["before"])[1]
+    kept, kept_steps = judged["tuned" if rewards["tuned"].mean() >= rewards["before"].mean() else "before"]
     provenance = {
         "tuned": "live",
         "model": session.model,
         "rewards": session.targets,
         "guides": list(session.judges),
-        "num_steps": session.sampler.num_steps,
+        "num_steps": kept_steps,
         "budget": str(budget),
         "prompts": len(prompts),
         "trials": len(made),
         "seed": seed,
     }
-    kept = best if rewards["tuned"].mean() >= rewards["before"].mean() else policy
-    return LiveTuning(kept, bool(low > 0), rewards, tflop, made, provenance)
+    if choice:
+        provenance |= {"steps": sorted(sessions), "best_of_n_steps": judged["best-of-n at its best steps"][1]}
+    return LiveTuning(kept, bool(low > 0), kept_steps, rewards, tflop, made, provenance)
 
 
 def measure(
