@@ -30,6 +30,10 @@ commands = App(
 )
 VERBS = {  # loaded when they are called
     "generate": ("generate:generate", "Find the best image for a prompt under a compute budget."),
+    "score": (
+        "score:score",
+        "Judge pictures that are there already: a table, a CSV file, a contact sheet, copies of the best.",
+    ),
     "record": (
         "record:record",
         "Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.",

@@ -15,7 +15,7 @@ from ttsnap import rewards
 from ttsnap.core.grid import FloatArray, IntArray
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import ImageTree
-from ttsnap.recordings.labelling import ahead
+from ttsnap.files.reading import ahead
 from ttsnap.training.config import Config
 
 

@@ -1,0 +1,495 @@
+"""Scoring pictures that are there already: files are read ahead on threads, rewards judge in full batches.
+
+What a reward said of a picture is kept in a journal as soon as it is known, by the content of the file, the prompt and
+the reward with its weights or code. So a run that was killed goes on where it was, a file, a prompt or a reward that
+has changed is judged again, and one more reward leaves the others as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ttsnap import rewards
+from ttsnap.core.ranking import RankSum, order
+from ttsnap.files.decoding import Decoded, decode, read_file, shown
+from ttsnap.files.embedded_prompt import embedded_prompt
+from ttsnap.files.finding import find_pictures
+from ttsnap.files.journal import Journal, read_lines
+from ttsnap.files.reading import ahead
+from ttsnap.live.judging import apart, judge_in_parts, try_own
+from ttsnap.live.settings import check_ranges, reward_contents
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from ttsnap.files.finding import Found
+
+JOURNAL = "scores.jsonl"
+MOST_PIXELS = 64_000_000  # of a batch of whole pictures
+MOST_WAITING = 1 << 30  # bytes of pictures that wait until a batch of their size is full
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """What judges pictures, and how.
+
+    Attributes:
+        reward: Reward (see `ttsnap rewards`), module:function, or several by commas (ranked by their rank sum).
+        prompt: What all the pictures are to show (default: what a table or the picture's own metadata says).
+        sigma: Noise level of the pictures, for noise-aware rewards (default: 0, finished pictures).
+        max_batch: Most pictures in one batch (halved when memory runs out).
+        threads: Threads that read and decode (default: one per core, at most 8).
+        device: cpu, cuda, cuda:1, mps.
+    """
+
+    reward: str | None = None
+    prompt: str | None = None
+    sigma: float = 0.0
+    max_batch: int = 32
+    threads: int | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(max_batch=(self.max_batch, 1, 4096), threads=(self.threads, 1, 256))
+        if not 0 <= self.sigma < float("inf"):
+            raise ValueError(f"--sigma is a noise level of at least 0, got {self.sigma:g}")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("--prompt is empty; a prompt needs at least one word")
+        if self.reward is not None:
+            rewards.names_of(self.reward)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A picture and what rewards say of it.
+
+    Attributes:
+        name: of its file, or its number.
+        prompt: it was judged for.
+        rewards: by name.
+        note: what else is in its file and was not judged.
+        fault: why a reward is missing; empty if none is.
+        path: of its file.
+    """
+
+    name: str
+    prompt: str = ""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    fault: str = ""
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Pictures with their rewards.
+
+    Attributes:
+        rewards: names.
+        pictures: the best first (of several rewards, by the sum of their ranks); then those with a fault.
+        found: how many of them were in the journal already.
+        left_out: files of folders that are no pictures.
+    """
+
+    rewards: list[str]
+    pictures: list[Scored]
+    found: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def ranked(self) -> list[Scored]:
+        """Those with all rewards, the best first."""
+        return [picture for picture in self.pictures if not picture.fault]
+
+    @property
+    def faulty(self) -> list[Scored]:
+        """Those that lack one."""
+        return [picture for picture in self.pictures if picture.fault]
+
+    @property
+    def best(self) -> Scored:
+        """The best picture.
+
+        Raises:
+            ValueError: none could be scored; says why.
+        """
+        if not self.ranked:
+            raise ValueError(f"no picture could be scored: {self.pictures[0].name} {self.pictures[0].fault}")
+        return self.ranked[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "rewards": self.rewards,
+            "pictures": [
+                {
+                    "rank": place,
+                    "file": picture.name,
+                    "prompt": picture.prompt,
+                    "rewards": dict(picture.rewards),
+                    "note": picture.note,
+                }
+                for place, picture in enumerate(self.ranked, 1)
+            ],
+            "faults": [
+                {"file": p.name, "fault": p.fault, "prompt": p.prompt, "rewards": dict(p.rewards)} for p in self.faulty
+            ],
+            "left_out": self.left_out,
+            "found": self.found,
+        }
+
+
+def score(
+    pictures: str | Path | Image | Sequence[str | Path | Image] | Found,
+    *,
+    reward: rewards.Rewards | None = None,
+    prompt: str | Sequence[str] | Mapping[str, str] | None = None,
+    out: str | Path | None = None,
+    on_start: Callable[[int], None] | None = None,
+    on_images: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> Scores:
+    """Judge pictures by rewards.
+
+    Args:
+        pictures: a folder, a pattern, a table (.csv, .tsv, .jsonl with columns `file` and perhaps `prompt`), a file, a
+            PIL picture, or several of these.
+        reward: name, several names, a callable, or name -> callable.
+        prompt: of all pictures; one per picture; or by file, as the path or the name says it. Default: what the table or
+            the picture's metadata says.
+        out: a folder for the journal; a run that was stopped goes on from it.
+        on_start: called with the number of pictures.
+        on_images: called with the number of pictures that are done.
+        **settings: `sigma`, `max_batch`, `threads`, `device`; see `ScoreSettings`.
+
+    Raises:
+        ValueError: what was wrong and what would work. A picture that cannot be judged is no error, but has a `fault`.
+    """
+    asked = ScoreSettings(**settings)
+    if reward is None:
+        raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
+    names = rewards.names_of(reward)
+    items, left_out = _items(pictures, prompt)
+    try_own(reward, "a", None)
+    if on_start:
+        on_start(len(items))
+    keys = _reward_keys(reward, names, asked.sigma)
+    from ttsnap.pipelines.loading import find_device
+
+    device = find_device(asked.device)
+    judges = rewards.load(reward, device)
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module="PIL")  # on files that are said to be damaged, or shown all the same
+        journal, known = None, {}
+        if out is not None:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            known = {line["key"]: line for line in read_lines(Path(out) / JOURNAL) if "key" in line}
+            journal = stack.enter_context(Journal(Path(out) / JOURNAL))
+        work = _Work(items, judges, keys, asked, device, known, journal, on_images)
+        return work.run(left_out)
+
+
+class _Item(NamedTuple):
+    """A picture that is to be judged; `prompt` None: its metadata says it."""
+
+    name: str
+    source: Any  # a Path or a PIL picture
+    prompt: str | None
+
+
+class _Row(NamedTuple):
+    """A picture that waits for a reward: its item, what the reward sees of it, its prompt, and its line's key."""
+
+    item: int
+    seen: Any  # a tensor [3, side, side] that was fitted, or an array [h, w, 3] of 8 bits
+    prompt: str
+    key: str
+
+
+class _Read(NamedTuple):
+    """A file that was read: its prompt and note, what is known of it, and what rewards see of it."""
+
+    prompt: str
+    note: str
+    known: Mapping[str, float]
+    seen: Mapping[str, tuple[str, Any]]  # reward -> key of its line, tensor or array
+
+
+@dataclass
+class _Work:
+    """One run: pictures on their way through the rewards."""
+
+    items: Sequence[_Item]
+    judges: Mapping[str, Any]
+    keys: Mapping[str, str]
+    settings: ScoreSettings
+    device: Any
+    known: Mapping[str, Mapping[str, Any]]
+    journal: Journal | None
+    on_images: Callable[[int], None] | None
+
+    def __post_init__(self) -> None:
+        from ttsnap.pipelines.limits import Limits
+
+        self.limits = Limits(self.settings.max_batch)
+        self.prompted = any(getattr(judge, "reads_prompt", True) for judge in self.judges.values())
+        self.values: list[dict[str, float]] = [{} for _ in self.items]
+        self.faults: list[str] = ["" for _ in self.items]
+        self.told: list[tuple[str, str]] = [("", "") for _ in self.items]  # prompt and note
+        self.waiting: dict[tuple[str, tuple[int, ...]], list[_Row]] = {}
+        self.left = [len(self.judges) for _ in self.items]  # rewards that have not judged it yet
+        self.found = 0
+
+    def run(self, left_out: list[str]) -> Scores:
+        """Judge all."""
+        threads = self.settings.threads or min(8, os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads, thread_name_prefix="picture-reader") as pool:
+            read = ahead(pool, self._read, ((item,) for item in self.items), 2 * self.settings.max_batch)
+            try:
+                for number, got in enumerate(read):
+                    self._take(number, got)
+            finally:
+                read.close()
+        for group in list(self.waiting):
+            self._judge(group)
+        return self._scores(left_out)
+
+    # On the readers' threads.
+
+    def _read(self, item: _Item) -> _Read | ValueError:
+        """Read a picture, and decode it where a reward has not judged it yet."""
+        import torch
+
+        try:
+            data = read_file(item.source) if isinstance(item.source, Path) else None
+            content = hashlib.sha256(data if data is not None else _bytes_of(item.source)).hexdigest()
+            keys = {name: _key(content, item.prompt, key) for name, key in self.keys.items()}
+            lines = {name: self.known[key] for name, key in keys.items() if key in self.known}
+            known = {name: float(line["value"]) for name, line in lines.items()}
+            if len(known) == len(keys):
+                line = next(iter(lines.values()))
+                return _Read(line["prompt"], line["note"], known, {})
+            picture = decode(data) if data is not None else shown(item.source)
+            prompt = item.prompt or embedded_prompt(picture.info, picture.exif)
+            if prompt is None and self.prompted:
+                raise ValueError("has no prompt in its metadata; give --prompt, or --prompts with a file")
+            with torch.no_grad():
+                seen = {name: (key, self._fitted(name, picture)) for name, key in keys.items() if name not in known}
+            return _Read(prompt or "", picture.note, known, seen)
+        except ValueError as error:
+            return error
+
+    def _fitted(self, name: str, picture: Decoded) -> Any:
+        """What a reward sees of a picture, if it can be fitted alone; else the picture."""
+        judge = self.judges[name]
+        if not hasattr(judge, "fit"):
+            return picture.pixels
+        return judge.fit(_tensor(picture.pixels[None], self.device))[0]
+
+    # On the thread that called.
+
+    def _take(self, number: int, got: _Read | ValueError) -> None:
+        """Let a picture that was read wait until a batch is full."""
+        if isinstance(got, ValueError):
+            self.faults[number] = str(got)
+            self._done([number] * len(self.judges))
+            return
+        self.told[number] = got.prompt, got.note
+        self.values[number].update(got.known)
+        self.found += not got.seen
+        self._done([number] * len(got.known))
+        for name, (key, seen) in got.seen.items():
+            group = name, tuple(seen.shape)
+            rows = self.waiting.setdefault(group, [])
+            rows.append(_Row(number, seen, got.prompt, key))
+            if len(rows) >= self._most(seen):
+                self._judge(group)
+        while sum(len(rows) * rows[0].seen.nbytes for rows in self.waiting.values()) > MOST_WAITING:
+            self._judge(max(self.waiting, key=lambda group: len(self.waiting[group])))
+
+    def _most(self, seen: Any) -> int:
+        """Pictures in a full batch."""
+        return min(self.settings.max_batch, max(1, MOST_PIXELS // (seen.shape[-3] * seen.shape[-2])))
+
+    def _judge(self, group: tuple[str, tuple[int, ...]]) -> None:
+        """Judge the pictures of a group; where that fails, each by itself."""
+        import torch
+
+        name, rows = group[0], self.waiting.pop(group)
+        judge, values = self.judges[name], np.full(len(rows), np.nan)
+
+        def look(chosen: Sequence[int]) -> None:
+            index = list(chosen)
+            prompts = [rows[n].prompt for n in index]
+            if hasattr(judge, "fit"):
+                seen = torch.stack([rows[n].seen for n in index])
+                reward: Any = lambda pixels, prompts, *, sigma: judge.see(pixels, prompts)  # noqa: E731
+            else:
+                seen, reward = _tensor(np.stack([rows[n].seen for n in index]), self.device), judge
+            values[index] = judge_in_parts(self.limits, name, reward, seen, prompts, self.settings.sigma)
+
+        errors = apart(look, [[n] for n in range(len(rows))])
+        if all(errors) and len(rows) == self.settings.max_batch > 1:
+            raise ValueError(f"reward {name} fails: {errors[0]}") from errors[0]
+        lines = []
+        for row, value, error in zip(rows, values.tolist(), errors, strict=True):
+            if error or not np.isfinite(value):
+                why = f"{type(error).__name__}: {error}" if error else f"it returned {value:g}"
+                self.faults[row.item] = f"is not judged by {name}: {' '.join(why.split())}"
+                continue
+            self.values[row.item][name] = value
+            prompt, note = self.told[row.item]
+            lines.append({"key": row.key, "file": self.items[row.item].name, "reward": name, "value": value,
+                          "prompt": prompt, "note": note})  # fmt: skip
+        if self.journal:
+            self.journal.add(lines)
+        self._done([row.item for row in rows])
+
+    def _done(self, numbers: Sequence[int]) -> None:
+        """A reward is done with each of these pictures."""
+        whole = 0
+        for number in numbers:
+            self.left[number] -= 1
+            whole += not self.left[number]
+        if self.on_images and whole:
+            self.on_images(whole)
+
+    def _scores(self, left_out: list[str]) -> Scores:
+        """The best first."""
+        names = list(self.judges)
+        all_of = [
+            Scored(item.name, *self._said(n), path=item.source if isinstance(item.source, Path) else None)
+            for n, item in enumerate(self.items)
+        ]
+        whole = [picture for picture in all_of if not picture.fault]
+        if whole:
+            values = np.array([[[picture.rewards[name] for name in names] for picture in whole]])
+            alive = np.ones(values.shape[:2], dtype=bool)
+            whole = [whole[place] for place in order(RankSum()(values, alive), alive)[0]]
+        return Scores(names, whole + [picture for picture in all_of if picture.fault], self.found, left_out)
+
+    def _said(self, n: int) -> tuple[str, dict[str, float], str, str]:
+        prompt, note = self.told[n]
+        return prompt, self.values[n], note, self.faults[n]
+
+
+def _items(pictures: Any, prompt: Any) -> tuple[list[_Item], list[str]]:
+    """What is to be judged, and the names of what was left out."""
+    from PIL.Image import Image
+
+    from ttsnap.files.finding import Found
+
+    sources = [pictures] if isinstance(pictures, str | Path | Image) else pictures
+    if isinstance(pictures, Found):
+        found, sources = pictures, [*pictures.files]
+    elif any(isinstance(source, Image) for source in sources):
+        found = Found([])
+    else:
+        found = find_pictures(sources, marker=JOURNAL)
+        sources = [*found.files]
+    if not sources:
+        raise ValueError("there are no pictures to score")
+    names = [printable(source) if isinstance(source, Path) else f"picture {n}" for n, source in enumerate(sources)]
+    texts: list[str | None] = [found.prompts.get(source) if isinstance(source, Path) else None for source in sources]
+    if isinstance(prompt, str):
+        texts = [prompt] * len(sources)
+    elif isinstance(prompt, Mapping):
+        texts = [_prompt_of(source, prompt) or text for source, text in zip(sources, texts, strict=True)]
+    elif prompt is not None:
+        if len(prompt) != len(sources):
+            raise ValueError(f"{len(sources)} pictures need as many prompts, got {len(prompt)}")
+        texts = list(prompt)
+    texts = [" ".join(text.split()) or None if text else None for text in texts]
+    items = [
+        _Item(name, Path(source) if isinstance(source, str) else source, text)
+        for name, source, text in zip(names, sources, texts, strict=True)
+    ]
+    return items, [printable(path) for path in found.left_out]
+
+
+def _prompt_of(source: Any, prompts: Mapping[str, str]) -> str | None:
+    """The prompt of a file by its path, the end of its path, or its name."""
+    if not isinstance(source, Path):
+        return None
+    parts = source.parts
+    ends = ["/".join(parts[start:]) for start in range(len(parts))]
+    return next((prompts[end] for end in (str(source), *ends, source.stem) if end in prompts), None)
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be printed, whatever bytes it is made of."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _reward_keys(reward: rewards.Rewards, names: Sequence[str], sigma: float) -> dict[str, str]:
+    """What decides the word of each reward: its name, weights or code, and the noise level.
+
+    A callable may depend on what its code does not show, so that its word is never taken from an earlier run.
+    """
+    if callable(reward) or isinstance(reward, Mapping):
+        return {name: uuid.uuid4().hex for name in names}
+    texts = rewards.split(reward)
+    return {
+        name: json.dumps([name, text, reward_contents(text), sigma]) for name, text in zip(names, texts, strict=True)
+    }
+
+
+def _key(content: str, prompt: str | None, reward: str) -> str:
+    return hashlib.sha256(json.dumps([content, prompt, reward]).encode()).hexdigest()[:32]
+
+
+def _tensor(pixels: np.ndarray, device: Any) -> Tensor:
+    """Images [n, 3, h, w] in 0..1 of pixels [n, h, w, 3] of 8 bits."""
+    import torch
+
+    return torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def _bytes_of(picture: Image) -> bytes:
+    return f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
+
+
+
+def save(scores: Scores, folder: Path, *, sheet: bool = True) -> dict[str, str]:
+    """Write `scores.csv`, `scores.json` and the contact sheet; their paths, by what they are."""
+    from ttsnap.files.provenance import versions
+    from ttsnap.files.storage import write, write_json
+    from ttsnap.live.contact_sheet import contact_sheet
+    from ttsnap.live.result import save_image
+
+    files = {"table": folder / "scores.csv", "record": folder / "scores.json"}
+    write(files["table"], _csv(scores).encode())
+    write_json(scores.to_dict() | {"versions": versions()}, files["record"])
+    if sheet and scores.ranked:
+        files["contact sheet"] = folder / "contact.png"
+        save_image(contact_sheet(scores), files["contact sheet"])
+    return {kind: str(path) for kind, path in files.items()}
+
+
+def _csv(scores: Scores) -> str:
+    """A line per picture, the best first; `ttsnap score` reads it again."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["rank", "file", *scores.rewards, "prompt", "note", "fault"])
+    for place, p in enumerate(scores.pictures, 1):
+        file = printable(p.path.absolute()) if p.path else p.name
+        rank = "" if p.fault else place
+        table.writerow([rank, file, *(p.rewards.get(name, "") for name in scores.rewards), p.prompt, p.note, p.fault])
+    return text.getvalue()
