@@ -69,7 +69,7 @@ VERBS = {  # loaded when they are called
     ),
     "rewards": (
         "rewards:rewards",
-        "List the rewards: what they judge, where their weights come from, what a look costs.",
+        "List the rewards: what they judge, licence, size, what a look costs, where their weights are looked for.",
     ),
 }
 for place, (name, (function, summary)) in enumerate(VERBS.items()):

@@ -11,7 +11,7 @@ from ttsnap.cli.options import OUTPUT, SEARCH, AsJson, read_prompts
 from ttsnap.live.scoring import ScoreSettings
 
 if TYPE_CHECKING:
-    from ttsnap.live.scoring import Scored, Scores
+    from ttsnap.live.scoring import Scores
 
 ScoreOptions = Annotated[ScoreSettings, Parameter(name="*", group=SEARCH)]
 Out = Parameter(group=OUTPUT)
@@ -78,6 +78,7 @@ def _scored(found: Any, settings: ScoreSettings, prompt: Any, folder: Path, *, s
     """Judge, with progress and notes on stderr."""
     import sys
     import warnings
+    from contextlib import ExitStack
     from dataclasses import asdict
 
     from ttsnap.cli.progress import ImageProgress, say
@@ -86,12 +87,17 @@ def _scored(found: Any, settings: ScoreSettings, prompt: Any, folder: Path, *, s
     from ttsnap.live.scoring import score as judge
 
     options = asdict(settings) | {"prompt": prompt, "out": folder}
+    progress = ImageProgress("scoring", silent=silent)
     try:
-        with interruptible(), locked(folder, say), ImageProgress("scoring", silent=silent) as progress:
-            options |= {"on_start": progress.start, "on_images": progress.advance}
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                scores: Scores = judge(found, **options)
+        with interruptible(), locked(folder, say), ExitStack() as stack:
+
+            def start(total: int) -> None:
+                stack.enter_context(progress)
+                progress.start(total)
+
+            caught = stack.enter_context(warnings.catch_warnings(record=True))
+            warnings.simplefilter("always")
+            scores: Scores = judge(found, **options, on_start=start, on_images=progress.advance)
         progress.images, progress.found = progress.images - scores.found, scores.found
     except KeyboardInterrupt:
         print(f"stopped: the same command goes on ({folder})", file=sys.stderr)
@@ -108,7 +114,8 @@ def _scored(found: Any, settings: ScoreSettings, prompt: Any, folder: Path, *, s
         print(f"warning: {picture.name} {picture.fault}", file=sys.stderr)
     if len(scores.faulty) > NAMED:
         print(f"warning: {len(scores.faulty) - NAMED} more pictures have no reward, see {folder}", file=sys.stderr)
-    say(progress.summary())
+    if not silent:
+        say(progress.summary())
     return scores
 
 

@@ -5,11 +5,13 @@ What cannot be shown is a `ValueError` that says in a few words what is wrong wi
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +26,14 @@ MOST_BYTES = 1 << 30  # of a file
 LONGEST_SHAPE = 32  # times as long as wide; rewards scale the short side to 224 pixels
 # Those that Pillow decodes by itself; EPS and the like would start another program.
 FORMATS = (
-    "PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "ICO", "ICNS", "PPM", "TGA", "JPEG2000", "QOI",
+    "PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "ICO", "ICNS", "PPM", "TGA", "JPEG2000", "QOI",
     "PSD", "PCX", "SGI", "DDS",
 )  # fmt: skip
-SUFFIXES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .avifs .gif .tif .tiff .bmp .dib .ico .icns .ppm .pgm .pbm .pnm "
-    ".tga .jp2 .j2k .jpf .jpx .qoi .psd .pcx .sgi .dds .heic .heif .jxl .svg".split()
-)
+SUFFIXES = frozenset((
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".avifs", ".gif", ".tif", ".tiff",
+    ".bmp", ".dib", ".ico", ".icns", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".jpf", ".jpx", ".qoi",
+    ".psd", ".pcx", ".sgi", ".dds", ".heic", ".heif", ".jxl", ".svg",
+))  # fmt: skip
 _OTHERS = (  # begins with; what it is
     (b"\xff\x0a", "JPEG XL"),
     (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
@@ -59,6 +62,15 @@ class Decoded:
     note: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
     exif: Mapping[int, Any] = field(default_factory=dict)
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def read_file(path: Path) -> bytes:
@@ -96,7 +108,7 @@ def decode(data: bytes, *, least: int | None = None) -> Decoded:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with Image.open(io.BytesIO(data), formats=formats()) as picture:
             return shown(picture, least=least)
     except UnidentifiedImageError:
         raise ValueError(_what_else(data)) from None
@@ -140,6 +152,8 @@ def _check_size(width: int, height: int) -> None:
 
 def _exif(picture: Image) -> dict[int, Any]:
     """EXIF values by tag; a damaged block counts as none."""
+    if not _may_have_exif(picture):
+        return {}
     try:
         exif = picture.getexif()
         return {**exif, **exif.get_ifd(0x8769)}
@@ -147,15 +161,21 @@ def _exif(picture: Image) -> dict[int, Any]:
         return {}
 
 
+def _may_have_exif(picture: Image) -> bool:
+    """Whether there can be an orientation in a picture's metadata; asking Pillow takes as long as a small decode."""
+    return picture.format in ("TIFF", "MPO", None) or any("exif" in name or "xmp" in name for name in picture.info)
+
+
 def _upright(picture: Image) -> Image:
     """A picture in RGB as a viewer shows it."""
     from PIL import Image, ImageOps
 
     profile = picture.info.get("icc_profile")
-    try:
-        picture = ImageOps.exif_transpose(picture)
-    except Exception:  # a damaged EXIF block turns nothing
-        pass
+    if _may_have_exif(picture):
+        with contextlib.suppress(Exception):  # a damaged EXIF block turns nothing
+            picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "RGB" and profile is None and "transparency" not in picture.info:
+        return picture
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = _eight_bits(picture)
     alpha = picture.has_transparency_data
@@ -207,6 +227,8 @@ def _what_else(data: bytes) -> str:
             return f"is {name}" if " " in name else f"is {name}, not a picture that can be read"
     if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheif"):
         return "is HEIC, which is not read; convert it to JPEG or PNG"
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return "is AVIF, damaged or cut off"
     if data[4:8] == b"ftyp":
         return "is a video, not a picture"
     try:
@@ -221,7 +243,7 @@ def is_picture(path: Path) -> bool:
     from PIL import Image
 
     try:
-        with path.open("rb") as file, Image.open(file, formats=FORMATS):
+        with path.open("rb") as file, Image.open(file, formats=formats()):
             return True
     except Exception:
         return False

@@ -1,9 +1,9 @@
 """The prompt that the program which made a picture wrote into its file.
 
-    ttsnap               PNG text chunk `ttsnap`, JSON with `prompt`
-    AUTOMATIC1111, Forge PNG text chunk `parameters`; in JPEG and WebP the user comment of EXIF
-    ComfyUI              PNG text chunk `prompt`, JSON of the graph; in WebP EXIF's Model, which begins with `prompt:`
-    InvokeAI             PNG text chunk `invokeai_metadata`, JSON with `positive_prompt`
+ttsnap               PNG text chunk `ttsnap`, JSON with `prompt`
+AUTOMATIC1111, Forge PNG text chunk `parameters`; in JPEG and WebP the user comment of EXIF
+ComfyUI              PNG text chunk `prompt`, JSON of the graph; in WebP EXIF's Model, which begins with `prompt:`
+InvokeAI             PNG text chunk `invokeai_metadata`, JSON with `positive_prompt`
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def find_pictures(sources: Sequence[str | Path], *, skip: Iterable[Path] = (), m
             matches = sorted(glob.glob(str(path), recursive=True))
             chosen = [Path(match) for match in matches if not Path(match).is_dir()]
             if not chosen:
-                raise ValueError(f"there is no picture {source}; give a folder, a pattern such as 'a/*.png', or a table")
+                raise ValueError(f"there is no picture {source}; give a folder, a pattern such as 'a/*.png' or a table")
             files |= dict.fromkeys(chosen)
     return Found(list(files), prompts, left_out)
 

@@ -104,8 +104,7 @@ def try_out(name: str, reward: Any, prompt: str, size: tuple[int, int] | None) -
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
             f"reward {name!r} fails on two pictures ({what}); it is called as reward(images, prompts, sigma=...) "
-            "with images [n, 3, h, w] in 0..1, a list of PIL pictures or an array [n, h, w, 3] in 0..255, and returns n "
-            "numbers"
+            "with images [n, 3, h, w] in 0..1, PIL pictures or an array [n, h, w, 3] of 8 bits, and returns n numbers"
         ) from error
     numbers(name, answer, 2)
 

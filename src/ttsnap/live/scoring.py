@@ -1,4 +1,4 @@
-"""Scoring pictures that are there already: files are read ahead on threads, rewards judge in full batches.
+"""Scoring pictures that are there already: files are read ahead, rewards judge in full batches.
 
 What a reward said of a picture is kept in a journal as soon as it is known, by the content of the file, the prompt and
 the reward with its weights or code. So a run that was killed goes on where it was, a file, a prompt or a reward that
@@ -8,14 +8,11 @@ has changed is judged again, and one more reward leaves the others as they are.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import os
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +22,9 @@ import numpy as np
 
 from ttsnap import rewards
 from ttsnap.core.ranking import RankSum, order
-from ttsnap.files.decoding import Decoded, decode, read_file, shown
-from ttsnap.files.embedded_prompt import embedded_prompt
 from ttsnap.files.finding import find_pictures
 from ttsnap.files.journal import Journal, read_lines
-from ttsnap.files.reading import ahead
+from ttsnap.files.readers import Item, Read, Reading
 from ttsnap.live.judging import apart, judge_in_parts, try_own
 from ttsnap.live.settings import check_ranges, reward_contents
 
@@ -41,7 +36,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "scores.jsonl"
 MOST_PIXELS = 64_000_000  # of a batch of whole pictures
-MOST_WAITING = 1 << 30  # bytes of pictures that wait until a batch of their size is full
+MOST_WAITING = 1 << 30  # bytes of pictures that wait until a batch is full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +48,7 @@ class ScoreSettings:
         prompt: What all the pictures are to show (default: what a table or the picture's own metadata says).
         sigma: Noise level of the pictures, for noise-aware rewards (default: 0, finished pictures).
         max_batch: Most pictures in one batch (halved when memory runs out).
-        threads: Threads that read and decode (default: one per core, at most 8).
+        readers: Processes that read and decode (default: one per core, at most 8).
         device: cpu, cuda, cuda:1, mps.
     """
 
@@ -61,11 +56,11 @@ class ScoreSettings:
     prompt: str | None = None
     sigma: float = 0.0
     max_batch: int = 32
-    threads: int | None = None
+    readers: int | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(max_batch=(self.max_batch, 1, 4096), threads=(self.threads, 1, 256))
+        check_ranges(max_batch=(self.max_batch, 1, 4096), readers=(self.readers, 1, 256))
         if not 0 <= self.sigma < float("inf"):
             raise ValueError(f"--sigma is a noise level of at least 0, got {self.sigma:g}")
         if self.prompt is not None and not self.prompt.strip():
@@ -170,12 +165,12 @@ def score(
         pictures: a folder, a pattern, a table (.csv, .tsv, .jsonl with columns `file` and perhaps `prompt`), a file, a
             PIL picture, or several of these.
         reward: name, several names, a callable, or name -> callable.
-        prompt: of all pictures; one per picture; or by file, as the path or the name says it. Default: what the table or
-            the picture's metadata says.
+        prompt: of all pictures; one per picture; or by file, as the path or the name says it. Default: what the table
+            or the picture's metadata says.
         out: a folder for the journal; a run that was stopped goes on from it.
         on_start: called with the number of pictures.
         on_images: called with the number of pictures that are done.
-        **settings: `sigma`, `max_batch`, `threads`, `device`; see `ScoreSettings`.
+        **settings: `sigma`, `max_batch`, `readers`, `device`; see `ScoreSettings`.
 
     Raises:
         ValueError: what was wrong and what would work. A picture that cannot be judged is no error, but has a `fault`.
@@ -186,13 +181,10 @@ def score(
     names = rewards.names_of(reward)
     items, left_out = _items(pictures, prompt)
     try_own(reward, "a", None)
-    if on_start:
-        on_start(len(items))
     keys = _reward_keys(reward, names, asked.sigma)
     from ttsnap.pipelines.loading import find_device
 
     device = find_device(asked.device)
-    judges = rewards.load(reward, device)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module="PIL")  # on files that are said to be damaged, or shown all the same
@@ -201,43 +193,29 @@ def score(
             Path(out).mkdir(parents=True, exist_ok=True)
             known = {line["key"]: line for line in read_lines(Path(out) / JOURNAL) if "key" in line}
             journal = stack.enter_context(Journal(Path(out) / JOURNAL))
-        work = _Work(items, judges, keys, asked, device, known, journal, on_images)
-        return work.run(left_out)
-
-
-class _Item(NamedTuple):
-    """A picture that is to be judged; `prompt` None: its metadata says it."""
-
-    name: str
-    source: Any  # a Path or a PIL picture
-    prompt: str | None
+        reading = stack.enter_context(Reading(keys, set(known)).begin(items, asked.readers))
+        judges = rewards.load(reward, device)  # while the first pictures are read
+        if on_start:
+            on_start(len(items))
+        work = _Work(items, judges, asked, device, known, journal, on_images)
+        return work.run(reading, left_out)
 
 
 class _Row(NamedTuple):
-    """A picture that waits for a reward: its item, what the reward sees of it, its prompt, and its line's key."""
+    """A picture that waits for a reward: number of its item, pixels [h, w, 3], prompt, and key of its line."""
 
     item: int
-    seen: Any  # a tensor [3, side, side] that was fitted, or an array [h, w, 3] of 8 bits
+    pixels: np.ndarray
     prompt: str
     key: str
-
-
-class _Read(NamedTuple):
-    """A file that was read: its prompt and note, what is known of it, and what rewards see of it."""
-
-    prompt: str
-    note: str
-    known: Mapping[str, float]
-    seen: Mapping[str, tuple[str, Any]]  # reward -> key of its line, tensor or array
 
 
 @dataclass
 class _Work:
     """One run: pictures on their way through the rewards."""
 
-    items: Sequence[_Item]
+    items: Sequence[Item]
     judges: Mapping[str, Any]
-    keys: Mapping[str, str]
     settings: ScoreSettings
     device: Any
     known: Mapping[str, Mapping[str, Any]]
@@ -252,97 +230,91 @@ class _Work:
         self.values: list[dict[str, float]] = [{} for _ in self.items]
         self.faults: list[str] = ["" for _ in self.items]
         self.told: list[tuple[str, str]] = [("", "") for _ in self.items]  # prompt and note
-        self.waiting: dict[tuple[str, tuple[int, ...]], list[_Row]] = {}
+        self.waiting: dict[str, dict[tuple[int, ...], list[_Row]]] = {name: {} for name in self.judges}
         self.left = [len(self.judges) for _ in self.items]  # rewards that have not judged it yet
+        self.bytes = 0  # of pictures that wait
         self.found = 0
 
-    def run(self, left_out: list[str]) -> Scores:
+    def run(self, reading: Iterable[Read], left_out: list[str]) -> Scores:
         """Judge all."""
-        threads = self.settings.threads or min(8, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads, thread_name_prefix="picture-reader") as pool:
-            read = ahead(pool, self._read, ((item,) for item in self.items), 2 * self.settings.max_batch)
-            try:
-                for number, got in enumerate(read):
-                    self._take(number, got)
-            finally:
-                read.close()
-        for group in list(self.waiting):
-            self._judge(group)
+        for number, read in enumerate(reading):
+            self._take(number, read)
+        for name in self.judges:
+            while self.waiting[name]:
+                self._judge(name, self._some(name))
         return self._scores(left_out)
 
-    # On the readers' threads.
-
-    def _read(self, item: _Item) -> _Read | ValueError:
-        """Read a picture, and decode it where a reward has not judged it yet."""
-        import torch
-
-        try:
-            data = read_file(item.source) if isinstance(item.source, Path) else None
-            content = hashlib.sha256(data if data is not None else _bytes_of(item.source)).hexdigest()
-            keys = {name: _key(content, item.prompt, key) for name, key in self.keys.items()}
-            lines = {name: self.known[key] for name, key in keys.items() if key in self.known}
-            known = {name: float(line["value"]) for name, line in lines.items()}
-            if len(known) == len(keys):
-                line = next(iter(lines.values()))
-                return _Read(line["prompt"], line["note"], known, {})
-            picture = decode(data) if data is not None else shown(item.source)
-            prompt = item.prompt or embedded_prompt(picture.info, picture.exif)
-            if prompt is None and self.prompted:
-                raise ValueError("has no prompt in its metadata; give --prompt, or --prompts with a file")
-            with torch.no_grad():
-                seen = {name: (key, self._fitted(name, picture)) for name, key in keys.items() if name not in known}
-            return _Read(prompt or "", picture.note, known, seen)
-        except ValueError as error:
-            return error
-
-    def _fitted(self, name: str, picture: Decoded) -> Any:
-        """What a reward sees of a picture, if it can be fitted alone; else the picture."""
-        judge = self.judges[name]
-        if not hasattr(judge, "fit"):
-            return picture.pixels
-        return judge.fit(_tensor(picture.pixels[None], self.device))[0]
-
-    # On the thread that called.
-
-    def _take(self, number: int, got: _Read | ValueError) -> None:
+    def _take(self, number: int, read: Read) -> None:
         """Let a picture that was read wait until a batch is full."""
-        if isinstance(got, ValueError):
-            self.faults[number] = str(got)
+        lacks = self.prompted and read.pixels is not None and read.prompt is None
+        fault = "has no prompt in its metadata; give --prompt, or --prompts with a file" if lacks else read.fault
+        if fault:
+            self.faults[number] = fault
             self._done([number] * len(self.judges))
             return
-        self.told[number] = got.prompt, got.note
-        self.values[number].update(got.known)
-        self.found += not got.seen
-        self._done([number] * len(got.known))
-        for name, (key, seen) in got.seen.items():
-            group = name, tuple(seen.shape)
-            rows = self.waiting.setdefault(group, [])
-            rows.append(_Row(number, seen, got.prompt, key))
-            if len(rows) >= self._most(seen):
-                self._judge(group)
-        while sum(len(rows) * rows[0].seen.nbytes for rows in self.waiting.values()) > MOST_WAITING:
-            self._judge(max(self.waiting, key=lambda group: len(self.waiting[group])))
+        known = {name: self.known[key] for name, key in read.keys.items() if key in self.known}
+        for name, line in known.items():
+            self.values[number][name] = float(line["value"])
+            self.told[number] = line["prompt"], line["note"]
+        self.found += len(known) == len(read.keys)
+        self._done([number] * len(known))
+        if read.pixels is None:
+            return
+        self.told[number] = read.prompt or "", read.note
+        for name in read.keys.keys() - known.keys():
+            groups = self.waiting[name]
+            group = groups.setdefault(read.pixels.shape, [])
+            group.append(_Row(number, read.pixels, read.prompt or "", read.keys[name]))
+            if len(group) >= self._most(read.pixels):
+                self._judge(name, groups.pop(read.pixels.shape))
+            elif self._fits(name) and sum(map(len, groups.values())) >= 2 * self.settings.max_batch:
+                self._judge(name, self._some(name))
+            self.bytes += read.pixels.nbytes
+        while self.bytes > MOST_WAITING:
+            name = max(self.judges, key=lambda name: sum(map(len, self.waiting[name].values())))
+            self._judge(name, self._some(name))
 
-    def _most(self, seen: Any) -> int:
-        """Pictures in a full batch."""
-        return min(self.settings.max_batch, max(1, MOST_PIXELS // (seen.shape[-3] * seen.shape[-2])))
+    def _fits(self, name: str) -> bool:
+        """Whether a reward can be shown pictures of several sizes together."""
+        return hasattr(self.judges[name], "fit")
 
-    def _judge(self, group: tuple[str, tuple[int, ...]]) -> None:
-        """Judge the pictures of a group; where that fails, each by itself."""
+    def _most(self, pixels: np.ndarray) -> int:
+        """Pictures of this size in a full batch."""
+        return min(self.settings.max_batch, max(1, MOST_PIXELS // (pixels.shape[0] * pixels.shape[1])))
+
+    def _some(self, name: str) -> list[_Row]:
+        """The next batch: of several sizes where the reward can be shown them, else the largest group of one size."""
+        groups = self.waiting[name]
+        if not self._fits(name):
+            return groups.pop(max(groups, key=lambda shape: len(groups[shape])))
+        rows: list[_Row] = []
+        for shape in sorted(groups, key=lambda shape: len(groups[shape])):  # those that are likely never to fill one
+            space = self.settings.max_batch - len(rows)
+            rows += groups[shape][:space]
+            groups[shape] = groups[shape][space:]
+        self.waiting[name] = {shape: group for shape, group in groups.items() if group}
+        return rows
+
+    def _judge(self, name: str, rows: list[_Row]) -> None:
+        """Judge some pictures; where that fails, each by itself."""
         import torch
 
-        name, rows = group[0], self.waiting.pop(group)
         judge, values = self.judges[name], np.full(len(rows), np.nan)
+        mixed = len({row.pixels.shape for row in rows}) > 1
+        self.bytes -= sum(row.pixels.nbytes for row in rows)
+
+        def see(pixels: Any, prompts: Sequence[str], *, sigma: float) -> Any:
+            return judge.see(pixels, prompts)
 
         def look(chosen: Sequence[int]) -> None:
-            index = list(chosen)
-            prompts = [rows[n].prompt for n in index]
-            if hasattr(judge, "fit"):
-                seen = torch.stack([rows[n].seen for n in index])
-                reward: Any = lambda pixels, prompts, *, sigma: judge.see(pixels, prompts)  # noqa: E731
+            some = [rows[n] for n in chosen]
+            prompts = [row.prompt for row in some]
+            if mixed:
+                seen = torch.cat([judge.fit(_tensor(row.pixels[None], self.device)) for row in some])
             else:
-                seen, reward = _tensor(np.stack([rows[n].seen for n in index]), self.device), judge
-            values[index] = judge_in_parts(self.limits, name, reward, seen, prompts, self.settings.sigma)
+                seen = _tensor(np.stack([row.pixels for row in some]), self.device)
+            reward = see if mixed else judge
+            values[list(chosen)] = judge_in_parts(self.limits, name, reward, seen, prompts, self.settings.sigma)
 
         errors = apart(look, [[n] for n in range(len(rows))])
         if all(errors) and len(rows) == self.settings.max_batch > 1:
@@ -389,7 +361,7 @@ class _Work:
         return prompt, self.values[n], note, self.faults[n]
 
 
-def _items(pictures: Any, prompt: Any) -> tuple[list[_Item], list[str]]:
+def _items(pictures: Any, prompt: Any) -> tuple[list[Item], list[str]]:
     """What is to be judged, and the names of what was left out."""
     from PIL.Image import Image
 
@@ -417,7 +389,7 @@ def _items(pictures: Any, prompt: Any) -> tuple[list[_Item], list[str]]:
         texts = list(prompt)
     texts = [" ".join(text.split()) or None if text else None for text in texts]
     items = [
-        _Item(name, Path(source) if isinstance(source, str) else source, text)
+        Item(name, Path(source) if isinstance(source, str) else source, text)
         for name, source, text in zip(names, sources, texts, strict=True)
     ]
     return items, [printable(path) for path in found.left_out]
@@ -451,20 +423,14 @@ def _reward_keys(reward: rewards.Rewards, names: Sequence[str], sigma: float) ->
     }
 
 
-def _key(content: str, prompt: str | None, reward: str) -> str:
-    return hashlib.sha256(json.dumps([content, prompt, reward]).encode()).hexdigest()[:32]
-
-
 def _tensor(pixels: np.ndarray, device: Any) -> Tensor:
     """Images [n, 3, h, w] in 0..1 of pixels [n, h, w, 3] of 8 bits."""
     import torch
 
-    return torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def _bytes_of(picture: Image) -> bytes:
-    return f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
-
+    return (
+        torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).to(device).permute(0, 3, 1, 2).float()
+        / 255
+    )
 
 
 def save(scores: Scores, folder: Path, *, sheet: bool = True) -> dict[str, str]:

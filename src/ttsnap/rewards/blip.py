@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ttsnap.pipelines.text import warn_if_cut
 from ttsnap.rewards import conversion, preprocess
 from ttsnap.rewards.clip import check_counts, config_beside, full_precision, linear_head
-from ttsnap.rewards.sources import Source
+from ttsnap.rewards.sources import IMAGEREWARD
 
-IMAGEREWARD = Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",), "google-bert/bert-base-uncased")
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw rewards on the authors' data
 LENGTH = 35  # tokens of a prompt
 

@@ -20,18 +20,10 @@ from torch.nn import functional as F
 
 from ttsnap.pipelines.text import warn_if_cut
 from ttsnap.rewards import conversion, preprocess
-from ttsnap.rewards.sources import Source
+from ttsnap.rewards.sources import AESTHETIC, CLIPSCORE, HPSV2, HPSV21, PICKSCORE, Source
 
 Tokenize = Callable[[str], Tensor]
 Preprocess = Callable[[Tensor, int], Tensor]
-
-OPENAI = "openai/clip-vit-large-patch14"
-LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-PICKSCORE = Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors", "pytorch_model.bin"), LAION)
-HPSV2 = Source("hpsv2", "xswu/HPSv2", ("HPS_v2_compressed.pt",), LAION)
-HPSV21 = Source("hpsv2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",), LAION)
-CLIPSCORE = Source("clipscore", OPENAI, ("model.safetensors", "pytorch_model.bin"), OPENAI)
-AESTHETIC = Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", ("aesthetic-model.pth",), OPENAI)
 
 # LAION's towers use gelu, OpenAI's an approximation of it. The other one loads as well and is silently wrong.
 VIT_H = {

@@ -5,17 +5,22 @@
     def judge(images: np.ndarray, prompts): ...                       # array [n, h, w, 3], uint8
 
 What it takes is read from the annotation of its first parameter. Where there is none it is given a tensor, and where
-it fails on that, PIL pictures, then an array; what it answers to is what it is given from then on.
+that is of the wrong kind for it (a TypeError, AttributeError or ValueError), PIL pictures, then an array; what it
+answers to the first time, which is when it is tried on two pictures, is what it is given from then on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 KINDS = {"tensor": "a tensor", "pil": "PIL pictures", "numpy": "an array"}
 _ANNOTATED = {"tensor": "Tensor", "numpy": "ndarray", "pil": "Image"}  # parts of annotations, the surest first
+_WRONG_KIND = (TypeError, AttributeError, ValueError)
+_found: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # what callables turned out to take
 
 
 class OwnReward:
@@ -34,18 +39,16 @@ class OwnReward:
         """What the callable says of images [n, 3, h, w] in 0..1."""
         if self.takes is not None:
             return self._ask(self.takes, images, prompts, sigma)
-        from torch import OutOfMemoryError
-
         failed: dict[str, Exception] = {}
         for kind in KINDS:
             try:
                 answer = self._ask(kind, images, prompts, sigma)
-            except (OutOfMemoryError, MemoryError):
-                raise
-            except Exception as error:
+            except _WRONG_KIND as error:
                 failed[kind] = error
             else:
                 self.takes = kind
+                with contextlib.suppress(TypeError):  # not every callable can be remembered
+                    _found[self.judge] = kind
                 return answer
         raise _one(failed)
 
@@ -68,7 +71,10 @@ def adapt(judge: Callable[..., Any]) -> Callable[..., Any]:
     except (TypeError, ValueError):  # of compiled callables nothing is known
         return judge
     told = any(p.name == "sigma" or p.kind is p.VAR_KEYWORD for p in parameters)
-    return OwnReward(judge, _said(parameters), told)
+    takes = _said(parameters)
+    with contextlib.suppress(TypeError):
+        takes = takes or _found.get(judge)
+    return OwnReward(judge, takes, told)
 
 
 def array(images: Any) -> Any:
@@ -93,7 +99,6 @@ def _said(parameters: Sequence[inspect.Parameter]) -> str | None:
 def _one(failed: dict[str, Exception]) -> Exception:
     """What to raise where every kind of picture failed."""
     said = {kind: f"{type(error).__name__}: {' '.join(str(error).split())}" for kind, error in failed.items()}
-    first = failed["tensor"]
-    if len(set(said.values())) == 1 or isinstance(first, RuntimeError):  # torch's own word, such as on a size
-        return first
+    if len(set(said.values())) == 1:
+        return failed["tensor"]
     return TypeError("; ".join(f"given {KINDS[kind]}, {what}" for kind, what in said.items()))
