@@ -72,7 +72,7 @@ def test_what_cannot_be_scored_is_named_and_told_by_the_exit_code(here, ttsnap):
     code, out, err = ttsnap("score", "pics", "--reward", "tones:bright", "--prompt", PROMPT)
     assert code == 3
     assert "warning: pics/cut.png is truncated" in err
-    assert "1 files are no pictures and were left out (pics/notes.txt)" in err
+    assert "left out, as they are no pictures: 1 (pics/notes.txt)" in err
     assert "a.png" in out
     code, _, err = ttsnap("score", "pics/cut.png", "--reward", "tones:bright", "--prompt", PROMPT)
     assert code == 2

@@ -128,7 +128,7 @@ def test_a_published_one_is_at_hand_where_its_files_are_in_the_cache(tmp_path, m
     assert second_reward("some/model", ["mine"]) == "clipscore"
     assert second_reward("some/model", ["imagereward+run", "clipscore"]) == "pickscore"
     assert second_reward("some/model", ["clipscore", "pickscore", "hpsv2.1"]) is None  # hpsv2 is nearly the same
-    with local_only(), pytest.raises(ValueError, match="not on this machine and could not be downloaded .*the cache"):
+    with local_only(), pytest.raises(ValueError, match=r"not on this machine and could not be downloaded .*the cache"):
         IMAGEREWARD.weights()
 
 

@@ -109,7 +109,7 @@ def _scored(found: Any, settings: ScoreSettings, prompt: Any, folder: Path, *, s
         say(f"warning: {len(notes) - NAMED} more like these")
     if scores.left_out:
         named = ", ".join(scores.left_out[:3]) + (", ..." if len(scores.left_out) > 3 else "")
-        say(f"{len(scores.left_out)} files are no pictures and were left out ({named})")
+        say(f"left out, as they are no pictures: {len(scores.left_out)} ({named})")
     for picture in scores.faulty[:NAMED]:
         print(f"warning: {picture.name} {picture.fault}", file=sys.stderr)
     if len(scores.faulty) > NAMED:
@@ -175,5 +175,5 @@ def _show(scores: Scores, count: int, files: dict[str, Any]) -> None:
     if len(scores.ranked) > count:
         console.print(f"… and {len(scores.ranked) - count} more", highlight=False)
     for kind, what in files.items():
-        place = f"{len(what)} copies in {Path(what[0]).parent}" if isinstance(what, list) and what else what
-        console.print(f"{kind}: {place}", highlight=False, soft_wrap=True, markup=False)
+        said = f"{len(what)} copies in {Path(what[0]).parent}" if isinstance(what, list) and what else what
+        console.print(f"{kind}: {said}", highlight=False, soft_wrap=True, markup=False)

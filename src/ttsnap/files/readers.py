@@ -107,7 +107,7 @@ class Reading:
             work = stack.enter_context(_Processes(self, count)).read if apart else self._read_all
             read = ahead(pool, work, ((part,) for part in parts), 2 * count)
             stack.callback(read.close)
-            first = next(read, [])  # is begun now, not when it is asked for
+            first: list[Read] = next(read, [])  # is begun now, not when it is asked for
             yield itertools.chain(first, itertools.chain.from_iterable(read))
 
     def _read_all(self, items: Sequence[Item]) -> list[Read]:
@@ -195,4 +195,4 @@ def _key(content: str, prompt: str | None, reward: str) -> str:
 
 
 def _bytes_of(picture: Any) -> bytes:
-    return f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
+    return f"{picture.mode} {picture.size} ".encode() + bytes(picture.tobytes())

@@ -280,7 +280,7 @@ class _Work:
 
     def _most(self, pixels: np.ndarray) -> int:
         """Pictures of this size in a full batch."""
-        return min(self.settings.max_batch, max(1, MOST_PIXELS // (pixels.shape[0] * pixels.shape[1])))
+        return min(self.settings.max_batch, max(1, MOST_PIXELS // int(pixels.shape[0] * pixels.shape[1])))
 
     def _some(self, name: str) -> list[_Row]:
         """The next batch: of several sizes where the reward can be shown them, else the largest group of one size."""
@@ -373,7 +373,7 @@ def _items(pictures: Any, prompt: Any) -> tuple[list[Item], list[str]]:
     elif any(isinstance(source, Image) for source in sources):
         found = Found([])
     else:
-        found = find_pictures(sources, marker=JOURNAL)
+        found = find_pictures([str(source) for source in sources], marker=JOURNAL)
         sources = [*found.files]
     if not sources:
         raise ValueError("there are no pictures to score")

@@ -72,5 +72,6 @@ __all__ = [
     "own",
     "own_of",
     "parse",
+    "split",
     "targets_of",
 ]
