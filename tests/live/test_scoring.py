@@ -112,6 +112,9 @@ def test_processes_read_the_same_as_threads_and_one_that_dies_of_a_file_names_it
     items = [readers.Item(p.name, p.path, "a") for p in few.pictures[:3]]
     with lethal.begin(items, 1) as read:
         assert [one.fault for one in read] == ["is damaged: its decoder crashes"] * 3
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # no process can begin
+    here = ttsnap.score(tmp_path / "a", reward=corner, prompt="a")
+    assert [p.name for p in here.pictures] == [p.name for p in few.pictures]
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, mine):

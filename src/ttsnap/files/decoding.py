@@ -135,7 +135,8 @@ def shown(picture: Image, *, least: int | None = None) -> Decoded:
     animated = bool(getattr(picture, "is_animated", False)) and picture.format not in ("MPO", "ICO", "PSD")
     picture.load()
     note = "the first of its pages" if picture.format == "TIFF" else "the first frame of an animation"
-    return Decoded(np.asarray(_upright(picture)), note if animated else "", {str(k): v for k, v in picture.info.items()}, _exif(picture))
+    info = {str(name): value for name, value in picture.info.items()}
+    return Decoded(np.asarray(_upright(picture)), note if animated else "", info, _exif(picture))
 
 
 class _Refused(ValueError):

@@ -121,6 +121,7 @@ class _Processes:
         self.reading = reading
         self.free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self.begun: list[subprocess.Popen[bytes]] = []
+        self.greeted: set[int] = set()  # processes that have begun to work
         for _ in range(count):
             self.free.put(self._begin())
 
@@ -147,8 +148,16 @@ class _Processes:
         return process
 
     def read(self, items: Sequence[Item]) -> list[Read]:
-        """What a process says of some pictures; where one dies of them, each is read by itself."""
+        """What a process says of some pictures; where one dies of them, each is read by itself.
+
+        Where processes cannot begin at all, they are read here.
+        """
         process = self.free.get()
+        if process.pid not in self.greeted:
+            if _receive(process.stdout) is None:  # type: ignore[arg-type]
+                self.free.put(process)
+                return [self.reading.read(item) for item in items]
+            self.greeted.add(process.pid)
         try:
             _send(process.stdin, items)  # type: ignore[arg-type]
             found: list[Read] | None = _receive(process.stdout)  # type: ignore[arg-type]
@@ -172,6 +181,7 @@ def serve() -> None:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     reading = _receive(source)
+    _send(sink, "ready")
     while (items := _receive(source)) is not None:
         _send(sink, [reading.read(item) for item in items])
 
