@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -42,25 +41,30 @@ def pictures(folder: Path, count: int, size: int, suffix: str) -> np.ndarray:
     return np.stack(scaled)
 
 
-def bare(reward: Callable, images: torch.Tensor, prompt: str) -> float:
+def now() -> np.ndarray:
+    """Seconds of the clock, and those that this process computed, which other programs on the machine hardly change."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def bare(reward: Callable, images: torch.Tensor, prompt: str) -> np.ndarray:
     """Seconds of the model's loop."""
-    start = time.perf_counter()
+    start = now()
     with torch.no_grad():
         for batch in images.split(BATCH):
             reward(batch, [prompt] * len(batch), sigma=0.0).cpu()
-    return time.perf_counter() - start
+    return now() - start
 
 
-def scored(folder: Path, name: str, prompt: str) -> float:
+def scored(folder: Path, name: str, prompt: str) -> np.ndarray:
     """Seconds of `score`, from the loaded reward to the last one kept."""
-    out, started = Path(tempfile.mkdtemp()), 0.0
+    out, started = Path(tempfile.mkdtemp()), now()
 
     def start(_: int) -> None:
         nonlocal started
-        started = time.perf_counter()
+        started = now()
 
     found = ttsnap.score(folder, reward=name, prompt=prompt, out=out, max_batch=BATCH, on_start=start)
-    seconds = time.perf_counter() - started
+    seconds = now() - started
     assert not found.faulty
     shutil.rmtree(out)
     return seconds
@@ -74,11 +78,12 @@ def compare(title: str, name: str, count: int, size: int, suffix: str, rounds: i
         images = torch.from_numpy(made).permute(0, 3, 1, 2).float() / 255
         bare(reward, images[: 2 * BATCH], prompt)
         pairs = [(bare(reward, images, prompt), scored(Path(place), name, prompt)) for _ in range(rounds)]
-    loop, ours = (count / statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = sorted(mine / own for mine, own in pairs)
+    loop, ours = (count / np.median([both[side][0] for both in pairs]) for side in (0, 1))
+    wall, computed = np.sort([own / mine for own, mine in pairs], axis=0).T
     print(
         f"{title}: {count} pictures of {size} x {size} ({suffix}), loop {loop:.0f} per second, score {ours:.0f} per "
-        f"second, ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        f"second, ratio {np.median(wall):.2f} ({wall[0]:.2f} to {wall[-1]:.2f}), of seconds computed "
+        f"{np.median(computed):.2f} ({computed[0]:.2f} to {computed[-1]:.2f})",
         flush=True,
     )
 

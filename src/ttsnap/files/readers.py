@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FEW = 64  # pictures for which no process is begun
-PART = 16  # pictures that are read at a time
+PART = 32  # pictures that are read at a time
 
 
 class Item(NamedTuple):
@@ -52,7 +52,7 @@ class Read(NamedTuple):
         keys: reward -> the key of what it says of this content and prompt.
         prompt: that was given, or is in its metadata; None if neither is.
         note: what else is in its file.
-        pixels: [h, w, 3] of 8 bits; None if nothing is to be judged.
+        pixels: [3, h, w] of 8 bits; None if nothing is to be judged.
         fault: why it cannot be.
     """
 
@@ -84,7 +84,8 @@ class Reading:
             if all(key in self.known for key in keys.values()):
                 return Read(keys)
             picture = shown(item.source) if data is None else decode(data)  # type: ignore[arg-type]
-            return Read(keys, item.prompt or embedded_prompt(picture.info, picture.exif), picture.note, picture.pixels)
+            pixels = np.ascontiguousarray(picture.pixels.transpose(2, 0, 1))
+            return Read(keys, item.prompt or embedded_prompt(picture.info, picture.exif), picture.note, pixels)
         except ValueError as error:
             return Read(fault=str(error))
 

@@ -202,7 +202,7 @@ def score(
 
 
 class _Row(NamedTuple):
-    """A picture that waits for a reward: number of its item, pixels [h, w, 3], prompt, and key of its line."""
+    """A picture that waits for a reward: number of its item, pixels [3, h, w], prompt, and key of its line."""
 
     item: int
     pixels: np.ndarray
@@ -280,7 +280,7 @@ class _Work:
 
     def _most(self, pixels: np.ndarray) -> int:
         """Pictures of this size in a full batch."""
-        return min(self.settings.max_batch, max(1, MOST_PIXELS // int(pixels.shape[0] * pixels.shape[1])))
+        return min(self.settings.max_batch, max(1, MOST_PIXELS // int(pixels.shape[1] * pixels.shape[2])))
 
     def _some(self, name: str) -> list[_Row]:
         """The next batch: of several sizes where the reward can be shown them, else the largest group of one size."""
@@ -424,13 +424,10 @@ def _reward_keys(reward: rewards.Rewards, names: Sequence[str], sigma: float) ->
 
 
 def _tensor(pixels: np.ndarray, device: Any) -> Tensor:
-    """Images [n, 3, h, w] in 0..1 of pixels [n, h, w, 3] of 8 bits."""
+    """Images [n, 3, h, w] in 0..1 of pixels [n, 3, h, w] of 8 bits."""
     import torch
 
-    return (
-        torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).to(device).permute(0, 3, 1, 2).float()
-        / 255
-    )
+    return torch.from_numpy(pixels).to(device).float().div_(255)
 
 
 def save(scores: Scores, folder: Path, *, sheet: bool = True) -> dict[str, str]:
