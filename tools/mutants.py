@@ -310,7 +310,7 @@ MUTANTS = (
     Mutant(
         "reward: any shape will do",
         "live/judging.py",
-        "if answer.shape not in ((len(seen),), (len(seen), 1)):",
+        "if values.shape not in ((count,), (count, 1)) and not (count == 1 and values.shape == ()):",
         "if False:",
         f"{ENGINE} tests/live/test_search.py",
     ),

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.core import __version__
 
 if TYPE_CHECKING:
+    from ttsnap.live.scoring import score as score
     from ttsnap.live.session import Session as Session
     from ttsnap.live.session import prepare as prepare
     from ttsnap.live.session import search as search
     from ttsnap.pipelines.forks import Lineage as Lineage
 
-__all__ = ["Lineage", "Session", "__version__", "prepare", "search"]
+__all__ = ["Lineage", "Session", "__version__", "prepare", "score", "search"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from ttsnap.pipelines.forks import Lineage
 
         return Lineage
+    if name == "score":
+        from ttsnap.live.scoring import score
+
+        return score
     if name not in ("Session", "prepare", "search"):
         raise AttributeError(f"module 'ttsnap' has no attribute {name!r}")
     from ttsnap.live import session

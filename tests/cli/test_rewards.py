@@ -25,8 +25,21 @@ def test_it_lists_all_rewards_without_torch():
     assert all(name in shown for name in (*rewards.REWARDS, "module:function", "NAME=PATH"))
 
 
+def test_it_says_where_weights_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--THUDM--ImageReward"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    weights = folder / "snapshots" / "abc" / "ImageReward.pt"
+    weights.touch()
+    here = {entry["name"]: entry["here"] for entry in json.loads(run("--json"))["rewards"]}
+    assert (here["imagereward"], here["pickscore"], here["shapes"]) == (str(weights), None, None)
+
+
 def test_it_names_what_is_loaded():
     from ttsnap.rewards import blip, clip
+    from ttsnap.rewards import sources as known
 
     listed = {entry.name: entry for entry in ENTRIES}
     sources = (clip.PICKSCORE, clip.HPSV2, clip.HPSV21, clip.CLIPSCORE, clip.AESTHETIC, blip.IMAGEREWARD)
@@ -37,4 +50,4 @@ def test_it_names_what_is_loaded():
     for name in ("imagereward", "hpsv2", "hpsv2.1", "aesthetic"):
         (file,) = next(source.files for source in sources if source.reward == name)
         assert file in listed[name].weights
-    assert listed["aesthetic"].weights.endswith(clip.OPENAI)
+    assert listed["aesthetic"].weights.endswith(known.OPENAI)

@@ -13,8 +13,9 @@ from PIL import Image
 
 import ttsnap
 from ttsnap.core.ranking import WeightedSum
-from ttsnap.live.reporting import HeldOut, report, warning
+from ttsnap.live.reporting import HeldOut, report, second_reward, warning
 from ttsnap.policies import BestOfN
+from ttsnap.rewards.sources import CLIPSCORE, HPSV2, HPSV21, IMAGEREWARD, PICKSCORE, local_only
 
 PROMPT = "a red circle"
 
@@ -39,7 +40,7 @@ def search(**options):
 
 
 def test_it_judges_the_finished_images_and_steers_nothing():
-    plain = search(reward={"bright": brightness})
+    plain = search(reward={"bright": brightness}, report="none")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "the winner")  # it agrees: nothing to warn of
         result = search(
@@ -75,6 +76,60 @@ def test_what_it_took_is_told_apart():
     without = search(reward={"bright": brightness})
     assert counted.cost.text_tflop > without.cost.text_tflop
     assert result.held_out[0].tflop == pytest.approx(counted.cost.tflop - without.cost.tflop)  # of four looks, too
+
+
+def test_what_is_at_hand_is_held_out_unless_that_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        given, refused = search(reward="shapes"), search(reward="shapes", report="none")
+    (held_out,) = given.held_out
+    assert (held_out.name, held_out.images, held_out.tflop) == ("shapes-checker", 4, 0)
+    assert held_out.reward == check_share(given.image)
+    assert (given.seed, given.cost.tflop, given.cost.looks) == (refused.seed, refused.cost.tflop, refused.cost.looks)
+    assert refused.held_out == []
+    assert second_reward("shapes", ["shapes-checker"]) is None
+
+
+def check_share(image):
+    from ttsnap.shapes.checker import check
+
+    verdict = check(np.asarray(image), PROMPT)
+    return (verdict.count + verdict.colour + verdict.shape + verdict.relation) / 4
+
+
+def test_one_that_is_at_hand_never_fails_a_search(monkeypatch):
+    from ttsnap.rewards import REWARDS
+
+    def fails(device="cpu"):
+        raise MemoryError
+
+    result = ttsnap.search(pipeline(), "a corgi", candidates=2, num_inference_steps=2, policy=BestOfN())
+    assert result.held_out == []
+    assert any("there is no held-out reward" in note and "nan" in note for note in result.notes)
+    monkeypatch.setitem(REWARDS, "shapes-checker", fails)
+    result = search(reward="shapes")
+    assert result.held_out == []
+    assert any("there is no held-out reward: memory ran out" in note for note in result.notes)
+
+
+def test_a_published_one_is_at_hand_where_its_files_are_in_the_cache(tmp_path, monkeypatch):
+    """Empty files in the layout of the hub's cache; nothing is asked of a network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert second_reward("some/model", ["mine"]) is None
+    for source in (PICKSCORE, CLIPSCORE, HPSV2, HPSV21):
+        for repo, name in ((source.repo, source.files[0]), (source.tokenizer, "vocab.json")):
+            folder = tmp_path / f"models--{repo.replace('/', '--')}"
+            (folder / "snapshots" / "abc").mkdir(parents=True, exist_ok=True)
+            (folder / "refs").mkdir(exist_ok=True)
+            (folder / "refs" / "main").write_text("abc")
+            (folder / "snapshots" / "abc" / name).touch()
+    assert second_reward("some/model", ["mine"]) == "clipscore"
+    assert second_reward("some/model", ["imagereward+run", "clipscore"]) == "pickscore"
+    assert second_reward("some/model", ["clipscore", "pickscore", "hpsv2.1"]) is None  # hpsv2 is nearly the same
+    with local_only(), pytest.raises(ValueError, match=r"not on this machine and could not be downloaded .*the cache"):
+        IMAGEREWARD.weights()
 
 
 def test_one_image_has_nothing_to_be_compared_with():

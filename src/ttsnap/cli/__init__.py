@@ -30,6 +30,10 @@ commands = App(
 )
 VERBS = {  # loaded when they are called
     "generate": ("generate:generate", "Find the best image for a prompt under a compute budget."),
+    "score": (
+        "score:score",
+        "Judge pictures that are there already: a table, a CSV file, a contact sheet, copies of the best.",
+    ),
     "record": (
         "record:record",
         "Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.",
@@ -65,7 +69,7 @@ VERBS = {  # loaded when they are called
     ),
     "rewards": (
         "rewards:rewards",
-        "List the rewards: what they judge, where their weights come from, what a look costs.",
+        "List the rewards: what they judge, licence, size, what a look costs, where their weights are looked for.",
     ),
 }
 for place, (name, (function, summary)) in enumerate(VERBS.items()):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli.options import AsJson
 
+if TYPE_CHECKING:
+    from ttsnap.rewards.catalogue import Entry
+
 
 def rewards(*, json: AsJson = False) -> None:
-    """List the rewards: what they judge, where their weights come from, what a look costs.
+    """List the rewards: what they judge, licence, size, what a look costs, where their weights are looked for.
 
     Try: ttsnap generate "a corgi" --model DIR --reward imagereward,hpsv2 --report-reward pickscore
     """
@@ -17,8 +20,8 @@ def rewards(*, json: AsJson = False) -> None:
     if json:
         import json as format_json
 
-        data = {"rewards": [entry.to_dict() for entry in ENTRIES], "others": [list(other) for other in OTHERS]}
-        print(format_json.dumps(data, indent=1))
+        entries = [entry.to_dict() | {"here": _here(entry)} for entry in ENTRIES]
+        print(format_json.dumps({"rewards": entries, "others": [list(other) for other in OTHERS]}, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
@@ -26,15 +29,39 @@ def rewards(*, json: AsJson = False) -> None:
     from ttsnap.core.cost import format_amount
 
     table = Table(show_edge=False, pad_edge=False)
-    for name in ("reward", "judges", "weights", "a look", "a prompt", "fp32"):
+    for name in ("reward", "judges", "licence", "fp32", "a look", "a prompt", "looked for"):
         side: Any = "right" if name in ("a look", "a prompt", "fp32") else "left"
         table.add_column(name, justify=side, no_wrap=name == "reward", overflow="fold")
     for entry in ENTRIES:
-        size = "" if entry.million_parameters is None else f"{entry.million_parameters * 4e6 / 2**30:.3g} GiB"
+        size = "" if not entry.million_parameters else f"{entry.million_parameters * 4e6 / 2**30:.3g} GiB"
         look = "in seconds" if entry.look_tflop is None else format_amount(entry.look_tflop, "TFLOP")
         text = format_amount(entry.text_tflop, "TFLOP") if entry.text_tflop else ""
-        table.add_row(entry.name, entry.judges, entry.weights, look, text, size)
+        here = _here(entry)
+        place = entry.weights if here is None else f"{entry.weights}, here: {here}"
+        table.add_row(entry.name, entry.judges, entry.licence, size, look, text, place)
     console = Console()
     console.print(table)
+    console.print(f"hub weights are looked for in {_cache()}, then downloaded", highlight=False, soft_wrap=True)
     for name, what in OTHERS:
         console.print(f"{name}: {what}", highlight=False)
+
+
+def _here(entry: Entry) -> str | None:
+    """The file with the weights in the hub's cache; None if there is none, or the reward needs none."""
+    from ttsnap.rewards.sources import SOURCES
+
+    source = SOURCES.get(entry.name)
+    try:
+        found = source.cached() if source else None
+    except ImportError:
+        return None
+    return str(found) if found else None
+
+
+def _cache() -> str:
+    """The hub's cache."""
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return "the hub's cache (extra diffusion)"
+    return str(HF_HUB_CACHE)

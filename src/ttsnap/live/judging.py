@@ -33,18 +33,31 @@ def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], s
             answer = reward.early(seen.features, prompts, sigma=sigma)
         else:
             answer = _of_frames(reward, seen.shown if isinstance(seen, View) else seen, prompts, sigma)
-        try:
-            answer = torch.as_tensor(answer).float().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"reward {name!r} must return one number per image, shape [{len(seen)}], got {type(answer).__name__}"
-            ) from error
-    if answer.shape not in ((len(seen),), (len(seen), 1)):
-        raise ValueError(
-            f"reward {name!r} must return one number per image, shape [{len(seen)}], got {list(answer.shape)}"
-        )
-    values: np.ndarray = answer.reshape(len(seen)).numpy()
-    return values
+        return numbers(name, answer, len(seen))
+
+
+def numbers(name: str, answer: Any, count: int) -> np.ndarray:
+    """What a reward answered about `count` images as rewards [count], fp32 on the CPU.
+
+    Args:
+        name: of the reward.
+        answer: one number per image: a tensor, array or list, also [count, 1]; of one image also a number.
+        count: of images.
+
+    Raises:
+        ValueError: it is not one number per image.
+    """
+    import torch
+
+    rule = f"reward {name!r} must return one number per image, shape [{count}]"
+    try:
+        values = torch.as_tensor(answer).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{rule}, got {type(answer).__name__}") from error
+    if values.shape not in ((count,), (count, 1)) and not (count == 1 and values.shape == ()):
+        raise ValueError(f"{rule}, got {list(values.shape)}")
+    found: np.ndarray = values.reshape(count).numpy()
+    return found
 
 
 def _of_frames(reward: Any, images: Tensor, prompts: Sequence[str], sigma: float) -> Any:
@@ -78,20 +91,22 @@ def try_out(name: str, reward: Any, prompt: str, size: tuple[int, int] | None) -
     Raises:
         ValueError: it fails, or does not answer with one number per image.
     """
+    import torch
+
     from ttsnap.pipelines.counting import some_pictures
 
     try:
-        judge(name, reward, some_pictures(2, *(size or (256, 256))), [prompt, prompt], 0.0)
-    except ValueError:
-        raise
+        with torch.no_grad():
+            answer = reward(some_pictures(2, *(size or (256, 256))), [prompt, prompt], sigma=0.0)
     except Exception as error:
         if size is None and isinstance(error, RuntimeError):
             return
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
             f"reward {name!r} fails on two pictures ({what}); it is called as reward(images, prompts, sigma=...) "
-            "with images [n, 3, h, w] in 0..1, and returns n numbers"
+            "with images [n, 3, h, w] in 0..1, PIL pictures or an array [n, h, w, 3] of 8 bits, and returns n numbers"
         ) from error
+    numbers(name, answer, 2)
 
 
 def judge_in_parts(

@@ -14,6 +14,7 @@ import numpy as np
 from ttsnap import policies, rewards
 from ttsnap.core.cost import Budget, Cost, CostModel, affordable
 from ttsnap.core.driver import check, run
+from ttsnap.core.errors import explain
 from ttsnap.core.grid import BoolArray, Combine, IntArray, Policy, Problem, Query, Rung, Search
 from ttsnap.core.observers import SILENT, Observer, Result, Start, Stop
 from ttsnap.core.ranking import RankSum, WeightedSum, choose, order
@@ -46,6 +47,8 @@ class Setup:
         different: how many images a set that is good and different has; 0: none is wanted.
         held_out: rewards by name that judge finished images and steer nothing; see `ttsnap.live.reporting`.
         held_out_tflop: of one look by each of them, and of what it reads of a prompt once.
+        second: name of a held-out reward that nobody asked for; it is loaded when the first search has ended, and a
+            search never fails because of it.
     """
 
     sampler: Any
@@ -59,11 +62,25 @@ class Setup:
     different: int = 0
     held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
     held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
+    second: str | None = None
 
     @property
     def targets(self) -> list[str]:
         """Names of the rewards that judge finished images; `judges` are those that judge looks."""
         return rewards.targets_of(self.judges)
+
+    def load_second(self) -> None:
+        """Load the held-out reward that nobody asked for, from what is on this machine."""
+        if self.held_out or self.second is None:
+            return
+        from ttsnap.pipelines.flops import count_look
+        from ttsnap.rewards.sources import local_only
+
+        size = self.sampler.device, self.sampler.height, self.sampler.width
+        with local_only():
+            judges = rewards.load(self.second, self.sampler.device)
+        self.held_out_tflop = {name: count_look(judge, *size) for name, judge in judges.items()}
+        self.held_out = judges
 
     def engine(self) -> Engine:
         """Model and rewards at work."""
@@ -212,7 +229,7 @@ class OpenSearch:
             )
             for p, prompt in enumerate(self.prompts)
         ]
-        return self._report(found) if s.held_out else found
+        return self._report(found) if s.held_out or s.second else found
 
     def _report(self, found: list[SearchResult]) -> list[SearchResult]:
         """Let the held-out rewards judge the finished images, and warn where they part from the optimised ones."""
@@ -227,9 +244,16 @@ class OpenSearch:
             }
             if r.images:
                 other = r.best_of_n.best.seed if r.best_of_n.best else None
-                work = (finished, r.seed, other, s.sampler.device, s.sampler.max_batch)
-                held_out = reporting.report(s.held_out, s.held_out_tflop, r.prompt, *work)
-                note = reporting.warning([held_out], list(s.judges))
+                try:
+                    s.load_second()
+                    work = (finished, r.seed, other, s.sampler.device, s.sampler.max_batch)
+                    held_out = reporting.report(s.held_out, s.held_out_tflop, r.prompt, *work)
+                except Exception as error:
+                    if s.second is None:
+                        raise
+                    held_out, note = [], f"there is no held-out reward: {explain(error)}"
+                else:
+                    note = reporting.warning([held_out], list(s.judges)) or ""
                 r = replace(r, held_out=held_out, notes=[*r.notes, note] if note else r.notes)
             reported.append(r)
         said = reporting.warning([r.held_out for r in reported if r.held_out], list(s.judges))

@@ -15,6 +15,31 @@ from typing import Any
 
 import numpy as np
 
+SECONDS = ("imagereward", "clipscore", "pickscore", "hpsv2.1", "hpsv2")  # the cheapest first; each reads the prompt
+AUTO, NONE = "auto", "none"  # what may be said in a held-out reward's place
+
+
+def second_reward(model: str, names: Sequence[str]) -> str | None:
+    """A reward that can be held out without a download, beside those that a search optimises; None if none is at hand.
+
+    Of an embedded model its exact checker; else the cheapest published reward of other weights than theirs that lies in
+    the hub's cache.
+
+    Args:
+        model: its name.
+        names: of the rewards that are optimised.
+    """
+    from ttsnap.pipelines.models import MODELS
+    from ttsnap.rewards import REWARDS
+    from ttsnap.rewards.sources import SOURCES
+
+    guides = {name.partition("+")[0] for name in names}
+    if model in MODELS:
+        own = MODELS[model].report
+        return own if own in REWARDS and own not in guides else None
+    taken = {SOURCES[name].repo for name in guides if name in SOURCES}
+    return next((name for name in SECONDS if SOURCES[name].repo not in taken and SOURCES[name].at_hand()), None)
+
 
 @dataclass(frozen=True)
 class HeldOut:

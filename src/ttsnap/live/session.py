@@ -13,6 +13,7 @@ from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import Combine, IntArray, Policy
 from ttsnap.core.observers import Observer
 from ttsnap.core.ranking import RankSum, WeightedSum
+from ttsnap.live import reporting
 from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
@@ -236,7 +237,7 @@ def prepare(
     stop_at: float | None = None,
     different: int = 0,
     combine: Combine | None = None,
-    report: rewards.Rewards | None = None,
+    report: rewards.Rewards | None = reporting.AUTO,
     prompt: str = "a",
     device: str | None = None,
     dtype: str | None = None,
@@ -255,7 +256,8 @@ def prepare(
         stop_at: reward that is good enough: candidates are searched four at a time, until a finished one has it.
         different: choose so many images that are good and different, while candidates are pruned and at the end.
         combine: several rewards -> one number (default: rank sum).
-        report: rewards that judge the finished images and steer nothing; see `ttsnap.live.reporting`.
+        report: rewards that judge the finished images and steer nothing; `auto`: one that is at hand without a
+            download, if there is one; `none`; see `ttsnap.live.reporting`.
         prompt: a prompt to count and calibrate with.
         device: where a model that is named runs.
         dtype: its dtype.
@@ -285,6 +287,9 @@ def prepare(
         raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")
     if stop_at is not None and len(names) > 1 and not isinstance(combine, WeightedSum):
         raise ValueError("a reward to stop at needs one reward, or weights that make several one number")
+    second = reporting.second_reward(name, names) if report == reporting.AUTO else None
+    if report in (reporting.AUTO, reporting.NONE):
+        report = None
     if report is not None and (both := set(rewards.names_of(report)) & set(names)):
         raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
     chosen = policies.named(policy) if isinstance(policy, str) else policy
@@ -336,6 +341,7 @@ def prepare(
         different,
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
+        second,
     )
 
 

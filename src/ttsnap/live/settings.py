@@ -126,7 +126,8 @@ class SearchSettings:
     Attributes:
         reward: Reward (see `ttsnap rewards`), module:function, or several by commas (rank sum).
         weights: Weights of several rewards, such as 1,.5 (default: rank sum).
-        report_reward: Held-out reward(s): judge finished images only, warn when they part from --reward.
+        report_reward: Held-out reward(s): judge finished images only, warn when they part from --reward (default: one
+            that is here already, if there is one); none.
         policy: best-of-n, halving, branching, svdd, steering, evosearch ... (docs/searches.md), or a policy FILE.json
             (default: tuned, else halving).
         candidates: Candidates started per prompt (default: 32; 8 for shapes).
@@ -165,7 +166,7 @@ class SearchSettings:
         weights = read_weights(self.weights)
         if weights is not None and len(weights) != len(names):
             raise ValueError(f"--weights takes one number per reward ({', '.join(names)}), got {len(weights)}")
-        if self.report_reward is not None:
+        if self.report_reward not in (None, "auto", "none"):
             rewards.names_of(self.report_reward)
         if isinstance(policy := self.chosen_policy(), str):
             policies.named(policy)
@@ -202,7 +203,7 @@ class SearchSettings:
             different=top if self.different else 0,
             prompt=prompt,
             combine=WeightedSum(weights) if weights else None,
-            report=self.report_reward,
+            report=self.report_reward or "auto",
             **model.keywords(pictures),
         )
         session.budget = self.budget
@@ -215,7 +216,8 @@ class SearchSettings:
         policy = self.chosen_policy()
         found = asdict(self) | {"policy": policy if isinstance(policy, str | None) else policies.to_dict(policy)}
         del found["rungs"], found["keep"]
-        found["contents"] = reward_contents(self.reward, self.report_reward)
+        report = None if self.report_reward in ("auto", "none") else self.report_reward
+        found["contents"] = reward_contents(self.reward, report)
         return found
 
 

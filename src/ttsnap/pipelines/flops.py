@@ -140,16 +140,16 @@ def count_looks(rewards: Mapping[str, Any], images: torch.Tensor, prompt: str) -
 def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = "a") -> LookCount:
     """TFLOP of one look by a reward at one image, and of what it keeps of a prompt, which belongs to no look.
 
-    A reward that is a module, or has one as `reward` or `clean`, is counted on a copy without data; one that says its
-    own `tflop` (and `text_tflop`, if it keeps anything) is not called.
+    A reward that is a module, or has one as `reward`, `clean` or `judge`, is counted on a copy without data; one that
+    says its own `tflop` (and `text_tflop`, if it keeps anything) is not called.
     """
-    inner = getattr(reward, "reward", getattr(reward, "clean", None))
-    for part in (reward, inner):
+    parts = [reward, *(getattr(reward, name, None) for name in ("reward", "clean", "judge"))]
+    for part in parts:
         if (told := getattr(part, "tflop", None)) is not None:
             return LookCount(float(told), float(getattr(part, "text_tflop", 0.0)))
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    module = reward if isinstance(reward, torch.nn.Module) else inner
+    module = next((part for part in parts if isinstance(part, torch.nn.Module)), None)
     if isinstance(module, torch.nn.Module):
         try:
             fake = FakeTensorMode(allow_non_fake_inputs=True)

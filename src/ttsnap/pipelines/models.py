@@ -20,6 +20,7 @@ class Model:
         arguments: of its call, unless others are given.
         reward: name of the reward that judges it, unless another is given; `pushed_reward` where candidates are pushed
             apart, which leaves no features to read.
+        report: name of a reward that judges finished images and steers nothing, unless another is given.
         candidates: how many a search starts.
         preview: directory of its tiny decoder.
         prompts: lists of prompts by name, such as `train`.
@@ -31,6 +32,7 @@ class Model:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     reward: str | None = None
     pushed_reward: str | None = None
+    report: str | None = None
     candidates: int | None = None
     preview: Path | None = None
     prompts: Mapping[str, Callable[[], list[str]]] = field(default_factory=dict)

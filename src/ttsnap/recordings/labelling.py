@@ -6,9 +6,8 @@ import itertools
 import os
 import re
 import shutil
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap.core.grid import BoolArray, IntArray
+from ttsnap.files.reading import ahead
 from ttsnap.files.storage import AnyPath, location, publish
 from ttsnap.live.judging import apart
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
@@ -267,23 +267,6 @@ def _load(tree: ImageTree, prompts: list[int], call: int) -> tuple[np.ndarray, l
             except BadImageError as error:
                 bad.append((p, error))
     return images.reshape(-1, *images.shape[2:]), bad
-
-
-def ahead(
-    pool: ThreadPoolExecutor, work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], depth: int
-) -> Generator[Any, None, None]:
-    """Results in order; up to `depth` pieces of work are under way ahead of them."""
-    waiting: deque[Future[Any]] = deque()
-    try:
-        for these in arguments:
-            waiting.append(pool.submit(work, *these))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def import_ground_truth(

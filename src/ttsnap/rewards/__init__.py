@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ttsnap.rewards.own import adapt
 from ttsnap.rewards.registry import (
     REWARDS,
     Rewards,
@@ -26,7 +27,6 @@ from ttsnap.rewards.registry import (
     parse,
     split,
     targets_of,
-    with_sigma,
 )
 
 
@@ -34,16 +34,16 @@ def load(rewards: Rewards, device: Any = "cpu") -> dict[str, Callable[..., Any]]
     """Rewards by name, from a name, several (a list, or separated by commas), a callable, or a mapping of callables."""
     names = names_of(rewards)
     if callable(rewards):
-        return {names[0]: with_sigma(rewards)}
+        return {names[0]: adapt(rewards)}
     if isinstance(rewards, Mapping):
-        return {name: with_sigma(judge) for name, judge in rewards.items()}
+        return {name: adapt(judge) for name, judge in rewards.items()}
     return {name: _load(text, device) for name, text in zip(names, split(rewards), strict=True)}
 
 
 def _load(text: str, device: Any) -> Callable[..., Any]:
     spec = parse(text)
     if spec is None:
-        return with_sigma(own(text))
+        return adapt(own(text))
     if spec.levels is not None:
         from ttsnap.rewards.noise_aware import load_noise_aware
         from ttsnap.rewards.published import find_steps, load_published
@@ -64,6 +64,7 @@ __all__ = [
     "REWARDS",
     "Rewards",
     "Spec",
+    "adapt",
     "files_of",
     "load",
     "load_clean",
@@ -71,6 +72,6 @@ __all__ = [
     "own",
     "own_of",
     "parse",
+    "split",
     "targets_of",
-    "with_sigma",
 ]

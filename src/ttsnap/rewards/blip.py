@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ttsnap.pipelines.text import warn_if_cut
 from ttsnap.rewards import conversion, preprocess
 from ttsnap.rewards.clip import check_counts, config_beside, full_precision, linear_head
-from ttsnap.rewards.sources import Source
+from ttsnap.rewards.sources import IMAGEREWARD
 
-IMAGEREWARD = Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",), "google-bert/bert-base-uncased")
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw rewards on the authors' data
 LENGTH = 35  # tokens of a prompt
 
@@ -77,10 +76,19 @@ class ImageReward(nn.Module):
 
     def forward(self, images: Tensor, prompts: Sequence[str], *, sigma: float = 0.0) -> Tensor:
         """Rewards [n] of images [n, 3, h, w] in 0..1; takes no notice of `sigma`."""
-        check_counts(images, prompts)
+        return self.see(self.fit(images), prompts)
+
+    def fit(self, images: Tensor) -> Tensor:
+        """What the network sees of images [n, 3, h, w] in 0..1: pixels [n, 3, side, side], whatever their size."""
         device = self.vision.embeddings.class_embedding.device
         with full_precision(self, device):
-            pixels = preprocess.shortest_crop(images.to(device), int(self.vision.config.image_size))
+            return preprocess.shortest_crop(images.to(device), int(self.vision.config.image_size))
+
+    def see(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards [n] of pixels from `fit`."""
+        check_counts(pixels, prompts)
+        device = pixels.device
+        with full_precision(self, device):
             # The last hidden state has been through the layer norm; the pooler applies it once more.
             patches = self.vision(pixel_values=pixels).last_hidden_state
             ids, mask = (torch.cat(parts).to(device) for parts in zip(*map(self._read, prompts), strict=True))

@@ -20,18 +20,10 @@ from torch.nn import functional as F
 
 from ttsnap.pipelines.text import warn_if_cut
 from ttsnap.rewards import conversion, preprocess
-from ttsnap.rewards.sources import Source
+from ttsnap.rewards.sources import AESTHETIC, CLIPSCORE, HPSV2, HPSV21, PICKSCORE, Source
 
 Tokenize = Callable[[str], Tensor]
 Preprocess = Callable[[Tensor, int], Tensor]
-
-OPENAI = "openai/clip-vit-large-patch14"
-LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-PICKSCORE = Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors", "pytorch_model.bin"), LAION)
-HPSV2 = Source("hpsv2", "xswu/HPSv2", ("HPS_v2_compressed.pt",), LAION)
-HPSV21 = Source("hpsv2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",), LAION)
-CLIPSCORE = Source("clipscore", OPENAI, ("model.safetensors", "pytorch_model.bin"), OPENAI)
-AESTHETIC = Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", ("aesthetic-model.pth",), OPENAI)
 
 # LAION's towers use gelu, OpenAI's an approximation of it. The other one loads as well and is silently wrong.
 VIT_H = {
@@ -107,10 +99,19 @@ class ClipReward(nn.Module):
 
     def forward(self, images: Tensor, prompts: Sequence[str], *, sigma: float = 0.0) -> Tensor:
         """Rewards [n] of images [n, 3, h, w] in 0..1; takes no notice of `sigma`."""
-        check_counts(images, prompts)
+        return self.see(self.fit(images), prompts)
+
+    def fit(self, images: Tensor) -> Tensor:
+        """What the network sees of images [n, 3, h, w] in 0..1: pixels [n, 3, side, side], whatever their size."""
         device = self.clip.logit_scale.device
         with full_precision(self, device):
-            pixels = self.prepare(images.to(device), int(self.clip.config.vision_config.image_size))
+            return self.prepare(images.to(device), int(self.clip.config.vision_config.image_size))
+
+    def see(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards [n] of pixels from `fit`."""
+        check_counts(pixels, prompts)
+        device = self.clip.logit_scale.device
+        with full_precision(self, device):
             image = F.normalize(self.clip.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
             text = torch.cat([self._read(prompt, device) for prompt in prompts])
             scale = self.clip.logit_scale.exp() if self.scale is None else self.scale
@@ -137,6 +138,7 @@ class AestheticReward(nn.Module):
     """The LAION aesthetic predictor: a linear head on CLIP L/14's image features; it does not read the prompt."""
 
     clip: Any
+    reads_prompt = False
     trained = r"(clip\.(vision_model|visual_projection)|head)\..*"
     lora_targets = r"clip\.vision_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 
@@ -148,10 +150,18 @@ class AestheticReward(nn.Module):
 
     def forward(self, images: Tensor, prompts: Sequence[str], *, sigma: float = 0.0) -> Tensor:
         """Rewards [n], about 1 to 10, of images [n, 3, h, w] in 0..1; takes no notice of `prompts` and `sigma`."""
-        check_counts(images, prompts)
+        return self.see(self.fit(images), prompts)
+
+    def fit(self, images: Tensor) -> Tensor:
+        """What the network sees of images [n, 3, h, w] in 0..1: pixels [n, 3, side, side], whatever their size."""
         device = self.clip.visual_projection.weight.device
         with full_precision(self, device):
-            pixels = preprocess.shortest_crop(images.to(device), int(self.clip.config.image_size))
+            return preprocess.shortest_crop(images.to(device), int(self.clip.config.image_size))
+
+    def see(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards [n] of pixels from `fit`."""
+        check_counts(pixels, prompts)
+        with full_precision(self, pixels.device):
             features = F.normalize(self.clip(pixel_values=pixels).image_embeds.float(), dim=-1)
             rewards: Tensor = self.head(features)[:, 0].float()
         return rewards

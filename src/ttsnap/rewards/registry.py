@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ttsnap.core.registry import Registry
+from ttsnap.rewards.own import adapt
 
 
 class Published:
@@ -188,22 +189,7 @@ def own_of(rewards: Rewards) -> dict[str, Callable[..., Any]]:
         found = dict(rewards)
     else:
         found = {text: own(text) for text in split(rewards) if parse(text) is None}
-    return {name: with_sigma(judge) for name, judge in found.items() if not _placed(judge)}
-
-
-def with_sigma(judge: Callable[..., Any]) -> Callable[..., Any]:
-    """A reward that may be called with the noise level, also where it takes none."""
-    try:
-        parameters = inspect.signature(judge).parameters.values()
-    except (TypeError, ValueError):  # of compiled callables nothing is known
-        return judge
-    if any(p.name == "sigma" or p.kind is p.VAR_KEYWORD for p in parameters):
-        return judge
-
-    def told(images: Any, prompts: Sequence[str], *, sigma: float) -> Any:
-        return judge(images, prompts)
-
-    return told
+    return {name: adapt(judge) for name, judge in found.items() if not _placed(judge)}
 
 
 def _placed(judge: Any) -> bool:

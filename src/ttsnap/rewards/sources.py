@@ -6,9 +6,24 @@ sentence says how to get it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_local_only = ContextVar("local_only", default=False)
+
+
+@contextmanager
+def local_only() -> Iterator[None]:
+    """Nothing is downloaded in here: what is not on this machine is an error."""
+    before = _local_only.set(True)
+    try:
+        yield
+    finally:
+        _local_only.reset(before)
 
 
 @dataclass(frozen=True)
@@ -49,16 +64,24 @@ class Source:
             raise ValueError(f"reward {self.reward}: {path} should hold {self.files[0]}, it holds {names}")
         return found[0]
 
-    def _from_hub(self) -> Path:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    def cached(self) -> Path | None:
+        """The weights file in the hub's cache on this machine; None if it is not there."""
+        return _cached(self.repo, self.files)
 
-        for name in self.files:
-            cached = try_to_load_from_cache(self.repo, name)
-            if isinstance(cached, str):
-                return Path(cached)
+    def at_hand(self) -> bool:
+        """Whether weights and tokenizer are in the cache, so that nothing has to be downloaded."""
+        return bool(self.cached() and _cached(self.tokenizer, ("tokenizer.json", "vocab.json", "vocab.txt")))
+
+    def _from_hub(self) -> Path:
+        if cached := self.cached():
+            return cached
+        from huggingface_hub import hf_hub_download
+
         problem: Exception | None = None
         for name in self.files:
             try:
+                if _local_only.get():
+                    raise FileNotFoundError("not in the cache")
                 return Path(hf_hub_download(self.repo, name))
             except Exception as error:  # the hub's, the network's and the file system's errors share no base class
                 problem = problem or error
@@ -81,7 +104,7 @@ class Source:
         folder = weights.parent
         if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
             return kind.from_pretrained(folder)
-        for offline in (True, False):
+        for offline in (True,) if _local_only.get() else (True, False):
             try:
                 return kind.from_pretrained(self.tokenizer, local_files_only=offline)
             except Exception as error:
@@ -90,6 +113,26 @@ class Source:
             f"the tokenizer of reward {self.reward} is not on this machine and could not be downloaded "
             f"({_brief(problem)}); get it with `hf download {self.tokenizer}`, or put its files beside {weights}"
         )
+
+
+def _cached(repo: str, files: tuple[str, ...]) -> Path | None:
+    """The first of these files of a repository that is in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repo, name) for name in files)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+OPENAI = "openai/clip-vit-large-patch14"
+LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+BERT = "google-bert/bert-base-uncased"
+IMAGEREWARD = Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",), BERT)
+PICKSCORE = Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors", "pytorch_model.bin"), LAION)
+HPSV2 = Source("hpsv2", "xswu/HPSv2", ("HPS_v2_compressed.pt",), LAION)
+HPSV21 = Source("hpsv2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",), LAION)
+CLIPSCORE = Source("clipscore", OPENAI, ("model.safetensors", "pytorch_model.bin"), OPENAI)
+AESTHETIC = Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", ("aesthetic-model.pth",), OPENAI)
+SOURCES = {one.reward: one for one in (IMAGEREWARD, CLIPSCORE, PICKSCORE, HPSV21, HPSV2, AESTHETIC)}
 
 
 def _brief(error: Exception | None) -> str:

@@ -130,6 +130,7 @@ MODEL = Model(
     arguments=OPTIONS,
     reward="shapes-hard-aware",
     pushed_reward="shapes-hard",
+    report="shapes-hard-checker",
     candidates=16,
     preview=WEIGHTS / "preview",
     prompts={"train": train_prompts, "held-out": held_out_prompts},

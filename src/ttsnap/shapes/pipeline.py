@@ -39,6 +39,7 @@ MODEL = Model(
     arguments=OPTIONS,
     reward="shapes-aware",
     pushed_reward="shapes",
+    report="shapes-checker",
     candidates=8,  # more find a perfect picture in any way
     preview=PREVIEW_WEIGHTS,
     prompts={"train": train_prompts, "held-out": held_out_prompts},

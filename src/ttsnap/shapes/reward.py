@@ -209,12 +209,20 @@ class ShapesReward(nn.Module):
         """Logits [n, kinds] of images [n, 3, h, w] in 0..1, in the order of the network's kinds."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images need as many prompts, got {len(prompts)}")
+        return self.judge(self.network.encode_image(self.fit(images)), prompts)
+
+    def fit(self, images: Tensor) -> Tensor:
+        """What the network sees of images [n, 3, h, w] in 0..1: images of its own size."""
         parameter = self.network.positions
         images = images.to(parameter.device, parameter.dtype)
         size = (8 * self.network.grid,) * 2
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        return self.judge(self.network.encode_image(images), prompts)
+        return images
+
+    def see(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards [n] of images from `fit`."""
+        return soft_minimum(self.judge(self.network.encode_image(images), prompts))
 
     def judge(self, grid: Tensor, prompts: Sequence[str]) -> Tensor:
         """Logits [n, kinds] of grid features [n, cells, width]."""
