@@ -310,7 +310,8 @@ def classes(module: ModuleType) -> Iterator[type]:
 def matrix(root: Path, only: str = "", seconds: int = 120, *, once: bool = False) -> Iterator[dict[str, Any]]:
     """All rows, or with `once` one test class of each pipeline.
 
-    The checkout's package `tests` takes the place of the project's meanwhile."""
+    The checkout's package `tests` takes the place of the project's meanwhile.
+    """
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "tests"}
     sys.path.insert(0, str(root))
     threads = torch.get_num_threads()

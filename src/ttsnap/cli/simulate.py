@@ -143,7 +143,7 @@ def _replay_trees(files: Sequence[Path], names: Sequence[str], weights: str | No
     if len(names) > 1:
         raise ValueError("a recorded tree is replayed with one policy at a time")
     combine = WeightedSum(read_numbers(weights, "--weights", "1,.5")) if weights else None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for file in files:
         tree = Tree.load(file)
         policy = (policies.named(names[0]) or policies.default_policy(tree.num_steps)) if names else None

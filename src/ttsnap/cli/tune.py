@@ -87,20 +87,21 @@ def tune(
             policy, prompts, prompt_range, model, reward, try_steps, weights, budget, out, trials, seconds, seed, json
         )
         return
-    if live := [f"--{name}" for name, value in (("policy", policy), ("prompts", prompts), ("reward", reward)) if value]:
+    given = {"--policy": policy, "--prompts": prompts, "--reward": reward, "--try-steps": try_steps}
+    if live := [name for name, value in given.items() if value]:
         raise ValueError(f"{', '.join(live)} tune live; leave out the recording {recording}")
     budgets = sorted({b for text in budget for b in parse_budgets(text)}, key=lambda b: b.amount)
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
     opened = Recording.open(recording)
-    model = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
+    costs = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
     shown = console(json)
     with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
         task = bar.add_task("tuning", total=None)
         tuning = fit(
             opened,
-            budgets or default_budgets(model, opened.shape[2]),
-            accounting_of(accounting, model),
+            budgets or default_budgets(costs, opened.shape[2]),
+            accounting_of(accounting, costs),
             guide=guide,
             weights=read_numbers(weights, "--weights", "1,.5") if weights else None,
             folds=folds,

@@ -68,7 +68,7 @@ class Tree:
     @classmethod
     def of(cls, result: Result, p: int, num_steps: int, seeds: Sequence[int], **about: Any) -> Tree:
         """The tree of row `p` of a search whose history was kept; `about` are the other attributes."""
-        places, forks = _Places(Problem(*result.finished.shape, num_steps)), list(result.forks)
+        places, forks = _Places(Problem(len(result.finished), len(seeds), num_steps)), list(result.forks)
         looks: dict[Way, dict[int, list[float]]] = {}
         for number, look in enumerate(result.history):
             while forks and forks[0][0] <= number:
@@ -100,7 +100,7 @@ class Tree:
                 }
                 for look in data["looks"]
             }
-            about = {
+            about: dict[str, Any] = {
                 "prompt": str(data["prompt"]),
                 "seeds": list(map(int, data["seeds"])),
                 "num_steps": int(data["num_steps"]),

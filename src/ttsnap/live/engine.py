@@ -497,8 +497,9 @@ class Grid:
         if sampler.diversity:
             raise ValueError("candidates that are pushed apart cannot be forked; leave out the diversity")
         made, step = dict[Place, Any](), fork.step
-        before, after = ((float(v) for v in sampler.probe.levels[s]) for s in (step, fork.begins))
-        level, to = tuple(before), tuple(after)
+        level, to = (
+            (float(at.alpha), float(at.sigma)) for at in map(sampler.probe.levels.__getitem__, (step, fork.begins))
+        )
         rows = rows_of(torch.empty(sampler.probe.sample, device="meta"), sampler.probe.image) if fork.band else 0
         with torch.no_grad():
             for p, c in np.argwhere(fork.children).tolist():

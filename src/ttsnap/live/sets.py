@@ -85,8 +85,8 @@ def distances(features: FloatArray) -> FloatArray:
     squares = (apart**2).sum(axis=1)
     far: FloatArray = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * apart @ apart.T, 0))
     count = len(features)
-    mean = far.sum() / max(1, count * (count - 1))
-    return far / max(mean, 1e-12)
+    far /= max(float(far.sum()) / max(1, count * (count - 1)), 1e-12)
+    return far
 
 
 def worth(good: FloatArray, far: FloatArray, members: list[int], weight: float) -> float:

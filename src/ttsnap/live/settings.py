@@ -354,7 +354,7 @@ def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | 
 
     steps = tuple(int(value) if value == int(value) else value for value in read_numbers(rungs, "--rungs", "3,7,12"))
     ratios = read_numbers(keep, "--keep", ".4,.4,.5") if keep is not None else None
-    return SuccessiveHalving(steps, ratios)  # type: ignore[arg-type]  # it checks that rungs are whole
+    return SuccessiveHalving(steps, ratios)
 
 
 __all__: Sequence[str] = [

@@ -111,7 +111,8 @@ def within(noise: Tensor, band: tuple[float, float], rows: int = 0) -> Tensor:
     frequency = 2 * torch.sqrt(along[0] ** 2 + along[1] ** 2)
     mask = (frequency >= band[0]) & (frequency < band[1])
     spectrum = torch.fft.fft2(laid, dim=last) * (mask[..., None] if rows else mask)
-    return torch.fft.ifft2(spectrum, dim=last).real.reshape(noise.shape)
+    part: Tensor = torch.fft.ifft2(spectrum, dim=last).real.reshape(noise.shape)
+    return part
 
 
 def rows_of(latents: Tensor, image: Tensor) -> int:

@@ -89,13 +89,14 @@ def residual(weights: FloatArray, rng: np.random.Generator) -> IntArray:
     """Each as often as the whole part of its share says; the rest by independent draws."""
     count = weights.shape[1]
     whole = np.floor(count * weights + 1e-9).astype(np.int64)
-    rest = count * weights - whole
+    rest: FloatArray = count * weights - whole
     points = rng.random(count)
     for row, missing in enumerate(count - whole.sum(axis=1)):
         if missing:
-            share = np.clip(rest[row], 0, None)
-            whole[row] += _counted((share / share.sum())[None], np.sort(points[:missing]))[0]
-    return whole
+            share: FloatArray = np.clip(rest[row : row + 1], 0, None)
+            whole[row] += _counted(share / share.sum(), np.sort(points[:missing]))[0]
+    drawn: IntArray = whole
+    return drawn
 
 
 def _counted(weights: FloatArray, points: FloatArray) -> IntArray:

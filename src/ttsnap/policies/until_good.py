@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,7 +43,9 @@ class UntilGood:
             if not waiting.any():
                 return
 
-    def _group(self, problem: Problem, columns: slice, rows: BoolArray, rng: np.random.Generator) -> Search:
+    def _group(
+        self, problem: Problem, columns: slice, rows: BoolArray, rng: np.random.Generator
+    ) -> Generator[Query | Fork, FloatArray, FloatArray]:
         """Search some candidates of some prompts; the best finished reward of each prompt [prompts], else -inf."""
         part = Problem(int(rows.sum()), columns.stop - columns.start, problem.num_steps)
         inner, answer = self.inner.search(part, rng), None
