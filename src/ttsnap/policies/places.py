@@ -90,7 +90,7 @@ def residual(weights: FloatArray, rng: np.random.Generator) -> IntArray:
     count = weights.shape[1]
     whole = np.floor(count * weights + 1e-9).astype(np.int64)
     rest: FloatArray = count * weights - whole
-    points = rng.random(count)
+    points: FloatArray = np.asarray(rng.random(count))
     for row, missing in enumerate(count - whole.sum(axis=1)):
         if missing:
             share: FloatArray = np.clip(rest[row : row + 1], 0, None)
