@@ -129,7 +129,8 @@ def test_picking_lets_others_search_meanwhile(searches):
     (job,) = begin(searches, request(by_hand=True))
     wait(lambda: job.phase == "picking")
     assert job.frames[-1].board.count(" checked") == 4  # what the reward proposes
-    assert job.frames[-1].board.count('type="checkbox"') == 8
+    assert job.frames[-1].board.count('type="checkbox"') == 2 * 8
+    assert job.frames[-1].board.count("more like it") == 8
     other = begin(searches, request("other"), session="2")[0]
     wait(lambda: not other.active)
     assert other.result.images
@@ -152,6 +153,21 @@ def test_picking_lets_others_search_meanwhile(searches):
     assert job.result.best_of_n.best
     with pytest.raises(ValueError, match="nothing to pick"):
         job.answer("0")
+
+
+def test_more_like_a_candidate_are_forks_of_it(searches):
+    (job,) = begin(searches, request(by_hand=True))
+    wait(lambda: job.phase == "picking")
+    job.answer("0,5,5+")
+    wait(lambda: job.phase == "picking" and len(job.rungs) == 2)
+    children = {tile.seed: tile.parent for tile in job.tiles if tile.parent is not None}
+    assert children == {1: 5, 2: 5}
+    assert job.rungs[-1].looked_at == 4
+    job.answer("2")
+    wait(lambda: not job.active)
+    assert job.result.images[0].seed == 2
+    assert job.result.lineage[2].seed == 5
+    assert job.result.cost.nfe == 8 + 4 + 2  # children pay for their own calls
 
 
 def test_what_goes_wrong_is_one_sentence_without_inner_details(searches, caplog):

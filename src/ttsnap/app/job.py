@@ -18,7 +18,7 @@ from ttsnap.app.queue import Request
 from ttsnap.core.errors import explain
 from ttsnap.core.observers import Observer, Start, Stop
 from ttsnap.policies import HandPicked
-from ttsnap.policies.hand_picked import Proposal
+from ttsnap.policies.hand_picked import Picked, Proposal
 
 if TYPE_CHECKING:
     from ttsnap.app.service import Service
@@ -64,7 +64,7 @@ class Job(History):
     _busy: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
     _answered: threading.Event = field(default_factory=threading.Event)
-    _answer: BoolArray | None = None
+    _answer: Picked | None = None
 
     # What the page does with it.
 
@@ -85,7 +85,9 @@ class Job(History):
         """Who goes on, while the search waits for it."""
         if self.phase != "picking":
             raise ValueError("there is nothing to pick at the moment")
-        self._answer = view.picked(ticked, [tile.seed for tile in self.tiles])
+        seeds = [tile.seed for tile in self.tiles]
+        keep = view.picked(ticked, seeds)
+        self._answer = Picked(keep, view.more_like(ticked, seeds, keep))
         self._answered.set()
 
     def stop(self) -> None:
@@ -178,7 +180,7 @@ class Job(History):
             self.folder = self.home / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{secrets.token_hex(3)}"
         self.result.save(self.folder)
 
-    def _pick(self, proposal: Proposal) -> BoolArray:
+    def _pick(self, proposal: Proposal) -> Picked:
         """Put the look before the visitor; meanwhile others may have the device."""
         for tile, keep in zip(self.tiles, proposal.keep[0], strict=True):
             tile.proposed = bool(keep)
@@ -206,7 +208,9 @@ class Job(History):
 
     def _show(self, *, ticks: bool = False) -> None:
         late = self.phase == "over" and self.request.by_hand and self.block is not None and self.trouble is None
-        self.frames.append(Frame(view.board(self, ticks=ticks or late), self.status()))
+        sampler = self.block.session.sampler if self.block else None
+        more = ticks and sampler is not None and not (sampler.diversity or sampler.probe.copies)
+        self.frames.append(Frame(view.board(self, ticks=ticks or late, more=more), self.status()))
 
     def started(self, start: Start) -> None:
         """As the history, shown."""

@@ -32,21 +32,22 @@ SAYS = {
 EMPTY = '<p class="tt-hint">The board fills here: every candidate, what it is about to become, and its reward.</p>'
 
 
-def board(history: History, *, ticks: bool = False) -> str:
+def board(history: History, *, ticks: bool = False, more: bool = False) -> str:
     """All candidates, in the order of their seeds, so that each keeps its place.
 
     Args:
         history: what happened so far.
         ticks: a box to tick on each candidate that is not finished; those proposed are ticked.
+        more: beside it, a box for more like the candidate.
     """
     if not history.tiles:
         return EMPTY
-    items = "".join(_tile(tile, history.num_steps, ticks) for tile in history.tiles)
+    items = "".join(_tile(tile, history.num_steps, ticks, more) for tile in history.tiles)
     many = " tt-many" if len(history.tiles) > 16 else ""
     return f'<ol class="tt-board{many}" aria-label="Candidates">{items}</ol>{_rungs(history)}'
 
 
-def _tile(tile: Tile, num_steps: int, ticks: bool) -> str:
+def _tile(tile: Tile, num_steps: int, ticks: bool, more: bool) -> str:
     reward = "" if tile.reward is None else f"{tile.reward:.2f}"
     child = "" if tile.parent is None else f", child of {tile.parent}"
     says = f"seed {tile.seed}{child}, {SAYS[tile.state]}"
@@ -63,7 +64,10 @@ def _tile(tile: Tile, num_steps: int, ticks: bool) -> str:
     if ticks and tile.state not in (FINISHED, WINNER):
         on = " checked" if tile.proposed else ""
         box = f'<input type="checkbox" value="{tile.seed}"{on} aria-label="keep {says}">'
-        return f'<li class="tt-tile tt-{tile.state}"><label>{box}{inside}{caption}</label></li>'
+        like = ""
+        if more and tile.state == ALIVE:
+            like = f'<label class="tt-more"><input type="checkbox" value="{tile.seed}+"> more like it</label>'
+        return f'<li class="tt-tile tt-{tile.state}"><label>{box}{inside}{caption}</label>{like}</li>'
     return f'<li class="tt-tile tt-{tile.state}">{inside}{caption}</li>'
 
 
@@ -148,13 +152,13 @@ def _figure(image: Image, title: str, prompt: str, text: str, kind: str) -> str:
 
 
 def picked(text: str, seeds: Sequence[int]) -> np.ndarray:
-    """The mask [1, candidates] of ticked seeds, such as `3,5`, as the page sends them.
+    """The mask [1, candidates] of ticked seeds, such as `3,5`, as the page sends them; `5+` asks for more like it, too.
 
     Raises:
         ValueError: something else than seeds of this search, or none.
     """
     try:
-        wanted = {int(part) for part in text.split(",") if part.strip()}
+        wanted = {int(part.strip().removesuffix("+")) for part in text.split(",") if part.strip()}
     except ValueError:
         wanted = {-1}
     if wanted - set(seeds):
@@ -162,6 +166,19 @@ def picked(text: str, seeds: Sequence[int]) -> np.ndarray:
     if not wanted:
         raise ValueError("tick at least one candidate")
     return np.array([[seed in wanted for seed in seeds]])
+
+
+def more_like(text: str, seeds: Sequence[int], keep: np.ndarray) -> np.ndarray:
+    """How many children each candidate has [1, candidates]: two, of those marked as `5+`, as long as there are places.
+
+    Args:
+        text: as for `picked`.
+        seeds: of the candidates.
+        keep: who goes on [1, candidates]; the places of the others are free.
+    """
+    marked = {part.strip() for part in text.split(",") if part.strip().endswith("+")}
+    each = min(2, int((~keep).sum()) // max(1, len(marked)))
+    return np.array([[each if f"{seed}+" in marked else 0 for seed in seeds]])
 
 
 def uri(picture: np.ndarray) -> str:
