@@ -36,6 +36,7 @@ REWARDS = Registry(
         "hpsv2.1": Published("clip", "load_hpsv21"),
         "clipscore": Published("clip", "load_clipscore"),
         "aesthetic": Published("clip", "load_aesthetic"),
+        "vqascore": Published("vqascore", "load_vqascore"),
         "vlm": Published("vlm", "load_vlm"),
     },
 )

@@ -6,6 +6,7 @@ sentence says how to get it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -133,6 +134,43 @@ HPSV21 = Source("hpsv2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",), LAION)
 CLIPSCORE = Source("clipscore", OPENAI, ("model.safetensors", "pytorch_model.bin"), OPENAI)
 AESTHETIC = Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", ("aesthetic-model.pth",), OPENAI)
 SOURCES = {one.reward: one for one in (IMAGEREWARD, CLIPSCORE, PICKSCORE, HPSV21, HPSV2, AESTHETIC)}
+
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model")
+
+
+def model_folder(reward: str, named: str) -> Path:
+    """The directory of a transformers model: one that is named, or that of a hub repository.
+
+    Args:
+        reward: its name, for messages.
+        named: a directory, or a repository such as `Qwen/Qwen2.5-VL-7B-Instruct`.
+
+    Raises:
+        ValueError: it is nowhere; the message says what to do.
+    """
+    folder = Path(named).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+        raise ValueError(
+            f"reward {reward}: {named} is no directory with a config.json, nor a hub repository such as "
+            "Qwen/Qwen2.5-VL-7B-Instruct"
+        )
+    from huggingface_hub import snapshot_download
+
+    for offline in (True, False):
+        try:
+            found = Path(snapshot_download(named, allow_patterns=list(MODEL_FILES), local_files_only=offline))
+            if any(found.glob("*.safetensors")) or any(found.glob("*.bin")):
+                return found
+            problem: Exception = ValueError("it holds no weights")
+        except Exception as error:  # the hub's, the network's and the file system's errors share no base class
+            problem = error
+    raise ValueError(
+        f"the model of reward {reward} is not on this machine and could not be downloaded ({_brief(problem)}); get it "
+        f"with `hf download {named}`, or give its directory as {reward}=PATH"
+    )
 
 
 def _brief(error: Exception | None) -> str:
