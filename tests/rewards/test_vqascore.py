@@ -115,9 +115,9 @@ def probability_of_answer(parts, tokenizer, image, prompt):
     side = max(height, width)
     canvas = Image.new("RGB", (side, side), (122, 116, 104))
     canvas.paste(pil(image), ((side - width) // 2, (side - height) // 2))
-    array = torch.from_numpy(np.asarray(canvas.resize((28, 28), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
+    array = torch.from_numpy(np.array(canvas.resize((28, 28), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
     pixels = (array - torch.tensor(preprocess.MEAN)[:, None, None]) / torch.tensor(preprocess.STD)[:, None, None]
-    text = f"{vqascore.T5_SYSTEM} USER: <image>\nDoes this figure show \"{prompt}\"? Please answer yes or no. ASSISTANT: "
+    text = f'{vqascore.T5_SYSTEM} USER: <image>\nDoes this figure show "{prompt}"? Please answer yes or no. ASSISTANT: '
     before, after = (tokenizer(part, return_tensors="pt").input_ids for part in text.split("<image>"))
     assert (before[0, -1], after[0, -1]) == (1, 1)
     labels = tokenizer("Yes", return_tensors="pt").input_ids
@@ -146,7 +146,10 @@ def test_clip_flant5_is_refused_by_what_it_lacks(tmp_path):
     small.save_flant5(tmp_path, shards=False)
     state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     for key, message in (
-        ("vision_tower.vision_tower.vision_model.embeddings.class_embedding", "lacks vision.embeddings.class_embedding"),
+        (
+            "vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+            "lacks vision.embeddings.class_embedding",
+        ),
         ("mm_projector.2.bias", "lacks projector.2.bias"),
         ("lm_head.weight", "lacks t5.lm_head.weight"),
     ):
@@ -154,7 +157,7 @@ def test_clip_flant5_is_refused_by_what_it_lacks(tmp_path):
         with pytest.raises(ValueError, match=f"not a CLIP-FlanT5 checkpoint: it {message}"):
             vqascore.load_vqascore("cpu", str(tmp_path))
     (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(ValueError, match="holds neither model.safetensors nor"):
+    with pytest.raises(ValueError, match="holds neither model"):
         conversion.read_shards(tmp_path)
 
 
@@ -165,9 +168,9 @@ def test_a_prompt_is_judged_and_not_obeyed():
 
 
 def test_what_is_no_model_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="no directory with a config.json, nor a hub repository"):
+    with pytest.raises(ValueError, match="nor a hub repository such as"):
         rewards.load(f"vqascore={tmp_path}")
-    with pytest.raises(ValueError, match="could not be downloaded .*hf download some/thing"):
+    with pytest.raises(ValueError, match=r"could not be downloaded .*hf download some/thing"):
         rewards.load("vqascore=some/thing")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
     with pytest.raises(ValueError, match="is a llava; it takes qwen2_vl, qwen2_5_vl, qwen3_vl"):

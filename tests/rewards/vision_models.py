@@ -97,7 +97,11 @@ def preprocessor(kind):
     half = [0.5] * 3
     means = {"image_mean": half, "image_std": half} if kind == "qwen3_vl" else {}
     size = {"shortest_edge": 4 * (2 * patch) ** 2, "longest_edge": 16 * (2 * patch) ** 2}
-    limits = {"size": size} if kind == "qwen3_vl" else {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    limits = (
+        {"size": size}
+        if kind == "qwen3_vl"
+        else {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    )
     return {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2, **means, **limits}
 
 
@@ -131,17 +135,29 @@ def t5_tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["Yes", "No", "a", "red", "circle", "blue", "square", "USER", ":", "Does", "this", "figure", "show", '"', "?"]
+    words = [
+        "Yes",
+        "No",
+        "a",
+        "red",
+        "circle",
+        "blue",
+        "square",
+        "USER",
+        ":",
+        "Does",
+        "this",
+        "figure",
+        "show",
+        '"',
+        "?",
+    ]
     words += ["Please", "answer", "yes", "or", "no", ".", "ASSISTANT", "A", "chat", "between"]
     vocabulary = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def make_flant5(seed=0):
@@ -172,7 +188,12 @@ def make_flant5(seed=0):
     t5.lm_head.weight = torch.nn.Parameter(torch.empty_like(t5.lm_head.weight))  # FLAN's is its own
     projector = torch.nn.Sequential(torch.nn.Linear(128, 24), torch.nn.GELU(), torch.nn.Linear(24, 24))
     tower, projector, t5 = (random_weights(part, seed + n) for n, part in enumerate((tower, projector, t5)))
-    return tower, projector, t5, sizes | {"model_type": "clip_t5", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    return (
+        tower,
+        projector,
+        t5,
+        sizes | {"model_type": "clip_t5", "mm_vision_tower": "openai/clip-vit-large-patch14-336"},
+    )
 
 
 def save_flant5(folder, *, shards=True, seed=0):

@@ -30,6 +30,7 @@ MARKS = {
 _CLIP_BUFFERS = r"(text_model|vision_model)\.embeddings\.position_ids|attn_mask"
 _IMAGEREWARD_UNUSED = r"blip\.(text_encoder\.embeddings\.position_ids|(vision|text)_proj\.(weight|bias))"
 _CLIP_FLANT5_UNUSED = r"t5\.embed_tokens\.weight|vision\.embeddings\.position_ids"
+_MPS_UNUSED = r"clip\.(text_model|vision_model)\.embeddings\.position_ids|cross\.\d+\.1\.rotary_emb\.inv_freq"
 _CLIP_TEXT = r"text_model\..*|text_projection\.weight|logit_scale"
 
 
@@ -131,6 +132,18 @@ def clip_flant5_tensors(state: State) -> State:
     return tensors
 
 
+def qwen2_vl_tensors(state: State) -> State:
+    """An HPSv3 checkpoint, of before or after transformers 5, under the names of `ttsnap.rewards.hpsv3.HPSv3`."""
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
+    return {_renamed(name, _HPSV3): tensor for name, tensor in kept.items()}
+
+
+def mps_tensors(state: State) -> State:
+    """An MPS checkpoint under the names of `ttsnap.rewards.mps.MPS`."""
+    tensors = {_renamed(name, _MPS): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in tensors.items() if not re.fullmatch(_MPS_UNUSED, name)}
+
+
 def _from_open_clip(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors in transformers' layout of one open_clip key; an unknown key stays as it is."""
     if name in ("visual.proj", "text_projection"):
@@ -176,6 +189,15 @@ _IMAGEREWARD = (
 )
 
 
+_MPS = (
+    (r"^model\.", "clip."),
+    (r"^cross_model\.layers\.(\d+)\.([01])\.fn\.", r"cross.\1.\2."),
+)
+_HPSV3 = (
+    (r"^visual\.", "model.visual."),
+    (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+    (r"^model\.", "reader.model.model."),
+)
 _CLIP_FLANT5 = (
     (r"^vision_tower\.vision_tower\.vision_model\.", "vision."),
     (r"^mm_projector\.", "projector."),
@@ -189,7 +211,7 @@ def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
-def load_strictly(module: nn.Module, tensors: State, path: str | Path, what: str, dtype: Any = None) -> None:
+def load_strictly(module: nn.Module, tensors: State, path: str | Path, what: str, *, as_made: bool = False) -> None:
     """Put tensors into a module; all must fit and none may be left.
 
     Args:
@@ -197,15 +219,17 @@ def load_strictly(module: nn.Module, tensors: State, path: str | Path, what: str
         tensors: by the module's names.
         path: the file they are from, for messages.
         what: it should be, for messages: `an ImageReward checkpoint`.
-        dtype: that they get (default: fp32).
+        as_made: keep the dtypes of the module (default: all are fp32).
 
     Raises:
         ValueError: a key is missing or left over, or a shape differs.
     """
     import torch
 
-    check_strictly(module.state_dict(), tensors, path, what)
-    tensors = {name: tensor.to(dtype or torch.float32) for name, tensor in tensors.items()}
+    expected = module.state_dict()
+    check_strictly(expected, tensors, path, what)
+    dtypes = {name: expected[name].dtype if as_made else torch.float32 for name in tensors}
+    tensors = {name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}
     module.load_state_dict(tensors, strict=True, assign=True)
     module.requires_grad_(False)
 

@@ -33,15 +33,17 @@ class Source:
 
     Attributes:
         reward: its name, for messages.
-        repo: hub repository of the weights.
+        repo: hub repository of the weights; empty if they are on no hub that is asked.
         files: the weight files there, the preferred one first.
         tokenizer: hub repository of the tokenizer.
+        got_by: where they are on no hub, the command that gets them.
     """
 
     reward: str
     repo: str
     files: tuple[str, ...]
     tokenizer: str
+    got_by: str = ""
 
     def weights(self, path: str | Path | None = None) -> Path:
         """The weights file: at `path` (a file, or a directory that holds one), or from the hub.
@@ -67,7 +69,7 @@ class Source:
 
     def cached(self) -> Path | None:
         """The weights file in the hub's cache on this machine; None if it is not there."""
-        return _cached(self.repo, self.files)
+        return _cached(self.repo, self.files) if self.repo else None
 
     def at_hand(self) -> bool:
         """Whether weights and tokenizer are in the cache, so that nothing has to be downloaded."""
@@ -78,6 +80,11 @@ class Source:
             return cached
         from huggingface_hub import hf_hub_download
 
+        if not self.repo:
+            raise ValueError(
+                f"the weights of reward {self.reward} are not on the Hugging Face hub; get them with `{self.got_by}`, "
+                f"and give their file as {self.reward}=PATH"
+            )
         problem: Exception | None = None
         for name in self.files:
             try:

@@ -207,3 +207,22 @@ def chat_template(folder: Path) -> str | None:
         found: str = json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
         return found
     return None
+
+
+def hub_template(repo: str) -> str:
+    """The chat template of a hub repository.
+
+    Raises:
+        ValueError: it could not be had; the message says what to do.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return str(
+            json.loads(Path(hf_hub_download(repo, "chat_template.json")).read_text(encoding="utf-8"))["chat_template"]
+        )
+    except Exception as error:  # the hub's, the network's and the file system's errors share no base class
+        raise ValueError(
+            f"the chat template of {repo} is not on this machine and could not be downloaded "
+            f"({type(error).__name__}); get it with `hf download {repo} chat_template.json`"
+        ) from error

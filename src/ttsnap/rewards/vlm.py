@@ -163,7 +163,11 @@ class ChatJudge:
                 f"the vision-language judge at {self.url} refused: HTTP {status} {_brief(response.text)}{hint}"
             )
         reward = self.read(response.text)
-        return reward, "" if reward is not None else f"an answer without a {self.asks_for}: {_brief(response.text)}", None
+        return (
+            reward,
+            "" if reward is not None else f"an answer without a {self.asks_for}: {_brief(response.text)}",
+            None,
+        )
 
 
 class VlmJudge(ChatJudge):

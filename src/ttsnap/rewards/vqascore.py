@@ -148,7 +148,7 @@ class ServerVqaScore(ChatJudge):
     asks_for = "log-probability"
 
     def body(self, image: str, prompt: str) -> dict[str, Any]:
-        """A question about an image, of which one token is answered; `temperature` 1 leaves probabilities as they are."""
+        """A question, of whose answer one token is made; `temperature` 1 leaves probabilities as they are."""
         return {
             "temperature": 1,
             "max_tokens": 1,
@@ -213,8 +213,8 @@ def load_clip_flant5(folder: Path, device: Any, dtype: torch.dtype) -> T5VqaScor
     what = "a CLIP-FlanT5 checkpoint"
     tensors = conversion.clip_flant5_tensors(state)
     conversion.expect_keys(tensors, ("vision.embeddings.class_embedding", "t5.shared.weight"), folder, what)
-    network = empty_clip_flant5(json.loads((folder / "config.json").read_text(encoding="utf-8")), tensors)
-    conversion.load_strictly(network, tensors, folder, what, dtype)
+    network = empty_clip_flant5(json.loads((folder / "config.json").read_text(encoding="utf-8")), tensors).to(dtype)
+    conversion.load_strictly(network, tensors, folder, what, as_made=True)
     network.t5.set_input_embeddings(network.t5.shared)  # one tensor, not three
     tokenizer = Source("vqascore", str(folder), (), TOKENIZER).load_tokenizer(AutoTokenizer, folder / "config.json")
     return T5VqaScore(network, tokenizer).to(device)
