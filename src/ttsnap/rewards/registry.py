@@ -38,6 +38,7 @@ REWARDS = Registry(
         "aesthetic": Published("clip", "load_aesthetic"),
         "hpsv3": Published("hpsv3", "load_hpsv3"),
         "mps": Published("mps", "load_mps"),
+        "unifiedreward": Published("unifiedreward", "load_unifiedreward"),
         "vqascore": Published("vqascore", "load_vqascore"),
         "vlm": Published("vlm", "load_vlm"),
     },
