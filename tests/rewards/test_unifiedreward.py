@@ -70,7 +70,7 @@ def test_ratings_are_read_and_nothing_is_made_up():
     answer = "Alignment Score (1-5): 2.694700002670288\nCoherence Score (1-5): 3\nStyle Score (1-5): 2.8025"
     assert unifiedreward.read_ratings(answer) == [2.694700002670288, 3.0, 2.8025]
     for broken in ("", answer.replace("Style", "Mood"), answer.replace("2.8025", "X"), answer.replace("2.8025", "95")):
-        with pytest.raises(ValueError, match="wrote no (alignment|style) rating but"):
+        with pytest.raises(ValueError, match=r"wrote no (alignment|style) rating but"):
             unifiedreward.read_ratings(broken)
 
 
@@ -80,5 +80,5 @@ def test_the_instruction_is_read_and_not_run(script, monkeypatch):
     with pytest.raises(ValueError, match=r"a text problem with \{prompt\} in it"):
         unifiedreward.find_instruction()
     monkeypatch.delenv("TTSNAP_UNIFIEDREWARD_PROMPT")
-    with pytest.raises(ValueError, match="point_score_ACS_image_generation.py"):
+    with pytest.raises(ValueError, match="name a copy of their script"):
         unifiedreward.find_instruction()

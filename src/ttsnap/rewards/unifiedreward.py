@@ -3,8 +3,8 @@
     reward = mean of alignment, coherence and style
 
 Its checkpoints are whole models of Qwen2.5-VL or Qwen3-VL, which write greedily (else as their generation_config.json
-says); the numbers have many decimals. The instruction is its authors' and not part of ttsnap: the text of their script for one image is read
-from a copy of it, which is not run.
+says); the numbers have many decimals. The instruction is its authors' and not part of ttsnap: the text of their script
+for one image is read from a copy of it, which is not run.
 """
 
 from __future__ import annotations
