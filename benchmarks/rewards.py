@@ -130,6 +130,7 @@ def clip_flant5(size: dict) -> torch.nn.Module:
         decoder_start_token_id=0, **size,
     )  # fmt: skip
     network = vqascore.ClipFlanT5(CLIPVisionModel(vision), T5ForConditionalGeneration(t5))
+    network.t5.set_input_embeddings(network.t5.shared)
     network.t5.lm_head.weight = torch.nn.Parameter(torch.empty(t5.vocab_size, t5.d_model, device="meta"))
     return vqascore.T5VqaScore(network, words())
 
@@ -154,7 +155,10 @@ def count(name: str, reward: torch.nn.Module) -> dict[str, str | float]:
         images = torch.empty(1, 3, 512, 512)
         first = count_tflop(lambda: reward(images, ["a"]))  # with the text
         look = count_tflop(lambda: reward(images, ["a"]))
-    return size(name, reward, 4) | {"look_tflop": round(look, 3), "text_tflop_per_prompt": round(first - look, 3)}
+    return size(name, reward, 2 if isinstance(reward, vqascore.T5VqaScore) else 4) | {
+        "look_tflop": round(look, 3),
+        "text_tflop_per_prompt": round(first - look, 3),
+    }
 
 
 def count_values(name: str, reward: torch.nn.Module, sides: tuple[int, ...]) -> dict[str, str | float]:

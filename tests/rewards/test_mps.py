@@ -162,11 +162,11 @@ def test_the_formula_on_the_published_layout(reward, open_clip, cross, tokenizer
 def test_another_condition_judges_otherwise(reward, open_clip, cross, tokenizer):
     before = judge(reward)
     reward.condition = "square"
-    reward.read.clear()
     wanted, heeded = expected(open_clip, cross, tokenizer, condition="square")
     assert min(heeded) < ref.LENGTH
     assert (expected(open_clip, cross, tokenizer, -9, "square")[0] - wanted).abs().max() > 1e-3
-    assert [int(reward._words(prompt).heeded.sum()) for prompt in PROMPTS] == heeded
+    words = torch.stack([reward._read(prompt)[0] for prompt in PROMPTS])
+    assert reward.heeded(words).sum(1).tolist() == heeded
     torch.testing.assert_close(judge(reward), wanted, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(judge(reward), before)
 

@@ -17,7 +17,7 @@ from ttsnap.core.driver import check, run
 from ttsnap.core.errors import explain
 from ttsnap.core.grid import BoolArray, Combine, IntArray, Policy, Problem, Query, Rung, Search
 from ttsnap.core.observers import SILENT, Observer, Result, Start, Stop
-from ttsnap.core.ranking import RankSum, WeightedSum, choose, order
+from ttsnap.core.ranking import RankSum, WeightedSum, choose, order, said
 from ttsnap.core.tree import Tree
 from ttsnap.live import reporting
 from ttsnap.live.result import Ancestor, BestOfNComparison, Finished, SearchResult, history_of
@@ -223,6 +223,7 @@ class OpenSearch:
                 rewards=s.targets,
                 guides={t: g for t, g in zip(s.targets, s.judges, strict=True) if t != g},
                 stopped=result.stopped,
+                combine=said(s.combine, s.targets),
                 weights=list(s.combine.weights) if isinstance(s.combine, WeightedSum) else None,
                 lineage=self._lineage(p),
                 tree=self._tree(p),

@@ -12,7 +12,7 @@ one head of keys and values and a feed-forward part beside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +48,6 @@ OVERALL = (
 )
 THRESHOLD = 0.3  # of the authors' evaluation
 LAYERS, HEAD, WIDER = 4, 64, 4
-
-
-class Words(NamedTuple):
-    """What is kept of a prompt: its tokens [1, length, d], its end [1, d], and which tokens are heeded [1, length]."""
-
-    tokens: Tensor
-    end: Tensor
-    heeded: Tensor
 
 
 class FeedForward(nn.Sequential):
@@ -136,10 +128,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
 class MPS(nn.Module):
     """Human preference under a condition, about 5 to 20.
 
-    Scores in fp32, the authors in fp16. What is read of a prompt is kept.
+    Scores in fp32, the authors in fp16; each prompt is encoded once.
 
     Attributes:
         condition: words for what is judged; of the checkpoint that is published, `OVERALL`.
+        texts: features of the prompts and conditions seen so far.
     """
 
     clip: Any
@@ -159,7 +152,7 @@ class MPS(nn.Module):
         self.cross = nn.ModuleList(
             nn.ModuleList([CrossAttention(width, heads), SelfAttention(width, heads)]) for _ in range(LAYERS)
         )
-        self.read: dict[str, Words] = {}
+        self.texts: dict[str, tuple[Tensor, Tensor]] = {}
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, prompts: Sequence[str], *, sigma: float = 0.0) -> Tensor:
@@ -169,23 +162,28 @@ class MPS(nn.Module):
         with full_precision(self, device):
             pixels = transformers_crop(images.to(device), int(self.clip.config.vision_config.image_size))
             seen = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).last_hidden_state)
-            words, ends, heeded = (torch.cat(parts) for parts in zip(*map(self._words, prompts), strict=True))
+            words, ends = (torch.stack(parts) for parts in zip(*map(self._read, prompts), strict=True))
+            heeded = self.heeded(words)
             for across, along in self.cross:
                 seen = along(across(seen, words, heeded))
             rewards: Tensor = self.clip.logit_scale.exp() * F.cosine_similarity(seen[:, 0], ends, dim=-1)
         return rewards
 
+    def heeded(self, words: Tensor) -> Tensor:
+        """Which words [n, length] of prompts, read [n, length, d], have to do with the condition."""
+        fit = (words @ self._read(self.condition)[0].T).amax(-1)
+        kept: Tensor = fit / fit.amax(-1, keepdim=True) > THRESHOLD
+        return kept
+
     @torch.no_grad()
-    def _words(self, prompt: str) -> Words:
-        """What the layers are shown of a prompt."""
-        if prompt not in self.read:
-            ids = torch.cat([self.tokenize(prompt), self.tokenize(self.condition)]).to(self.clip.logit_scale.device)
-            output = self.clip.text_model(input_ids=ids)
-            read, conditions = self.clip.text_projection(output.last_hidden_state)
-            fit = (read @ conditions.T).amax(-1)
-            end = self.clip.text_projection(output.pooler_output[:1])
-            self.read[prompt] = Words(read[None], end, (fit / fit.max() > THRESHOLD)[None])
-        return self.read[prompt]
+    def _read(self, text: str) -> tuple[Tensor, Tensor]:
+        """Features of a text: of all its tokens [length, d], and of its end [d]."""
+        if text not in self.texts:
+            output = self.clip.text_model(input_ids=self.tokenize(text).to(self.clip.logit_scale.device))
+            found = output.last_hidden_state[0], output.pooler_output[0]
+            words, end = (self.clip.text_projection(states) for states in found)
+            self.texts[text] = words, end
+        return self.texts[text]
 
 
 def load_mps(device: Any = "cpu", path: str | None = None) -> MPS:
