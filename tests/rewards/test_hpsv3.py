@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -16,6 +22,7 @@ from ttsnap import rewards
 from ttsnap.rewards import hpsv3
 
 PROMPTS = ["a red circle", "a blue square {left} of a green triangle", "a red circle"]
+SIZES = ((512, 512), (300, 460), (448, 448))  # height, width; the last is not resized
 IMAGES = (torch.rand(3, 3, 60, 84, generator=ref.generator(1)) * 255).round() / 255
 COLLATOR = '''
 import a_package_that_is_not_there
@@ -140,8 +147,6 @@ def expected(state, model, image, prompt):
     """[mu, sigma] of one image."""
     network, tokenizer = model[0], small.qwen_tokenizer()
     size = {"shortest_edge": hpsv3.PIXELS, "longest_edge": hpsv3.PIXELS}
-    from PIL import Image
-
     picture = Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
     seen = small.published_processor("qwen2_vl")(images=[picture], size=size, return_tensors="pt")
     _, down, across = seen["image_grid_thw"][0].tolist()
@@ -235,3 +240,50 @@ def test_the_instruction_is_read_and_not_run(tmp_path, instruction, monkeypatch)
     (tmp_path / "hpsv3" / "dataset" / "data_collator_qwen.py").write_text(COLLATOR)
     monkeypatch.syspath_prepend(tmp_path)
     assert hpsv3.find_instruction() == found
+
+
+@pytest.mark.slow
+def test_the_authors_own_class_says_the_same(tmp_path, monkeypatch):
+    """The wheel's class, resizing and instruction, with the libraries of its day, in a process of their own."""
+    old, work = tmp_path / "old", tmp_path / "work"
+    work.mkdir()
+    packages = ["transformers==4.45.2", "tokenizers==0.20.3", "huggingface_hub==0.26.5", "hpsv3==1.0.0"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(old), *packages]
+    if subprocess.run(pip, capture_output=True, check=False).returncode:
+        pytest.skip("the original packages cannot be installed")
+    tokenizer = small.qwen_tokenizer()
+    tokenizer.chat_template = small.TEMPLATE
+    tokenizer.save_pretrained(work)
+    config = json.loads(small.qwen_config("qwen2_vl", tokenizer).to_json_string())
+    text = config.pop("text_config")
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": text.pop("rope_parameters")["mrope_section"]}
+    config |= text | {"rope_theta": 1e4, "model_type": "qwen2_vl", "torch_dtype": "float32"}
+    config = {name: value for name, value in config.items() if name not in ("dtype", "layer_types")}
+    (work / "config.json").write_text(json.dumps(config))
+    images = [(torch.rand(3, *size, generator=ref.generator(n)) * 255).round() / 255 for n, size in enumerate(SIZES)]
+    cases = []
+    for n, (image, prompt) in enumerate(zip(images, PROMPTS, strict=True)):
+        Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype("uint8")).save(work / f"{n}.png")
+        turn = small.turn("TEXT", 1).replace("<|image_pad|>", "IMAGE")
+        cases.append({"image": f"{n}.png", "prompt": prompt.replace("{left}", "left"), "turn": turn})
+    (work / "cases.json").write_text(json.dumps(cases))
+    script = Path(__file__).parent / "originals" / "by_hpsv3.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), str(work)],
+        env=os.environ | {"PYTHONPATH": str(old)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    monkeypatch.setattr(hpsv3, "PIXELS", 256 * 28 * 28)
+    monkeypatch.setenv("TTSNAP_HPSV3_PROMPT", str(old / hpsv3.FILE))
+    reward = hpsv3.load_hpsv3("cpu", str(work), torch.float32)
+    found = []
+    for image, case in zip(images, cases, strict=True):
+        mu = judge(reward, image[None], [case["prompt"]])
+        found.append([float(mu), float(reward.sigma.log())])
+    wanted = json.loads((work / "found.json").read_text())
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.ptp([mu for mu, _ in wanted]) > 1e-3
+    print(wanted, np.abs(np.subtract(found, wanted)).max())
