@@ -57,7 +57,7 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class Unmultiplied(TorchDispatchMode):
+class Unmultiplied(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Products, convolutions and attention are not computed: their results are zeros of the right shape.
 
     What a counter counts is all that takes time, and it counts it by shapes. All else is computed, so that models which

@@ -161,7 +161,7 @@ def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = 
             pass
         try:
             twin = copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
-            with Unmultiplied():
+            with Unmultiplied():  # type: ignore[no-untyped-call]
                 return _count_look(twin, some_pictures(1, height, width, device), prompt)
         except Exception:  # its own kernels: run it for real
             pass

@@ -107,7 +107,7 @@ class SelfAttention(nn.Module):
         places = torch.arange(x.shape[1], device=x.device)[:, None]
         angles = places * 10000.0 ** -(torch.arange(0, HEAD, 2, device=x.device) / HEAD)
         angles = torch.cat([angles, angles], dim=-1)
-        query = rotate(query.unflatten(-1, (self.heads, HEAD)), angles[:, None]).flatten(-2)
+        query = rotate(query.reshape(*query.shape[:-1], self.heads, HEAD), angles[:, None]).flatten(-2)
         found: Tensor = x + self.attn_out(attend(query, rotate(key, angles), value, self.heads)) + self.ff_out(wide)
         return found
 
@@ -120,7 +120,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Attention of many heads of queries [n, length, heads x d] over one of keys and values [n, words, d]."""
-    query = query.unflatten(-1, (heads, HEAD)).transpose(1, 2)
+    query = query.reshape(*query.shape[:-1], heads, HEAD).transpose(1, 2)
     key, value = (x[:, None].expand(-1, heads, -1, -1) for x in (key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -136,6 +136,7 @@ class MPS(nn.Module):
     """
 
     clip: Any
+    cross: Any
 
     def __init__(self, clip: Any, tokenize: Tokenize, condition: str = OVERALL) -> None:
         """Put the parts together.

@@ -68,14 +68,11 @@ class Sight:
 
     def see(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patches [n x patches, values] of images [n, 3, h, w] in 0..1, and how many there are down and across."""
-        height, width = preprocess.whole_patches(
-            *images.shape[-2:], unit=self.patch * self.merge, least=self.least, most=self.most
-        )
+        height, width = images.shape[-2:]
+        height, width = preprocess.whole_patches(height, width, self.patch * self.merge, self.least, self.most)
         pixels = preprocess.normalise(preprocess.resize(images, height, width), self.mean, self.std)
-        return preprocess.patches(pixels, self.patch, self.merge, self.frames), (
-            height // self.patch,
-            width // self.patch,
-        )
+        grid = height // self.patch, width // self.patch
+        return preprocess.patches(pixels, self.patch, self.merge, self.frames), grid
 
 
 class VisionLanguage(nn.Module):
@@ -100,7 +97,8 @@ class VisionLanguage(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        where: torch.device = next(self.model.parameters()).device
+        return where
 
     def inputs(self, images: Tensor, texts: Sequence[str], *, left: bool = False) -> dict[str, Tensor]:
         """What the model is called with: pixels on its device, the rest still on the CPU.

@@ -138,7 +138,8 @@ class T5VqaScore(nn.Module):
         # The authors cut the vocabulary to what their tokenizer has.
         chances = logits[..., : len(self.tokenizer)].float().log_softmax(-1)
         each = chances.gather(-1, answer.expand(len(images), -1)[..., None])[..., 0]
-        return each.mean(-1).exp()
+        rewards: Tensor = each.mean(-1).exp()
+        return rewards
 
 
 class ServerVqaScore(ChatJudge):
