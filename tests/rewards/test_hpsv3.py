@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from tests.rewards import reference as ref
 from tests.rewards import vision_models as small
 from ttsnap import rewards
+from ttsnap.pipelines.counting import Unmultiplied, count_tflop
+from ttsnap.pipelines.flops import count_look
 from ttsnap.rewards import hpsv3
 
 PROMPTS = ["a red circle", "a blue square {left} of a green triangle", "a red circle"]
@@ -188,6 +190,23 @@ def test_mean_and_sigma_of_the_published_layout(tmp_path, state, model):
     with torch.no_grad():
         by_rows = reward.rm_head(reward.reader.hidden(inputs))[inputs["input_ids"] == reward.token][0, 0]
     assert abs(float(by_rows - mu[0])) > 10 * float((found - mu).abs().max())
+
+
+def test_its_look_is_counted_on_a_copy_that_computes_no_product(tmp_path, state, model):
+    save(tmp_path, state, model)
+    reward = hpsv3.load_hpsv3("cpu", str(tmp_path), torch.float32)
+    exact = judge(reward, IMAGES[:1], PROMPTS[:1])
+    reward.sigma = None
+    counted = count_look(reward, "cpu", 60, 84, PROMPTS[0])
+    assert reward.sigma is None
+    assert torch.equal(judge(reward, IMAGES[:1], PROMPTS[:1]), exact)
+    assert counted.text == 0
+    # The prompt with which it is counted has two more tokens.
+    short, long = (count_tflop(lambda p=p: judge(reward, IMAGES[:1], [p])) for p in (PROMPTS[0], PROMPTS[0] + " 12"))
+    assert short < counted.look <= long
+    with Unmultiplied():
+        zeros = reward.rm_head[0](torch.ones(1, WIDTH))
+    assert not zeros.any()
 
 
 def test_weights_are_bfloat16_and_the_head_is_not(tmp_path, state, model):
