@@ -153,6 +153,7 @@ def count(name: str, reward: torch.nn.Module) -> dict[str, str | float]:
     reward = copy.deepcopy(reward, shapes)
     with fake:
         images = torch.empty(1, 3, 512, 512)
+        reward(images, ["b"])  # what is read once for all prompts
         first = count_tflop(lambda: reward(images, ["a"]))  # with the text
         look = count_tflop(lambda: reward(images, ["a"]))
     return size(name, reward, 2 if isinstance(reward, vqascore.T5VqaScore) else 4) | {
