@@ -205,6 +205,11 @@ def test_a_bound_and_a_minimum_end_to_end():
     assert result.images[3].rewards["bright"] > result.reward  # the brightest does not keep the bound
     assert result.to_dict()["combine"] == f"bright where dark>={level:g}"
     assert result.to_dict()["weights"] is None
+    assert not any("no finished image keeps" in note for note in result.notes)
+    with pytest.warns(UserWarning, match="no finished image keeps dark>=1; the winner has dark -0"):
+        hopeless = search(reward=both, combine="bright where dark>=1")
+    assert hopeless.best.rewards["dark"] == max(values["dark"] for values in shown.values())
+    assert f"no finished image keeps dark>=1; the winner has dark {hopeless.best.rewards['dark']:.4g}" in hopeless.notes
     with pytest.raises(ValueError, match="combine names the reward 'left'; there is bright, dark"):
         search(reward=both, combine="left where dark>=0")
     with pytest.raises(ValueError, match="give weights, or a callable that combines the rewards, not both"):

@@ -205,6 +205,10 @@ class Bound(NamedTuple):
         missing = self.value - rewards[..., self.reward]
         return np.maximum(missing if self.sign == ">=" else -missing, 0) / (abs(self.value) or 1.0)
 
+    def said(self, names: Sequence[str]) -> str:
+        """In words, of rewards with these names."""
+        return f"{names[self.reward]}{self.sign}{self.value:g}"
+
 
 @dataclass(frozen=True)
 class Constrained:
@@ -231,8 +235,12 @@ class Constrained:
 
     def said(self, names: Sequence[str]) -> str:
         """In words, of rewards with these names."""
-        bounds = " and ".join(f"{names[b.reward]}{b.sign}{b.value:g}" for b in self.bounds)
+        bounds = " and ".join(bound.said(names) for bound in self.bounds)
         return f"{','.join(names[i] for i in self.objectives)} where {bounds}"
+
+    def missed(self, rewards: FloatArray) -> list[Bound]:
+        """The bounds that rewards [rewards] of one candidate do not keep."""
+        return [bound for bound in self.bounds if bound.shortfall(rewards) > 0]
 
     def is_order(self, count: int) -> bool:
         """Whether the better of two candidates is the same in any company, for so many rewards."""
