@@ -310,8 +310,7 @@ class OpenSearch:
     def _missed(self, p: int) -> list[str]:
         """What is to be said where the winner does not keep the bounds; it is a warning, too."""
         rule, names, values = self.session.combine, self.session.targets, self._result().rewards[p]
-        missed = rule.missed(values) if isinstance(rule, Constrained) else []
-        if not missed:
+        if not isinstance(rule, Constrained) or not (missed := rule.missed(values)):
             return []
         wanted = " and ".join(bound.said(names) for bound in rule.bounds)
         has = ", ".join(f"{names[bound.reward]} {values[bound.reward]:.4g}" for bound in missed)
