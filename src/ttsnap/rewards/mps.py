@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from ttsnap.rewards import conversion
 from ttsnap.rewards.clip import (
-    LAION,
     VIT_H,
     Tokenize,
     check_counts,
@@ -29,7 +28,7 @@ from ttsnap.rewards.clip import (
     tokens,
     transformers_crop,
 )
-from ttsnap.rewards.sources import Source
+from ttsnap.rewards.sources import LAION, Source
 
 # The authors publish a pickled module, which can run code and is not opened; DiffSynth-Studio its tensors.
 MPS_SOURCE = Source(
