@@ -38,16 +38,20 @@ def test_it_says_where_weights_are(tmp_path, monkeypatch):
 
 
 def test_it_names_what_is_loaded():
-    from ttsnap.rewards import blip, clip
+    from ttsnap.rewards import blip, clip, hpsv3, mps, unifiedreward, vqascore
     from ttsnap.rewards import sources as known
 
     listed = {entry.name: entry for entry in ENTRIES}
-    sources = (clip.PICKSCORE, clip.HPSV2, clip.HPSV21, clip.CLIPSCORE, clip.AESTHETIC, blip.IMAGEREWARD)
+    sources = (clip.PICKSCORE, clip.HPSV2, clip.HPSV21, clip.CLIPSCORE, clip.AESTHETIC, blip.IMAGEREWARD, hpsv3.HPSV3)
     for source in sources:
         assert listed[source.reward].weights.startswith(source.repo)
         if listed[source.reward].tokenizer:
             assert listed[source.reward].tokenizer == source.tokenizer
-    for name in ("imagereward", "hpsv2", "hpsv2.1", "aesthetic"):
+    for name in ("imagereward", "hpsv2", "hpsv2.1", "aesthetic", "hpsv3"):
         (file,) = next(source.files for source in sources if source.reward == name)
         assert file in listed[name].weights
     assert listed["aesthetic"].weights.endswith(known.OPENAI)
+    assert mps.MPS_SOURCE.files[0] in listed["mps"].weights
+    assert listed["mps"].tokenizer == mps.MPS_SOURCE.tokenizer
+    assert listed["vqascore"].weights.startswith(vqascore.MODEL)
+    assert listed["unifiedreward"].weights.startswith(unifiedreward.MODEL)

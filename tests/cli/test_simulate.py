@@ -79,6 +79,7 @@ BAD = {
     "cost model": (["--cost-model", "sd9"], "known are flux-512"),
     "half a cost": (["--call-tflop", "9.9"], "needed together"),
     "weights": (["--weights", "1,2"], "need as many weights"),
+    "combine": (["--combine", "best"], "unknown combine 'best'"),
     "trials": (["--trials", "0"], "at least one trial"),
     "seconds": (["--budgets", "30s"], "seconds"),
 }

@@ -60,6 +60,8 @@ def test_one_worker_here_needs_no_ray():
         Workers(workers=0)
     with pytest.raises(ValueError, match="has a GPU of its own"):
         Workers(workers=2).check_device("cuda:1")
+    with pytest.raises(ValueError, match="--reward-device is cpu or cuda, got 'cuda:1'"):
+        Workers(workers=2).check_device(None, "cuda:1")
 
 
 class Job:

@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 
 import ttsnap
-from ttsnap.core.ranking import WeightedSum
+from ttsnap.core.driver import run
+from ttsnap.core.grid import Query
+from ttsnap.core.ranking import WeightedSum, read_rule
 from ttsnap.live.reporting import HeldOut, report, second_reward, warning
-from ttsnap.policies import BestOfN
+from ttsnap.policies import BestOfN, SuccessiveHalving
+from ttsnap.replay.environment import ReplayEnvironment
 from ttsnap.rewards.sources import CLIPSCORE, HPSV2, HPSV21, IMAGEREWARD, PICKSCORE, local_only
 
 PROMPT = "a red circle"
@@ -189,6 +192,46 @@ def test_weighted_rewards_end_to_end():
         search(reward=both, report={"bright": brightness})
 
 
+def test_a_bound_and_a_minimum_end_to_end():
+    both = {"bright": brightness, "dark": darkness}
+    everything = search(reward=both, top=4, combine="minimum")
+    shown = {image.seed: image.rewards for image in everything.images}
+    assert everything.to_dict()["combine"] == "minimum"
+    level = sorted(values["dark"] for values in shown.values())[1]  # three of four are as dark as that
+    result = search(reward=both, top=4, combine=f"bright where dark>={level}")
+    kept = {seed: values["bright"] for seed, values in shown.items() if values["dark"] >= level}
+    assert [image.seed for image in result.images][:3] == sorted(kept, key=kept.get, reverse=True)
+    assert result.reward == max(kept.values())
+    assert result.images[3].rewards["bright"] > result.reward  # the brightest does not keep the bound
+    assert result.to_dict()["combine"] == f"bright where dark>={level:g}"
+    assert result.to_dict()["weights"] is None
+    assert not any("no finished image keeps" in note for note in result.notes)
+    with pytest.warns(UserWarning, match="no finished image keeps dark>=1; the winner has dark -0"):
+        hopeless = search(reward=both, combine="bright where dark>=1")
+    assert hopeless.best.rewards["dark"] == max(values["dark"] for values in shown.values())
+    assert f"no finished image keeps dark>=1; the winner has dark {hopeless.best.rewards['dark']:.4g}" in hopeless.notes
+    with pytest.raises(ValueError, match="combine names the reward 'left'; there is bright, dark"):
+        search(reward=both, combine="left where dark>=0")
+    with pytest.raises(ValueError, match="give weights, or a callable that combines the rewards, not both"):
+        search(reward=both, combine=WeightedSum((1, 2)), weights=(1, 2))
+
+
+def test_live_and_replay_choose_alike_by_a_bound():
+    rule = "bright where dark>=-.4"
+    policy = SuccessiveHalving((1, 2), (0.5, 0.5))
+    both = {"bright": brightness, "dark": darkness}
+    options = {"candidates": 8, "num_inference_steps": 4, "combine": rule, "reward": both}
+    values = np.zeros((1, 8, 4, 2))
+
+    session = ttsnap.prepare(pipeline(), policy=policy, **options)
+    grid = session.engine().grid([PROMPT], np.arange(8)[None])
+    for step in range(1, 5):
+        values[:, :, step - 1] = grid.observe(Query(np.ones((1, 8), dtype=bool), step))
+    replayed = run(policy, ReplayEnvironment(values, [PROMPT], np.arange(8)[None]), read_rule(rule, list(both)))
+    live = ttsnap.search(pipeline(), PROMPT, policy=policy, **options)
+    assert live.seed == int(replayed.chosen[0])
+
+
 def test_on_the_command_line(tmp_path, monkeypatch, ttsnap):
     (tmp_path / "tones.py").write_text(
         "def bright(images, prompts, *, sigma):\n    return images.mean(dim=(1, 2, 3))\n"
@@ -210,8 +253,25 @@ def test_on_the_command_line(tmp_path, monkeypatch, ttsnap):
     assert "worse than the median on 1 of 1 prompts" in shown
     assert "they may part (reward hacking)" in shown
     assert Image.open(tmp_path / "out" / "board.png").size[0] > 100
+    bound = ["--combine", "tones:bright where shapes>=-100", "--reward-device", "cpu:0"]
+    small = [
+        "generate",
+        PROMPT,
+        "--candidates",
+        "2",
+        "--steps",
+        "2",
+        "--reward",
+        "tones:bright,shapes",
+        "--out",
+        "small",
+    ]
+    code, out, err = ttsnap(*small, *bound, "--json")
+    assert code == 0, err
+    assert json.loads(out)["combine"] == "tones:bright where shapes>=-100"
     for wrong, message in (
-        (["--weights", "1"], "one number per reward"),
+        (["--weights", "1"], "2 rewards (tones:bright, shapes) need as many weights, got 1"),
+        (["--combine", "tones:bright where hps>=1"], "combine names the reward 'hps'"),
         (["--weights", "1,x"], "numbers separated by commas"),
         (["--report-reward", "magic"], "unknown reward 'magic'"),
     ):

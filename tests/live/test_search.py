@@ -272,3 +272,24 @@ def test_torchs_own_generator_is_as_it_was():
         num_inference_steps=4,
     )
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_rewards_run_on_a_device_of_their_own(monkeypatch):
+    """There is one device here; what is asked for by name of another reaches whoever loads the rewards."""
+    from ttsnap import rewards
+    from ttsnap.live.settings import ModelSettings
+    from ttsnap.shapes.pipeline import load_pipeline
+
+    placed, load = [], rewards.load
+    monkeypatch.setattr(rewards, "load", lambda named, device: placed.append((named, device)) or load(named, device))
+    pipe, options = load_pipeline(), {"candidates": 2, "num_inference_steps": 2, "policy": BestOfN()}
+    ours = ttsnap.search(pipe, PROMPT, reward="shapes", report="shapes-hard", reward_device="cpu:0", **options)
+    assert placed == [("shapes", torch.device("cpu:0")), ("shapes-hard", torch.device("cpu:0"))]
+    placed.clear()
+    assert ttsnap.search(pipe, PROMPT, reward="shapes", report="none", **options).reward == ours.reward
+    assert placed == [("shapes", torch.device("cpu"))]
+    ModelSettings(reward_device="cpu:0").load_rewards("shapes", torch.device("cpu"))
+    ModelSettings().load_rewards("shapes", torch.device("cpu"))
+    assert [device for _, device in placed[1:]] == [torch.device("cpu:0"), torch.device("cpu")]
+    with pytest.raises(ValueError, match="device 'cuda:7' is not there; this machine has cpu"):
+        prepare("a-model-that-is-not-loaded/x", reward="shapes", reward_device="cuda:7")

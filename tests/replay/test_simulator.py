@@ -9,7 +9,7 @@ pytest.importorskip("scipy")
 from tests.replay.synthetic import recording, rewards
 from ttsnap.core.cost import Budget, parse_budgets
 from ttsnap.core.driver import run
-from ttsnap.core.ranking import WeightedSum
+from ttsnap.core.ranking import WeightedSum, read_rule
 from ttsnap.policies import BestOfN, EarlySelection, SuccessiveHalving
 from ttsnap.replay import Contender, EveryCall, cost_model_of, simulate
 from ttsnap.replay.environment import ReplayEnvironment
@@ -141,6 +141,29 @@ def test_several_rewards_by_rank_sum_and_by_weights(tmp_path):
         assert float(abs(sampled.mean("prompt") - exact.mean("prompt")).max()) < 0.05
     with pytest.raises(ValueError, match="need as many weights, got 1"):
         simulation(made, field, weights=[1.0])
+
+
+def test_several_rewards_by_minimum_and_by_a_bound(tmp_path):
+    made = recording(tmp_path / "r.zarr", kinds=2)
+    field = [Contender("best", BestOfN()), Contender("halving", HALVING)]
+    bound = "reward0 where reward1>=.5"
+    for combine, closed in (("minimum", False), (bound, True)):
+        simulated = simulation(made, field, combine=combine, trials=200).dataset
+        assert simulated.attrs["combine"] == ("minimum" if combine == "minimum" else "reward0 where reward1>=0.5")
+        drawn = draw([0], 40, 200, int(simulated.candidates[1, 2]), 0)[0]
+        rule = read_rule(combine, made.rewards)
+        alone = [run(HALVING, ReplayEnvironment(made.clean[0][d][None]), rule).rewards[0] for d in drawn]
+        np.testing.assert_allclose(simulated.value.values[1, 2, 0], np.mean(alone, axis=0), atol=1e-5)
+        sampled, exact = simulated.value.sel(policy="best"), simulated.best_of_n
+        assert float(abs(sampled.mean("prompt") - exact.mean("prompt")).max()) < 0.05
+        assert (len(simulated.size) == 40) == closed  # every size in closed form, or some that are drawn
+    free = simulation(made, field, weights=[1.0, 0.0], trials=200).dataset
+    held = simulation(made, field, combine=bound, trials=200).dataset
+    change = (held.value - free.value).sel(policy="best").isel(budget=-1).mean("prompt").values
+    assert change[0] < -0.05  # the bound costs some of the objective, and moves the other
+    assert change[1] > 0.3
+    with pytest.raises(ValueError, match="combine names the reward 'hps'; there is reward0, reward1"):
+        simulation(made, field, combine="hps where reward1>=.5")
 
 
 @pytest.mark.parametrize(

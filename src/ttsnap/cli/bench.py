@@ -62,7 +62,7 @@ def bench(
         raise ValueError(f"looks of one reward are compared at a time, got {name}")
     try_own(name, texts[0], None)
     sampler = quietly(model.sampler, texts[0], pictures)
-    (judge,) = rewards.load(name, sampler.device).values()
+    (judge,) = model.load_rewards(name, sampler.device).values()
     with ImageProgress("looking", silent=json, unit="candidates") as progress:
         found = compare_looks(
             sampler,

@@ -61,7 +61,7 @@ def generate(
         raise ValueError(f"--top must be at least 1, got {top}")
     if search.different and top < 2:
         raise ValueError("--different needs --top 2 or more: how many images")
-    workers.check_device(model.device)
+    workers.check_device(model.device, model.reward_device)
     if len(texts) == 1 and not workers.alone:
         raise ValueError("--workers and --ray-address are for many prompts; one prompt runs in one process")
     asked = {"prompts": texts}, model.key(), pictures.settings(), search.key()

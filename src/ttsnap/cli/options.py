@@ -41,12 +41,13 @@ class Workers:
         """Whether this process does everything."""
         return self.ray_address is None and self.workers in (None, 1)
 
-    def check_device(self, device: str | None) -> None:
+    def check_device(self, device: str | None, reward_device: str | None = None) -> None:
         """With several workers each takes the accelerator that Ray gives it."""
-        if not self.alone and device not in (None, "cpu", "cuda", "mps"):
-            raise ValueError(
-                f"with --workers each worker has a GPU of its own; --device is cpu or cuda, got {device!r}"
-            )
+        for option, named in (("--device", device), ("--reward-device", reward_device)):
+            if not self.alone and named not in (None, "cpu", "cuda", "mps"):
+                raise ValueError(
+                    f"with --workers each worker has a GPU of its own; {option} is cpu or cuda, got {named!r}"
+                )
 
     def pool(self) -> Pool:
         """The workers."""
@@ -85,6 +86,15 @@ CallTflop = Annotated[float | None, Parameter(group=COST, help="Or: TFLOP of one
 LookTflop = Annotated[float | None, Parameter(group=COST, help="... and of one look, decode included.")]
 Weights = Annotated[
     str | None, Parameter(group=POLICIES, help="Weights of several rewards, such as 1,.5 (default: rank sum).")
+]
+
+Rule = Annotated[
+    str | None,
+    Parameter(
+        name="--combine",
+        group=POLICIES,
+        help='How several rewards become one: rank-sum, weighted-sum, minimum, or such as "hpsv2 where vqascore>=.8".',
+    ),
 ]
 
 

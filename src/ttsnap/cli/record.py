@@ -89,10 +89,10 @@ def record(
         try_own(reward, texts[0], None)
     elif features:
         raise ValueError("--features are kept beside rewards: add --reward NAME")
-    workers.check_device(model.device)
+    workers.check_device(model.device, model.reward_device)
     job = Record(
         load_sampler=partial(quietly, model.sampler, texts[0], pictures),
-        load_rewards=partial(rewards.load, reward) if reward else None,
+        load_rewards=partial(model.load_rewards, reward) if reward else None,
         describe=partial(described, model, pictures, seed, reward),
         prompts=texts,
         part=part,

@@ -18,6 +18,7 @@ from ttsnap.cli.options import (
     CallTflop,
     CostModelName,
     LookTflop,
+    Rule,
     Weights,
 )
 from ttsnap.live.settings import read_numbers, read_policy
@@ -43,6 +44,7 @@ def simulate(
     keep: Annotated[str | None, Parameter(group=POLICIES)] = None,
     guide: Annotated[str | None, Parameter(group=POLICIES)] = None,
     weights: Weights = None,
+    combine: Rule = None,
     budgets: Annotated[str | None, Budgets] = None,
     accounting: Accounting = "calls",
     cost_model: CostModelName = None,
@@ -103,6 +105,7 @@ def simulate(
             trials=trials,
             seed=seed,
             weights=numbers,
+            combine=combine,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     written: list[Path] = []

@@ -6,12 +6,14 @@ means "not observed": it ranks below every number. Rewards are finite; the drive
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from ttsnap.core.grid import BoolArray, FloatArray, IntArray
+from ttsnap.core.grid import BoolArray, Combine, FloatArray, IntArray
 
 
 def order(values: FloatArray, alive: BoolArray) -> IntArray:
@@ -130,6 +132,14 @@ class RankSum:
             return rewards[..., 0]
         return sum((ranks(rewards[..., i], alive) for i in range(rewards.shape[-1])), np.zeros(alive.shape))
 
+    def said(self, names: Sequence[str]) -> str:
+        """In words, of rewards with these names."""
+        return "rank sum" if len(names) > 1 else "one reward"
+
+    def is_order(self, count: int) -> bool:
+        """Whether the better of two candidates is the same in any company, for so many rewards."""
+        return count == 1
+
 
 @dataclass(frozen=True)
 class WeightedSum:
@@ -139,9 +149,173 @@ class WeightedSum:
 
     def __call__(self, rewards: FloatArray, alive: BoolArray) -> FloatArray:
         """One number [prompts, candidates] from rewards [prompts, candidates, rewards]."""
-        if len(self.weights) != rewards.shape[-1]:
-            raise ValueError(f"{rewards.shape[-1]} rewards need as many weights, got {len(self.weights)}")
-        return np.where(alive, rewards @ np.asarray(self.weights, dtype=float), np.nan)
+        return np.where(alive, rewards @ _weights(self.weights, rewards), np.nan)
+
+    def said(self, names: Sequence[str]) -> str:
+        """In words, of rewards with these names."""
+        return "weighted sum"
+
+    def is_order(self, count: int) -> bool:
+        """Whether the better of two candidates is the same in any company, for so many rewards."""
+        return True
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The least of the ranks among the candidates still alive, or of the weighted rewards: an image with no weak side.
+
+    Of two candidates with the same least rank the one with the higher sum of ranks is the better.
+
+    Attributes:
+        weights: one per reward, to bring them to one scale; None: ranks are compared.
+    """
+
+    weights: Sequence[float] | None = None
+
+    def __call__(self, rewards: FloatArray, alive: BoolArray) -> FloatArray:
+        """One number [prompts, candidates] from rewards [prompts, candidates, rewards], NaN where not alive."""
+        if self.weights is not None:
+            return np.where(alive, (rewards * _weights(self.weights, rewards)).min(axis=-1), np.nan)
+        count = rewards.shape[-1]
+        if count == 1:
+            return rewards[..., 0]
+        each = np.stack([ranks(rewards[..., i], alive) for i in range(count)], axis=-1)
+        largest = count * alive.shape[1] + 1.0  # no sum of ranks reaches it, and ranks differ by halves at least
+        least: FloatArray = each.min(axis=-1) + each.sum(axis=-1) / (2 * largest)
+        return least
+
+    def said(self, names: Sequence[str]) -> str:
+        """In words, of rewards with these names."""
+        return "minimum" if self.weights is None else "minimum of weighted rewards"
+
+    def is_order(self, count: int) -> bool:
+        """Whether the better of two candidates is the same in any company, for so many rewards."""
+        return count == 1 or self.weights is not None
+
+
+class Bound(NamedTuple):
+    """A limit that a reward (its place among the rewards) is to keep: at least, or at most."""
+
+    reward: int
+    sign: str
+    value: float
+
+    def shortfall(self, rewards: FloatArray) -> FloatArray:
+        """By how much it is missed [prompts, candidates], relative to it; 0 where it is kept."""
+        missing = self.value - rewards[..., self.reward]
+        return np.maximum(missing if self.sign == ">=" else -missing, 0) / (abs(self.value) or 1.0)
+
+    def said(self, names: Sequence[str]) -> str:
+        """In words, of rewards with these names."""
+        return f"{names[self.reward]}{self.sign}{self.value:g}"
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """Some rewards, subject to bounds: who keeps them all comes before who does not, who misses by less before others.
+
+    Nobody is lost: where none keeps the bounds, or too few for a rung, the nearest go on.
+
+    Attributes:
+        objectives: places of the rewards that are optimised.
+        bounds: to be kept.
+        combine: how several objectives become one number.
+    """
+
+    objectives: tuple[int, ...]
+    bounds: tuple[Bound, ...]
+    combine: RankSum | WeightedSum = field(default_factory=RankSum)
+
+    def __call__(self, rewards: FloatArray, alive: BoolArray) -> FloatArray:
+        """One number [prompts, candidates] from rewards [prompts, candidates, rewards], NaN where not alive."""
+        values = self.combine(rewards[..., list(self.objectives)], alive)
+        missed = np.sum([bound.shortfall(rewards) for bound in self.bounds], axis=0)
+        lowest = np.where(alive, values, np.inf).min(axis=1, keepdims=True)
+        return np.where(alive, np.where(missed > 0, lowest - 1 - missed, values), np.nan)
+
+    def said(self, names: Sequence[str]) -> str:
+        """In words, of rewards with these names."""
+        bounds = " and ".join(bound.said(names) for bound in self.bounds)
+        return f"{','.join(names[i] for i in self.objectives)} where {bounds}"
+
+    def missed(self, rewards: FloatArray) -> list[Bound]:
+        """The bounds that rewards [rewards] of one candidate do not keep."""
+        return [bound for bound in self.bounds if bound.shortfall(rewards) > 0]
+
+    def is_order(self, count: int) -> bool:
+        """Whether the better of two candidates is the same in any company, for so many rewards."""
+        return self.combine.is_order(len(self.objectives))
+
+
+Rule = RankSum | WeightedSum | Minimum | Constrained
+RULES = "rank-sum, weighted-sum, minimum, or such as 'hpsv2 where vqascore>=.8'"
+
+
+def read_rule(text: str | None, names: Sequence[str], weights: Sequence[float] | None = None) -> Rule:
+    """How several rewards become one number.
+
+    Args:
+        text: `rank-sum` (default), `weighted-sum` (default with weights), `minimum`, or `A,B where C>=.8 and D<=2`.
+        names: of the rewards, in their order.
+        weights: one per reward, or per objective where there are bounds.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    text = (text or ("rank-sum" if weights is None else "weighted-sum")).strip()
+    kind = text.replace(" ", "-")
+    objectives, _, bounds = text.partition(" where ")
+    used = [_place(name, names) for name in objectives.split(",")] if bounds else list(range(len(names)))
+    if weights is not None and len(weights) != len(used):
+        wanted = ", ".join(names[i] for i in used)
+        raise ValueError(f"{len(used)} rewards ({wanted}) need as many weights, got {len(weights)}")
+    if bounds:
+        limits = tuple(_bound(part, names) for part in re.split(r"\s+and\s+", bounds))
+        if idle := [names[i] for i in range(len(names)) if i not in used and i not in [b.reward for b in limits]]:
+            raise ValueError(f"combine {text!r} says nothing of the reward {idle[0]}")
+        return Constrained(tuple(used), limits, RankSum() if weights is None else WeightedSum(tuple(weights)))
+    if kind == "minimum":
+        return Minimum(None if weights is None else tuple(weights))
+    if kind == "rank-sum" and weights is None:
+        return RankSum()
+    if kind == "weighted-sum" and weights is not None:
+        return WeightedSum(tuple(weights))
+    if kind in ("rank-sum", "weighted-sum"):
+        raise ValueError("weights belong to weighted-sum, which needs them, or to minimum, and not to rank-sum")
+    raise ValueError(f"unknown combine {text!r}; it can be {RULES}")
+
+
+def _bound(text: str, names: Sequence[str]) -> Bound:
+    found = re.fullmatch(r"(.+?)\s*(>=|<=)\s*(\S+)", text.strip())
+    try:
+        if not found or not np.isfinite(value := float(found[3])):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"a bound is such as vqascore>=.8 or clipscore<=30, got {text.strip()!r}") from None
+    return Bound(_place(found[1], names), found[2], value)
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    """Where a reward stands; a noise-aware one may go by the name of its clean reward."""
+    name = name.strip()
+    found = [i for i, known in enumerate(names) if name == known]
+    found = found or [i for i, known in enumerate(names) if name == known.partition("+")[0]]
+    if len(found) != 1:
+        raise ValueError(f"combine names the reward {name!r}; there is {', '.join(names)}")
+    return found[0]
+
+
+def said(combine: Combine, names: Sequence[str]) -> str:
+    """How rewards with these names are combined, in words."""
+    tell = getattr(combine, "said", None)
+    return str(tell(names)) if tell else getattr(combine, "__name__", type(combine).__name__)
+
+
+def _weights(weights: Sequence[float], rewards: FloatArray) -> FloatArray:
+    """One per reward."""
+    if len(weights) != rewards.shape[-1]:
+        raise ValueError(f"{rewards.shape[-1]} rewards need as many weights, got {len(weights)}")
+    return np.asarray(weights, dtype=float)
 
 
 def kendall_tau(values: FloatArray, targets: FloatArray) -> FloatArray:

@@ -17,7 +17,7 @@ from ttsnap.core.driver import check, run
 from ttsnap.core.errors import explain
 from ttsnap.core.grid import BoolArray, Combine, IntArray, Policy, Problem, Query, Rung, Search
 from ttsnap.core.observers import SILENT, Observer, Result, Start, Stop
-from ttsnap.core.ranking import RankSum, WeightedSum, choose, order
+from ttsnap.core.ranking import Constrained, RankSum, WeightedSum, choose, order, said
 from ttsnap.core.tree import Tree
 from ttsnap.live import reporting
 from ttsnap.live.result import Ancestor, BestOfNComparison, Finished, SearchResult, history_of
@@ -218,11 +218,12 @@ class OpenSearch:
                 reproduce=self._reproduce(p),
                 budget=s.budget,
                 preview=s.sampler.preview.name if s.sampler.preview else "full",
-                notes=[*notes, *[SHOWN_ONLY] * bool(self.grid.only_shown), *self._blank(p)],
+                notes=[*notes, *[SHOWN_ONLY] * bool(self.grid.only_shown), *self._blank(p), *self._missed(p)],
                 diversity=diversity.parameters.to_dict() if diversity else None,
                 rewards=s.targets,
                 guides={t: g for t, g in zip(s.targets, s.judges, strict=True) if t != g},
                 stopped=result.stopped,
+                combine=said(s.combine, s.targets),
                 weights=list(s.combine.weights) if isinstance(s.combine, WeightedSum) else None,
                 lineage=self._lineage(p),
                 tree=self._tree(p),
@@ -305,6 +306,17 @@ class OpenSearch:
             return []
         named = ", ".join(map(str, seeds[:5])) + (", ..." if len(seeds) > 5 else "")
         return [f"{len(seeds)} candidates showed a picture of one colour, or black, and ranked last (seeds {named})"]
+
+    def _missed(self, p: int) -> list[str]:
+        """What is to be said where the winner does not keep the bounds; it is a warning, too."""
+        rule, names, values = self.session.combine, self.session.targets, self._result().rewards[p]
+        if not isinstance(rule, Constrained) or not (missed := rule.missed(values)):
+            return []
+        wanted = " and ".join(bound.said(names) for bound in rule.bounds)
+        has = ", ".join(f"{names[bound.reward]} {values[bound.reward]:.4g}" for bound in missed)
+        note = f"no finished image keeps {wanted}; the winner has {has}"
+        warnings.warn(note, stacklevel=4)
+        return [note]
 
     def _best(self, p: int, top: int) -> list[Finished]:
         """The best finished images of a prompt, by the rewards they got when they were finished."""

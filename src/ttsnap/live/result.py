@@ -74,7 +74,8 @@ class SearchResult:
         rewards: names of the rewards that judged finished images.
         guides: what judged the looks, by those names, where it is another (a noise-aware reward).
         stopped: the search was stopped before its policy ended; there are no images if none was finished by then.
-        weights: by which several rewards were added; None: rank sum.
+        combine: how several rewards became one number, in words.
+        weights: by which several rewards were added, if they were.
         held_out: what rewards that steered nothing say of the finished images.
         lineage: by seed, where a candidate comes from that a fork began (the last fork in its place).
         tree: of a search that forked, all that it looked at, for replay.
@@ -98,6 +99,7 @@ class SearchResult:
     rewards: list[str] = field(default_factory=list)
     guides: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
+    combine: str = "one reward"
     weights: list[float] | None = None
     held_out: list[HeldOut] = field(default_factory=list)
     lineage: dict[int, Ancestor] = field(default_factory=dict)
@@ -162,6 +164,7 @@ class SearchResult:
             "reproduce": self.reproduce,
             "diversity": self.diversity,
             "stopped": self.stopped,
+            "combine": self.combine,
             "weights": self.weights,
             "held_out": [held_out.to_dict() for held_out in self.held_out],
             "lineage": [

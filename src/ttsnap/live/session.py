@@ -12,12 +12,12 @@ from ttsnap import policies, rewards
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import Combine, IntArray, Policy
 from ttsnap.core.observers import Observer
-from ttsnap.core.ranking import RankSum, WeightedSum
+from ttsnap.core.ranking import Minimum, WeightedSum, read_rule
 from ttsnap.live import reporting
 from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
-from ttsnap.pipelines.loading import Loading, check_model, load_model, warm_up, with_scheduler
+from ttsnap.pipelines.loading import Loading, check_model, find_device, load_model, warm_up, with_scheduler
 from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.policies import SuccessiveHalving, UntilGood, default_policy, tuned_policy
 
@@ -236,11 +236,13 @@ def prepare(
     policy: str | Policy | None = None,
     stop_at: float | None = None,
     different: int = 0,
-    combine: Combine | None = None,
+    combine: Combine | str | None = None,
+    weights: Sequence[float] | None = None,
     report: rewards.Rewards | None = reporting.AUTO,
     prompt: str = "a",
     device: str | None = None,
     dtype: str | None = None,
+    reward_device: str | None = None,
     diversity: Negtome | None = None,
     **options: Any,
 ) -> Session:
@@ -255,12 +257,15 @@ def prepare(
             successive halving).
         stop_at: reward that is good enough: candidates are searched four at a time, until a finished one has it.
         different: choose so many images that are good and different, while candidates are pruned and at the end.
-        combine: several rewards -> one number (default: rank sum).
+        combine: several rewards -> one number: `rank-sum` (default), `weighted-sum` (default with weights), `minimum`,
+            such as `hpsv2 where vqascore>=.8`, or a callable (see `ttsnap.core.ranking`).
+        weights: of several rewards.
         report: rewards that judge the finished images and steer nothing; `auto`: one that is at hand without a
             download, if there is one; `none`; see `ttsnap.live.reporting`.
         prompt: a prompt to count and calibrate with.
         device: where a model that is named runs.
         dtype: its dtype.
+        reward_device: where rewards that are named run, such as `cuda:1` (default: with the model); pictures go there.
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
             `preview` (default: `auto`), `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and, for a
@@ -285,7 +290,12 @@ def prepare(
     names = rewards.names_of(reward)
     if isinstance(combine, WeightedSum) and len(combine.weights) != len(names):
         raise ValueError(f"{len(names)} rewards need as many weights, got {len(combine.weights)}")
-    if stop_at is not None and len(names) > 1 and not isinstance(combine, WeightedSum):
+    if combine is None or isinstance(combine, str):
+        combine = read_rule(combine, names, weights)
+    elif weights is not None:
+        raise ValueError("give weights, or a callable that combines the rewards, not both")
+    one_number = isinstance(combine, WeightedSum) or (isinstance(combine, Minimum) and combine.weights)
+    if stop_at is not None and len(names) > 1 and not one_number:
         raise ValueError("a reward to stop at needs one reward, or weights that make several one number")
     second = reporting.second_reward(name, names) if report == reporting.AUTO else None
     if report in (reporting.AUTO, reporting.NONE):
@@ -295,6 +305,7 @@ def prepare(
     chosen = policies.named(policy) if isinstance(policy, str) else policy
     given = {**(own.arguments if own else {}), **options}
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
+    placed = find_device(reward_device) if reward_device is not None else None
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
     preview = options.pop("preview", None) or "auto"
@@ -312,8 +323,9 @@ def prepare(
     if stop_at is not None:
         chosen = UntilGood(stop_at, inner=chosen)
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
-    judges = rewards.load(reward, sampler.device)
-    held_out = rewards.load(report, sampler.device) if report is not None else {}
+    place = placed or sampler.device
+    judges = rewards.load(reward, place)
+    held_out = rewards.load(report, place) if report is not None else {}
     features.attach(sampler, judges)  # complains here where features cannot be read
     if automatic and not any(trained_on_decodes(judge) for judge in judges.values()):
         previews.attach(sampler, "auto")
@@ -337,7 +349,7 @@ def prepare(
         model,
         name,
         str(budget) if budget else None,
-        combine or RankSum(),
+        combine,
         different,
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},

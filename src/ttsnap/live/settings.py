@@ -84,7 +84,13 @@ class CallSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Loading, CallSettings):
-    """The model, the arguments of its call, and how it is loaded: `CallSettings` and `Loading`."""
+    """The model, the arguments of its call, and how it is loaded: `CallSettings` and `Loading`.
+
+    Attributes:
+        reward_device: Where rewards run, such as cuda:1 or cpu (default: with the model).
+    """
+
+    reward_device: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +107,13 @@ class ModelSettings(Loading, CallSettings):
         from ttsnap.live.session import load_sampler
 
         return load_sampler(self.model, prompt=prompt, **self.keywords(pictures))
+
+    def load_rewards(self, named: str, device: Any) -> dict[str, Any]:
+        """Rewards by name, on the device that is asked for, else on this one."""
+        from ttsnap import rewards
+        from ttsnap.pipelines.loading import find_device
+
+        return rewards.load(named, find_device(self.reward_device) if self.reward_device else device)
 
     def _negtome(self) -> Any:
         """How candidates are pushed apart; None if they are not."""
@@ -126,6 +139,7 @@ class SearchSettings:
     Attributes:
         reward: Reward (see `ttsnap rewards`), module:function, or several by commas (rank sum).
         weights: Weights of several rewards, such as 1,.5 (default: rank sum).
+        combine: How several rewards become one: rank-sum, weighted-sum, minimum, or such as "hpsv2 where vqascore>=.8".
         report_reward: Held-out reward(s): judge finished images only, warn when they part from --reward (default: one
             that is here already, if there is one); none.
         policy: best-of-n, halving, branching, svdd, steering, evosearch ... (docs/searches.md), or a policy FILE.json
@@ -141,6 +155,7 @@ class SearchSettings:
 
     reward: str | None = None
     weights: str | None = None
+    combine: str | None = None
     report_reward: str | None = None
     policy: str | None = None
     candidates: int | None = None
@@ -159,13 +174,14 @@ class SearchSettings:
             return
         from ttsnap import policies, rewards
         from ttsnap.core.cost import Budget
+        from ttsnap.core.ranking import read_rule
 
         if self.budget is not None:
             Budget.parse(self.budget)
         names = rewards.names_of(self.reward) if self.reward is not None else ["the model's own"]
         weights = read_weights(self.weights)
-        if weights is not None and len(weights) != len(names):
-            raise ValueError(f"--weights takes one number per reward ({', '.join(names)}), got {len(weights)}")
+        if weights is not None or self.combine is not None:
+            read_rule(self.combine, names, weights)
         if self.report_reward not in (None, "auto", "none"):
             rewards.names_of(self.report_reward)
         if isinstance(policy := self.chosen_policy(), str):
@@ -187,10 +203,8 @@ class SearchSettings:
             fixed: candidates that a run which is resumed has settled on.
             top: images that are wanted.
         """
-        from ttsnap.core.ranking import WeightedSum
         from ttsnap.live.session import prepare
 
-        weights = read_weights(self.weights)
         if model.steps is None and (steps := steps_of_file(self.policy)):
             model = replace(model, steps=steps)
         session = prepare(
@@ -202,8 +216,10 @@ class SearchSettings:
             stop_at=self.stop_at,
             different=top if self.different else 0,
             prompt=prompt,
-            combine=WeightedSum(weights) if weights else None,
+            combine=self.combine,
+            weights=read_weights(self.weights),
             report=self.report_reward or "auto",
+            reward_device=model.reward_device,
             **model.keywords(pictures),
         )
         session.budget = self.budget

@@ -10,7 +10,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 
 def some_pictures(count: int, height: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -53,3 +55,20 @@ def plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+class Unmultiplied(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Products, convolutions and attention are not computed: their results are zeros of the right shape.
+
+    What a counter counts is all that takes time, and it counts it by shapes. All else is computed, so that models which
+    ask for the values of positions and lengths can be counted, too, where tensors without data would not do.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Zeros for what is counted; all else as it is."""
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:
+            return func(*args, **kwargs)
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+        return tree_map_only(torch.Tensor, lambda t: torch.zeros_like(t, device=device), func(*args, **kwargs))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ttsnap.core.cost import CostModel, LookCost, TextCost
-from ttsnap.pipelines.counting import count_tflop, some_pictures
+from ttsnap.pipelines.counting import Unmultiplied, count_tflop, some_pictures
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.pipelines.views import reads_features
 
@@ -140,8 +140,9 @@ def count_looks(rewards: Mapping[str, Any], images: torch.Tensor, prompt: str) -
 def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = "a") -> LookCount:
     """TFLOP of one look by a reward at one image, and of what it keeps of a prompt, which belongs to no look.
 
-    A reward that is a module, or has one as `reward`, `clean` or `judge`, is counted on a copy without data; one that
-    says its own `tflop` (and `text_tflop`, if it keeps anything) is not called.
+    A reward that is a module, or has one as `reward`, `clean` or `judge`, is counted on a copy without data, or, where
+    it asks for values, with none of its products computed; one that says its own `tflop` (and `text_tflop`, if it keeps
+    anything) is not called.
     """
     parts = [reward, *(getattr(reward, name, None) for name in ("reward", "clean", "judge"))]
     for part in parts:
@@ -156,7 +157,13 @@ def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = 
             twin = _without_data(module, fake)
             with fake:
                 return _count_look(twin, torch.empty(1, 3, height, width, device=device), prompt)
-        except Exception:  # control flow on values, its own kernels: run it for real
+        except Exception:  # control flow on values
+            pass
+        try:
+            twin = copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
+            with Unmultiplied():  # type: ignore[no-untyped-call]
+                return _count_look(twin, some_pictures(1, height, width, device), prompt)
+        except Exception:  # its own kernels: run it for real
             pass
     return _count_look(reward, some_pictures(1, height, width, device), prompt)
 

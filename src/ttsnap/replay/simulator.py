@@ -19,7 +19,7 @@ import numpy as np
 from ttsnap.core.cost import Budget
 from ttsnap.core.driver import run
 from ttsnap.core.grid import Combine, FloatArray, IntArray, Policy
-from ttsnap.core.ranking import RankSum, WeightedSum
+from ttsnap.core.ranking import read_rule
 from ttsnap.policies import BestOfN
 from ttsnap.recordings import Recording
 from ttsnap.replay.accounting import Accounting
@@ -157,6 +157,7 @@ def simulate(
     trials: int = 50,
     seed: int = 0,
     weights: Sequence[float] | None = None,
+    combine: str | None = None,
     prompts: IntArray | None = None,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -171,6 +172,7 @@ def simulate(
         trials: trials per prompt.
         seed: of the draws.
         weights: of several rewards in a weighted sum (default: rank sum over the alive).
+        combine: another rule for several rewards, as `ttsnap.core.ranking.read_rule` reads it.
         prompts: indices of recorded prompts to use (default: all recorded).
         threads: worker threads (default: one per core).
         on_progress: called with the parts done and their number.
@@ -190,11 +192,7 @@ def simulate(
         raise ValueError(f"a simulation needs at least one trial, got {trials}")
     prompts = recording.recorded() if prompts is None else np.asarray(prompts)
     _, pool, num_steps, num_rewards = recording.shape
-    if weights is not None and len(weights) != num_rewards:
-        raise ValueError(
-            f"{num_rewards} rewards ({', '.join(recording.rewards)}) need as many weights, got {len(weights)}"
-        )
-    combine = WeightedSum(weights) if weights is not None else RankSum()
+    rule = read_rule(combine, recording.rewards, weights)
     guides = {kind: recording.guide(kind, prompts) for kind in {contender.guide for contender in contenders}}
 
     charges = {kind: accounting.under(kind) for kind in guides}
@@ -204,22 +202,19 @@ def simulate(
     tasks = [Task(contenders[r].policy, int(wanted[r, b]), guides[contenders[r].guide]) for r, b in where]
     baseline_sizes = np.array([accounting.candidates(BestOfN(), budget, num_steps) for budget in budgets])
     fine = (baseline_sizes >= 1) & (baseline_sizes <= pool)
-    sampled_baseline = num_rewards > 1 and weights is None
+    sampled_baseline = not rule.is_order(num_rewards)
     if sampled_baseline:  # ranks depend on who else was drawn: no closed form
         guide = next(iter(guides.values()))
         curve_sizes = np.unique(np.concatenate([_geometric(pool), baseline_sizes[fine]]))
         tasks += [Task(BestOfN(), int(size), guide) for size in curve_sizes]
-    results = replay(
-        tasks, prompts, trials=trials, seed=seed, combine=combine, threads=threads, on_progress=on_progress
-    )
+    results = replay(tasks, prompts, trials=trials, seed=seed, combine=rule, threads=threads, on_progress=on_progress)
 
     final = np.asarray(recording.clean[prompts, :, -1], dtype=np.float64)
     if sampled_baseline:
         curve = np.stack([result.by_prompt for result in results[len(where) :]])
     else:
         curve_sizes = np.arange(1, pool + 1)
-        chosen_by = final[..., 0] if num_rewards == 1 else final @ np.asarray(weights, dtype=float)
-        curve = best_of_n(final, curve_sizes, chosen_by)
+        curve = best_of_n(final, curve_sizes, rule(final, np.ones(final.shape[:2], dtype=bool)))
     shape = (len(contenders), len(budgets))
     by_prompt = np.full((*shape, len(prompts), num_rewards), np.nan)
     by_trial = np.full((*shape, trials, num_rewards), np.nan)
@@ -275,7 +270,7 @@ def simulate(
             "one_image_tflop": one_image,
             "pool": pool,
             "num_steps": num_steps,
-            "combine": "weighted sum" if weights is not None else "rank sum" if num_rewards > 1 else "one reward",
+            "combine": rule.said(recording.rewards),
             "recording": str(recording.path),
         },
     )

@@ -17,7 +17,8 @@ class Entry:
         tokenizer: hub repository, where it needs one apart from the weights.
         look_tflop: TFLOP of one look; None where it depends on the user.
         text_tflop: TFLOP of reading one prompt, once.
-        million_parameters: in fp32 four bytes each; None where it depends on the user.
+        million_parameters: in fp32 four bytes each, in bfloat16 (the vision-language ones) two; None where it depends
+            on the user.
         trainable: whether `ttsnap train` makes it noise-aware.
         licence: of the weights as far as known; check it yourself.
     """
@@ -37,6 +38,7 @@ class Entry:
         return asdict(self)
 
 
+_QWEN = "Qwen/Qwen2-VL-7B-Instruct"
 _OPENAI, _LAION = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 # TFLOP and parameters are printed by benchmarks/rewards.py.
@@ -66,6 +68,17 @@ ENTRIES = (
     Entry("aesthetic", "is it beautiful? about 1 to 10; does not read the prompt",
           f"trl-lib/ddpo-aesthetic-predictor aesthetic-model.pth, and {_OPENAI}", None, 0.162, 0.0, 304.9, True,
           "head Apache-2.0"),
+    Entry("hpsv3", "human preference; mean of a distribution, about 0 to 15", "MizzenAI/HPSv3 HPSv3.safetensors", _QWEN,
+          11.883, 0.0, 7748.6, False, "not stated with the weights; code MIT"),
+    Entry("mps", "human preference under a condition; exp(logit_scale) x cosine, about 5 to 20",
+          "mps=FILE (MPS_overall_checkpoint_diffsynth.safetensors of DiffSynth-Studio/QualityMetric_reward_pretrained)",
+          _LAION, 0.397, 0.047, 1104.6, False, "not stated"),
+    Entry("unifiedreward", "mean of three written ratings (alignment, coherence, style), 1 to 5",
+          "CodeGoat24/UnifiedReward-2.0-qwen-7b, or another of its sizes", None, 9.634, 0.0,
+          8292.2, False, "MIT"),
+    Entry("vqascore", 'does the image show the prompt? probability of "Yes", 0 to 1',
+          "zhiqiulin/clip-flant5-xxl, a Qwen-VL model, or a server's address", None, 7.332, 0.0, 11459.8, False,
+          "Apache-2.0"),
     Entry("vlm", "a vision-language model's rating, 0 to 10", "your own server: TTSNAP_VLM_URL, _MODEL, _KEY"),
 )  # fmt: skip
 

@@ -29,6 +29,8 @@ MARKS = {
 # Buffers that old versions stored, and parts that a reward does not have.
 _CLIP_BUFFERS = r"(text_model|vision_model)\.embeddings\.position_ids|attn_mask"
 _IMAGEREWARD_UNUSED = r"blip\.(text_encoder\.embeddings\.position_ids|(vision|text)_proj\.(weight|bias))"
+_CLIP_FLANT5_UNUSED = r"t5\.embed_tokens\.weight|vision\.embeddings\.position_ids"
+_MPS_UNUSED = r"clip\.(text_model|vision_model)\.embeddings\.position_ids|cross\.\d+\.1\.rotary_emb\.inv_freq"
 _CLIP_TEXT = r"text_model\..*|text_projection\.weight|logit_scale"
 
 
@@ -48,11 +50,30 @@ def read_state(path: str | Path) -> State:
     except (OSError, SafetensorError, RuntimeError, EOFError) as error:
         reason = (str(error).strip() or "it ends too early").splitlines()[0]
         raise ValueError(f"weights {path} cannot be read: {reason}") from error
-    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    for wrapper in ("state_dict", "model"):
+        while isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path} does not hold tensors by name, as a checkpoint does")
     return unwrap({str(name): tensor for name, tensor in state.items()})
+
+
+def read_shards(folder: Path) -> State:
+    """The tensors of a transformers directory: in one file or in shards, safetensors or pickles.
+
+    Raises:
+        ValueError: there is none, or a shard is missing or damaged.
+    """
+    import json
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return read_state(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return {key: tensor for file in files for key, tensor in read_state(folder / file).items()}
+    raise ValueError(f"{folder} holds neither model.safetensors nor pytorch_model.bin, nor shards of one")
 
 
 def _unpickle(path: Path) -> Any:
@@ -102,6 +123,27 @@ def imagereward_tensors(state: State) -> State:
     return {_renamed(name, _IMAGEREWARD): tensor for name, tensor in state.items() if not drop.fullmatch(name)}
 
 
+def clip_flant5_tensors(state: State) -> State:
+    """A CLIP-FlanT5 checkpoint under the names of `ttsnap.rewards.vqascore.ClipFlanT5`."""
+    tensors = {_renamed(name, _CLIP_FLANT5): tensor for name, tensor in state.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not re.fullmatch(_CLIP_FLANT5_UNUSED, name)}
+    if "t5.shared.weight" in tensors:
+        tensors |= {f"t5.{part}.embed_tokens.weight": tensors["t5.shared.weight"] for part in ("encoder", "decoder")}
+    return tensors
+
+
+def qwen2_vl_tensors(state: State) -> State:
+    """An HPSv3 checkpoint, of before or after transformers 5, under the names of `ttsnap.rewards.hpsv3.HPSv3`."""
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
+    return {_renamed(name, _HPSV3): tensor for name, tensor in kept.items()}
+
+
+def mps_tensors(state: State) -> State:
+    """An MPS checkpoint under the names of `ttsnap.rewards.mps.MPS`."""
+    tensors = {_renamed(name, _MPS): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in tensors.items() if not re.fullmatch(_MPS_UNUSED, name)}
+
+
 def _from_open_clip(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors in transformers' layout of one open_clip key; an unknown key stays as it is."""
     if name in ("visual.proj", "text_projection"):
@@ -147,26 +189,48 @@ _IMAGEREWARD = (
 )
 
 
+_MPS = (
+    (r"^model\.", "clip."),
+    (r"^cross_model\.layers\.(\d+)\.([01])\.fn\.", r"cross.\1.\2."),
+)
+_HPSV3 = (
+    (r"^visual\.", "model.visual."),
+    (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+    (r"^model\.", "reader.model.model."),
+)
+_CLIP_FLANT5 = (
+    (r"^vision_tower\.vision_tower\.vision_model\.", "vision."),
+    (r"^mm_projector\.", "projector."),
+    (r"^(?!vision\.|projector\.)", "t5."),
+)
+
+
 def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     for old, new in rules:
         name = re.sub(old, new, name)
     return name
 
 
-def load_strictly(module: nn.Module, tensors: State, path: str | Path, what: str) -> None:
-    """Put tensors into a module, in fp32; all must fit and none may be left.
+def load_strictly(module: nn.Module, tensors: State, path: str | Path, what: str, *, as_made: bool = False) -> None:
+    """Put tensors into a module; all must fit and none may be left.
 
     Args:
         module: it may have been made without data (on the meta device).
         tensors: by the module's names.
         path: the file they are from, for messages.
         what: it should be, for messages: `an ImageReward checkpoint`.
+        as_made: keep the dtypes of the module (default: all are fp32).
 
     Raises:
         ValueError: a key is missing or left over, or a shape differs.
     """
-    check_strictly(module.state_dict(), tensors, path, what)
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
+    import torch
+
+    expected = module.state_dict()
+    check_strictly(expected, tensors, path, what)
+    dtypes = {name: expected[name].dtype if as_made else torch.float32 for name in tensors}
+    tensors = {name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}
+    module.load_state_dict(tensors, strict=True, assign=True)
     module.requires_grad_(False)
 
 
@@ -195,3 +259,9 @@ def expect_layout(state: Mapping[str, Any], layouts: tuple[str, ...], path: str 
     if found not in layouts:
         seems = f"its keys are those of {found}" if found else f"it holds {_some(sorted(state))}"
         raise ValueError(f"{path} is not {what}: {seems}")
+
+
+def expect_keys(state: Mapping[str, Any], keys: tuple[str, ...], path: str | Path, what: str) -> None:
+    """Raise ValueError, which names the file and the key, unless all of these are there."""
+    if missing := [key for key in keys if key not in state]:
+        raise ValueError(f"{path} is not {what}: it lacks {_some(missing)}")

@@ -8,6 +8,9 @@ difference is 15 to 21 levels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -77,7 +80,54 @@ def _bicubic(images: Tensor, height: int, width: int) -> Tensor:
         return F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Images in 0..1 with CLIP's mean and standard deviation taken out of each channel."""
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
-    return (images - mean) / std
+def square(images: Tensor) -> Tensor:
+    """Images [n, 3, h, w] in 0..1 in the middle of a square of CLIP's mean colour, which CLIP-FlanT5 is shown."""
+    images = eight_bits(images)
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    above, before = (side - height) // 2, (side - width) // 2
+    colour = torch.tensor([int(mean * 255) / 255 for mean in MEAN], device=images.device)[:, None, None]
+    padded = colour.expand(3, side, side).repeat(len(images), 1, 1, 1)
+    padded[..., above : above + height, before : before + width] = images
+    return padded
+
+
+def whole_patches(height: int, width: int, unit: int, least: int, most: int) -> tuple[int, int]:
+    """The size at which Qwen's vision-language models see an image: whole units, the aspect kept as well as it goes.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        unit: sides become multiples of this.
+        least: pixels of the whole that it has at least.
+        most: pixels of the whole that it has at most.
+    """
+    new = [max(unit, round(side / unit) * unit) for side in (height, width)]
+    if new[0] * new[1] > most:
+        factor = math.sqrt(height * width / most)
+        new = [max(unit, math.floor(side / factor / unit) * unit) for side in (height, width)]
+    elif new[0] * new[1] < least:
+        factor = math.sqrt(least / (height * width))
+        new = [math.ceil(side * factor / unit) * unit for side in (height, width)]
+    return new[0], new[1]
+
+
+def patches(images: Tensor, size: int, merge: int, frames: int) -> Tensor:
+    """Images [n, 3, h, w] cut into patches [n x patches, 3 x frames x size x size], as Qwen's image towers take them.
+
+    Args:
+        images: normalised; their sides are multiples of size x merge.
+        size: of a patch, in pixels.
+        merge: patches that become one token lie side by side, merge x merge of them.
+        frames: how often each patch is repeated: a picture is a video that stands still.
+    """
+    count, channels, height, width = images.shape
+    cut = images.reshape(count, channels, height // size // merge, merge, size, width // size // merge, merge, size)
+    cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None]
+    return cut.expand(*cut.shape[:6], frames, size, size).reshape(-1, channels * frames * size * size)
+
+
+def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """Images in 0..1 with a mean and standard deviation (CLIP's) taken out of each channel."""
+    offset, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return (images - offset) / scale

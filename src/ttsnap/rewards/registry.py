@@ -36,6 +36,10 @@ REWARDS = Registry(
         "hpsv2.1": Published("clip", "load_hpsv21"),
         "clipscore": Published("clip", "load_clipscore"),
         "aesthetic": Published("clip", "load_aesthetic"),
+        "hpsv3": Published("hpsv3", "load_hpsv3"),
+        "mps": Published("mps", "load_mps"),
+        "unifiedreward": Published("unifiedreward", "load_unifiedreward"),
+        "vqascore": Published("vqascore", "load_vqascore"),
         "vlm": Published("vlm", "load_vlm"),
     },
 )

@@ -6,6 +6,7 @@ sentence says how to get it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,15 +33,17 @@ class Source:
 
     Attributes:
         reward: its name, for messages.
-        repo: hub repository of the weights.
+        repo: hub repository of the weights; empty if they are on no hub that is asked.
         files: the weight files there, the preferred one first.
         tokenizer: hub repository of the tokenizer.
+        got_by: where they are on no hub, the command that gets them.
     """
 
     reward: str
     repo: str
     files: tuple[str, ...]
     tokenizer: str
+    got_by: str = ""
 
     def weights(self, path: str | Path | None = None) -> Path:
         """The weights file: at `path` (a file, or a directory that holds one), or from the hub.
@@ -66,7 +69,7 @@ class Source:
 
     def cached(self) -> Path | None:
         """The weights file in the hub's cache on this machine; None if it is not there."""
-        return _cached(self.repo, self.files)
+        return _cached(self.repo, self.files) if self.repo else None
 
     def at_hand(self) -> bool:
         """Whether weights and tokenizer are in the cache, so that nothing has to be downloaded."""
@@ -77,6 +80,11 @@ class Source:
             return cached
         from huggingface_hub import hf_hub_download
 
+        if not self.repo:
+            raise ValueError(
+                f"the weights of reward {self.reward} are not on the Hugging Face hub; get them with `{self.got_by}`, "
+                f"and give their file as {self.reward}=PATH"
+            )
         problem: Exception | None = None
         for name in self.files:
             try:
@@ -133,6 +141,43 @@ HPSV21 = Source("hpsv2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",), LAION)
 CLIPSCORE = Source("clipscore", OPENAI, ("model.safetensors", "pytorch_model.bin"), OPENAI)
 AESTHETIC = Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", ("aesthetic-model.pth",), OPENAI)
 SOURCES = {one.reward: one for one in (IMAGEREWARD, CLIPSCORE, PICKSCORE, HPSV21, HPSV2, AESTHETIC)}
+
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model")
+
+
+def model_folder(reward: str, named: str) -> Path:
+    """The directory of a transformers model: one that is named, or that of a hub repository.
+
+    Args:
+        reward: its name, for messages.
+        named: a directory, or a repository such as `Qwen/Qwen2.5-VL-7B-Instruct`.
+
+    Raises:
+        ValueError: it is nowhere; the message says what to do.
+    """
+    folder = Path(named).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+        raise ValueError(
+            f"reward {reward}: {named} is no directory with a config.json, nor a hub repository such as "
+            "Qwen/Qwen2.5-VL-7B-Instruct"
+        )
+    from huggingface_hub import snapshot_download
+
+    for offline in (True, False):
+        try:
+            found = Path(snapshot_download(named, allow_patterns=list(MODEL_FILES), local_files_only=offline))
+            if any(found.glob("*.safetensors")) or any(found.glob("*.bin")):
+                return found
+            problem: Exception = ValueError("it holds no weights")
+        except Exception as error:  # the hub's, the network's and the file system's errors share no base class
+            problem = error
+    raise ValueError(
+        f"the model of reward {reward} is not on this machine and could not be downloaded ({_brief(problem)}); get it "
+        f"with `hf download {named}`, or give its directory as {reward}=PATH"
+    )
 
 
 def _brief(error: Exception | None) -> str:

@@ -42,14 +42,15 @@ TOKENS = 4096  # for models that think before they answer
 LONGEST_WAIT = 60.0
 
 
-class VlmJudge:
-    """A reward that asks a server for a rating of each image.
+class ChatJudge:
+    """A reward that asks a server about each image; what, and how the answer is read, a subclass says.
 
     Attributes:
+        asks_for: what an answer holds, for messages.
         tflop: 0: what the server computes is not counted.
     """
 
-    __name__ = "vlm"
+    asks_for = ""
     tflop = 0.0
 
     def __init__(
@@ -62,7 +63,6 @@ class VlmJudge:
         timeout: float = 120.0,
         attempts: int = 5,
         wait: float = 1.0,
-        instruction: str = INSTRUCTION,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Say where the server is; nothing is sent yet.
@@ -75,7 +75,6 @@ class VlmJudge:
             timeout: seconds to wait for one answer.
             attempts: how often a request is sent at most.
             wait: seconds before the second attempt; doubled for each further one, up to a minute, and spread a little.
-            instruction: what the model is told to do.
             sleep: waits; tests pass their own.
 
         Raises:
@@ -87,12 +86,12 @@ class VlmJudge:
             raise ValueError(f"concurrency and attempts must be at least 1, got {concurrency} and {attempts}")
         url = url.rstrip("/")
         self.url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
-        self.model, self.key, self.instruction = model, key, instruction
+        self.model, self.key = model, key
         self.concurrency, self.timeout, self.attempts = concurrency, timeout, attempts
         self.wait, self.sleep = wait, sleep
 
     def __call__(self, images: Tensor, prompts: Sequence[str], *, sigma: float = 0.0) -> Tensor:
-        """Rewards [n], 0 to 10, of images [n, 3, h, w] in 0..1; takes no notice of `sigma`.
+        """Rewards [n] of images [n, 3, h, w] in 0..1; takes no notice of `sigma`.
 
         Raises:
             ValueError: the server could not be reached, refused, or did not answer as it should; says which.
@@ -109,7 +108,7 @@ class VlmJudge:
             httpx.Client(headers=headers, timeout=self.timeout) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            work = [pool.submit(self._rate, client, *pair) for pair in zip(to_uint8(images), prompts, strict=True)]
+            work = [pool.submit(self._judge, client, *pair) for pair in zip(to_uint8(images), prompts, strict=True)]
             try:
                 ratings = [future.result() for future in work]
             except BaseException:
@@ -118,23 +117,31 @@ class VlmJudge:
                 raise
         return torch.tensor(ratings, dtype=torch.float32)
 
-    def _rate(self, client: Any, image: Any, prompt: str) -> float:
-        """Ask until there is a rating, or it is clear that there will be none."""
-        body = self._body(image, prompt)
+    def body(self, image: str, prompt: str) -> dict[str, Any]:
+        """A request without the model's name, about an image (a data URL)."""
+        raise NotImplementedError
+
+    def read(self, text: str) -> float | None:
+        """The reward in an answer; None where it does not hold one as it should."""
+        raise NotImplementedError
+
+    def _judge(self, client: Any, image: Any, prompt: str) -> float:
+        """Ask until there is a reward, or it is clear that there will be none."""
+        body = {"model": self.model} | self.body(_data_url(image), prompt)
         problem, after = "", None
         for attempt in range(self.attempts):
             if attempt:
                 doubled = self.wait * 2 ** (attempt - 1) * random.uniform(1.0, 1.25)  # so that not all come at once
                 self.sleep(min(LONGEST_WAIT, doubled if after is None else after))
-            rating, problem, after = self._ask(client, body)
-            if rating is not None:
-                return rating
+            reward, problem, after = self._ask(client, body)
+            if reward is not None:
+                return reward
         raise ValueError(
-            f"the vision-language judge at {self.url} gave no rating in {self.attempts} attempts: {problem}"
+            f"the vision-language judge at {self.url} gave no {self.asks_for} in {self.attempts} attempts: {problem}"
         )
 
     def _ask(self, client: Any, body: dict[str, Any]) -> tuple[float | None, str, float | None]:
-        """One request: a rating; or what went wrong, and how long the server asks to wait.
+        """One request: a reward; or what went wrong, and how long the server asks to wait.
 
         Raises:
             ValueError: something that no repetition cures.
@@ -155,17 +162,24 @@ class VlmJudge:
             raise ValueError(
                 f"the vision-language judge at {self.url} refused: HTTP {status} {_brief(response.text)}{hint}"
             )
-        rating = _rating(response.text)
-        return rating, "" if rating is not None else f"an answer without a rating: {_brief(response.text)}", None
+        reward = self.read(response.text)
+        return (
+            reward,
+            "" if reward is not None else f"an answer without a {self.asks_for}: {_brief(response.text)}",
+            None,
+        )
 
-    def _body(self, image: Any, prompt: str) -> dict[str, Any]:
-        from PIL import Image
 
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, format="PNG")
-        data = base64.b64encode(file.getvalue()).decode("ascii")
+class VlmJudge(ChatJudge):
+    """A reward that asks a server for a rating of each image, 0 to 10."""
+
+    __name__ = "vlm"
+    asks_for = "rating"
+    instruction = INSTRUCTION
+
+    def body(self, image: str, prompt: str) -> dict[str, Any]:
+        """An image and its prompt, to be rated under a JSON schema."""
         return {
-            "model": self.model,
             "temperature": 0,
             "max_tokens": TOKENS,
             "messages": [
@@ -174,7 +188,7 @@ class VlmJudge:
                     "role": "user",
                     "content": [
                         {"type": "text", "text": f"Prompt: {json.dumps(prompt, ensure_ascii=False)}"},
-                        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+                        {"type": "image_url", "image_url": {"url": image}},
                     ],
                 },
             ],
@@ -184,15 +198,23 @@ class VlmJudge:
             },
         }
 
+    def read(self, text: str) -> float | None:
+        """The rating in an answer; None where it does not hold one as it should."""
+        try:
+            rating = json.loads(json.loads(text)["choices"][0]["message"]["content"])["rating"]
+        except (ValueError, LookupError, TypeError):
+            return None
+        good = isinstance(rating, int | float) and not isinstance(rating, bool) and 0 <= rating <= 10
+        return float(rating) if good else None
 
-def _rating(text: str) -> float | None:
-    """The rating in an answer; None where it does not hold one as it should."""
-    try:
-        rating = json.loads(json.loads(text)["choices"][0]["message"]["content"])["rating"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    good = isinstance(rating, int | float) and not isinstance(rating, bool) and 0 <= rating <= 10
-    return float(rating) if good else None
+
+def _data_url(image: Any) -> str:
+    """An image [h, w, 3] of bytes as a PNG in the text of a request."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def _seconds(text: str | None) -> float | None:
