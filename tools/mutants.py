@@ -40,6 +40,7 @@ LEDGER, DRIVER = (
     "tests/core/test_ledger.py tests/core/test_observers.py",
 )
 FORKS = "tests/policies/test_forking.py tests/live/test_forks.py"
+SETS = "tests/live/test_sets.py"
 POLICY, REPLAY = "tests/policies", "tests/replay/test_accounting.py tests/replay/test_simulator.py"
 ENGINE = "tests/live/test_engine.py tests/live/test_stream.py"
 BATCHES, SAMPLER = "tests/pipelines/test_batching.py", "tests/pipelines/test_sampler.py"
@@ -53,8 +54,8 @@ MUTANTS = (
     Mutant(
         "ledger: a child pays for its parent",
         "core/cost.py",
-        "calls += np.where(where, move.step - position, 0).sum(axis=1)",
-        "calls += np.where(where, move.step, 0).sum(axis=1)",
+        "calls += np.where(where, step - position, 0).sum(axis=1)",
+        "calls += np.where(where, step, 0).sum(axis=1)",
         FORKS,
     ),
     Mutant(
@@ -67,6 +68,35 @@ MUTANTS = (
     Mutant(
         "forks: noise grows", "pipelines/forks.py", "(math.cos(angle) - 1) * noise", "math.cos(angle) * noise", FORKS
     ),
+    Mutant(
+        "forks: a place has the same child every time",
+        "live/engine.py",
+        "self.begun[place, step] += 1",
+        "self.begun[place, step] += 0",
+        FORKS,
+    ),
+    Mutant(
+        "forks: who goes back stays where the parent was",
+        "core/grid.py",
+        "return self.step - self.back",
+        "return self.step",
+        FORKS,
+    ),
+    Mutant(
+        "forks: a solver remembers steps that were not made",
+        "pipelines/call.py",
+        'state |= {name: value for name, value in (("lower_order_nums", 0), ("last_sample", None)) if name in state}',
+        "pass",
+        FORKS,
+    ),
+    Mutant(
+        "rollover: nothing is saved",
+        "policies/rollover.py",
+        "left = left + own",
+        "left = np.zeros_like(left) + own",
+        FORKS,
+    ),
+    Mutant("sets: distance does not count", "live/sets.py", "gain = good + weight *", "gain = good + 0 *", SETS),
     Mutant(
         "forks: ancestors are forgotten",
         "live/engine.py",
@@ -159,15 +189,15 @@ MUTANTS = (
     Mutant(
         "halving: one more survives",
         "policies/successive_halving.py",
-        "return max(1, round(self.keep[index] * size))",
-        "return max(1, round(self.keep[index] * size) + 1)",
+        "return min(size, max(self.least, round(self.keep[index] * size)))",
+        "return min(size, max(self.least, round(self.keep[index] * size) + 1))",
         POLICY,
     ),
     Mutant(
         "halving: a rung is skipped",
         "policies/successive_halving.py",
-        "for index, step in enumerate(self.rungs):",
-        "for index, step in enumerate(self.rungs[1:]):",
+        "for index, step in steps_of(self.rungs, num_steps):",
+        "for index, step in steps_of(self.rungs[1:], num_steps):",
         POLICY,
     ),
     # The engine.
