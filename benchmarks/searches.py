@@ -57,6 +57,27 @@ def interval(function, count, rng, times=2000):
     return np.percentile([function(rng.integers(count, size=count)) for _ in range(times)], [2.5, 97.5])
 
 
+def plot(figures, path):
+    """Multipliers with their intervals, one panel per budget: (policy, N of best-of-N) -> estimate, low, high."""
+    import matplotlib.pyplot as plt
+
+    sizes = sorted({size for _, size in figures})
+    fig, axes = plt.subplots(1, len(sizes), figsize=(4.6 * len(sizes), 6), sharey=True, squeeze=False)
+    names = sorted({name for name, _ in figures}, key=lambda name: figures.get((name, sizes[0]), (0,))[0])
+    for axis, size in zip(axes[0], sizes, strict=True):
+        for place, name in enumerate(names):
+            if (name, size) in figures:
+                middle, low, high = figures[name, size]
+                axis.plot([low, high], [place, place], color="#7a9cc6", linewidth=4, solid_capstyle="round")
+                axis.plot(middle, place, "o", color="#1f3a5f")
+        axis.axvline(1, color="#999999", linewidth=1)
+        axis.set(title=f"at the cost of best-of-{size}", xlabel="compute multiplier (95 %)")
+        axis.set_yticks(range(len(names)), names)
+        axis.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout()
+    fig.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=60)
@@ -66,6 +87,7 @@ def main() -> None:
     parser.add_argument("--guide", default="shapes-hard-aware")
     parser.add_argument("--most", type=int, default=32, help="candidates of the pool for best-of-N")
     parser.add_argument("--policies", nargs="*", help="names of the table, or policy files (default: all)")
+    parser.add_argument("--plot", type=Path, help="a picture of the table")
     parser.add_argument("--out", type=Path, default=Path("runs/searches.npz"))
     a = parser.parse_args()
     prompts = (hard.train_prompts()[1000:] if a.train else hard.held_out_prompts())[a.first : a.first + a.prompts]
@@ -76,13 +98,13 @@ def main() -> None:
     if a.policies:
         field = {name: field[name] if name in field else policies.load(name) for name in a.policies}
     known = dict(np.load(a.out)) if a.out.exists() else {}
-    where = f"{'train' if a.train else 'held-out'} {a.first}:{a.first + a.prompts}"
+    where = "train" if a.train else "held-out"
 
     def measured(key, work):
         """[3, prompts]: reward, right, TFLOP."""
         parts = []
         for first in range(0, len(prompts), BLOCK):
-            name = f"{where} {key} {first}"
+            name = f"{where} {key} {a.first + first}"
             if name not in known:
                 known[name] = np.array(work(prompts[first : first + BLOCK], seeds[first : first + BLOCK]))
                 a.out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +118,11 @@ def main() -> None:
     one, prompt = clean.cost_model.of_plan(BestOfN().plan(1, steps)).tflop, clean.cost_model.prompt_tflop
     rng, everybody = np.random.default_rng(0), np.arange(len(prompts))
     print("| budget | policy | started | paid | reward | right | compute (95 %) |\n" + "|---" * 7 + "|")
+    figures = {}
     for gigaflop in map(float, a.budgets.split(",")):
         budget = Budget(gigaflop / 1e3, "TFLOP")
         n = int((budget.amount - prompt) / (one - prompt) * (1 + 1e-12))
-        best = pool[:, :n].argmax(1)
+        best, n_best = pool[:, :n].argmax(1), n
         row = f"{gigaflop:g} GFLOP | best-of-N | {n} | {(n * (one - prompt) + prompt) * 1e3:.2f}"
         print(f"| {row} | {pool[everybody, best].mean():.2f} | {100 * right[everybody, best].mean():.1f} % | x1 |")
         for name, policy in field.items():
@@ -115,6 +138,9 @@ def main() -> None:
             )
             row = f"| {name} | {n} | {paid.mean() * 1e3:.2f} | {reward.mean():.2f} | {100 * correct.mean():.1f} %"
             print(f"| {row} | x{times[0]:.2f} ({times[1]:.2f} to {times[2]:.2f}) |", flush=True)
+            figures[name, n_best] = times
+    if a.plot:
+        plot(figures, a.plot)
 
 
 if __name__ == "__main__":

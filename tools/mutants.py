@@ -168,8 +168,8 @@ MUTANTS = (
     Mutant(
         "ranking: weights are ignored",
         "core/ranking.py",
-        "rewards @ np.asarray(self.weights, dtype=float)",
-        "rewards.sum(axis=-1)",
+        "rewards @ _weights(self.weights, rewards), np.nan)",
+        "rewards.sum(axis=-1), np.nan)",
         "tests/core/test_ranking.py tests/live/test_reporting.py",
     ),
     Mutant(
