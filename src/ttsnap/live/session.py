@@ -122,6 +122,7 @@ class Session(Setup):
         compare: bool = False,
         previews: bool = True,
         observer: Observer | None = None,
+        place: int = 0,
     ) -> list[SearchResult]:
         """Search for several prompts together, so that batches stay full.
 
@@ -132,18 +133,20 @@ class Session(Setup):
             compare: also run best-of-N at the same cost, on the first of the same seeds.
             previews: keep small pictures of every look, for the pruning board.
             observer: is told what happens, and may raise `ttsnap.core.observers.Stop`.
+            place: of the first prompt among all that there are, where these are a part: a policy's randomness depends
+                on it.
         """
         check_top(top)
-        block = self.open(prompts, seed=seed, previews=previews)
+        block = self.open(prompts, seed=seed, previews=previews, place=place)
         block.run(observer)
         if compare:
             block.compare(observer)
         return block.results(top)
 
-    def open(self, prompts: Sequence[str], *, seed: int = 0, previews: bool = True) -> OpenSearch:
+    def open(self, prompts: Sequence[str], *, seed: int = 0, previews: bool = True, place: int = 0) -> OpenSearch:
         """The same, step by step: to finish dropped candidates after all, or compare, once the policy has ended."""
         seeds = self._seeds(prompts, seed)
-        return OpenSearch(self, self.engine().grid(prompts, seeds, previews=previews))
+        return OpenSearch(self, self.engine().grid(prompts, seeds, previews=previews), place=place)
 
     def stream(
         self,
@@ -308,6 +311,8 @@ def prepare(
     placed = find_device(reward_device) if reward_device is not None else None
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
+    asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
+    asked |= {"dtype": dtype, "config": options.get("config")}
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)
@@ -354,6 +359,7 @@ def prepare(
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
         second,
+        {name: value for name, value in asked.items() if isinstance(value, str)},
     )
 
 
