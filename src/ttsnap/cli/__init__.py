@@ -64,6 +64,10 @@ VERBS = {  # loaded when they are called
         "app:open_page",
         "Open a page on this machine: watch the search, pick by hand, compare policies, explore recordings.",
     ),
+    "serve": (
+        "serve:serve",
+        "Serve pictures as OpenAI's images API does: its clients work unchanged, and requests share batches.",
+    ),
     "models": (
         "models:models",
         "The supported models: memory, cost at full size, a schedule to start with, and a command for each.",

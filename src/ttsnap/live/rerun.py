@@ -121,7 +121,8 @@ def origin_of(setup: Setup, seed: int, place: int = 0) -> Origin:
         if name not in ("model", "negative_prompt") and isinstance(value, str) and _public(value) != value:
             local.add(name)
             found[name] = _public(value)
-    found |= {"policy": policies.to_dict(setup.policy), "candidates": setup.candidates, "seed": seed, "call": call}
+    policy = json.loads(json.dumps(policies.to_dict(setup.policy)))  # with lists, as it will be read
+    found |= {"policy": policy, "candidates": setup.candidates, "seed": seed, "call": call}
     settings = {name: value for name, value in found.items() if value not in (None, "", [])}
     return Origin(settings, tuple(sorted(local)), contents, _fields(setup, model, weights), place)
 
