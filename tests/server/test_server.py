@@ -42,7 +42,7 @@ def count(client, name, **labels):
 
 def test_n_pictures_are_n_searches_each_as_the_library_makes_it(client, served):
     answer = client.images.generate(prompt=f"  {PROMPT} ", model="shapes", n=2, extra_body={"seed": 5})
-    session = next(iter(served[1]._lanes.values())).session
+    session = served[1].session()
     for place, item in enumerate(answer.data):
         (alone,) = session.block([PROMPT], seed=5 + 4 * place, previews=False)
         assert_alike(picture(item.b64_json), alone.image)

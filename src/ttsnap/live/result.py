@@ -17,6 +17,7 @@ from ttsnap.files.storage import AnyPath, atomically, location, write, write_jso
 from ttsnap.live import rerun
 
 if TYPE_CHECKING:
+    import pandas as pd
     from PIL.Image import Image
 
     from ttsnap.core.grid import IntArray
@@ -35,6 +36,15 @@ class Finished(NamedTuple):
     rewards: dict[str, float]
     image: Image
     frames: Any = None
+
+    def save(self, path: str | AnyPath) -> None:
+        """Write the picture alone; `SearchResult.save` writes it with how it was made."""
+        path = location(path)
+        write(path, encode(self.image, kind=FORMATS.get(path.suffix.lower(), "PNG")))
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows of it."""
+        return encode(self.image)
 
 
 class Ancestor(NamedTuple):
@@ -134,6 +144,33 @@ class SearchResult:
         """The seed of the chosen image."""
         return self.best.seed
 
+    def frame(self) -> pd.DataFrame:
+        """The history as a data frame, one row per look: seed, parent, step, reward, kept, wins.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        import pandas as pd
+
+        rows = [
+            (seed, self._parent(seed, seen.step), seen.step, seen.reward, seen.kept, seen.wins)
+            for seed, looks in self.history.items()
+            for seen in looks
+        ]
+        found = pd.DataFrame(rows, columns=["seed", "parent", "step", "reward", "kept", "wins"])
+        return found.astype({"parent": "Int64"}).sort_values(["step", "seed"], ignore_index=True)
+
+    def _parent(self, seed: int, step: int) -> int | None:
+        """The seed in whose place a candidate's parent stood, where a fork had begun it by that step."""
+        ancestor = self.lineage.get(seed)
+        return ancestor.seed if ancestor and ancestor.step < step else None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the picture, what it cost, and the pruning board to open."""
+        from ttsnap.live.notebook import html
+
+        return html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON object (`result.json`)."""
         mine = self.images[0] if self.images else None
@@ -216,8 +253,8 @@ class SearchResult:
         """How the board calls a candidate of a search that forked: `#6<5` is a child of 5's."""
         if not self.lineage:
             return ""
-        ancestor = self.lineage.get(seed)
-        return f"#{seed}<{ancestor.seed}" if ancestor and ancestor.step < step else f"#{seed}"
+        parent = self._parent(seed, step)
+        return f"#{seed}" if parent is None else f"#{seed}<{parent}"
 
     def _held_out_lines(self) -> list[str]:
         return [
@@ -234,6 +271,7 @@ class SearchResult:
         """Write the images, the board and `result.json` (last, so that its presence means "complete").
 
         A search that forked also leaves `tree.json`, which `ttsnap simulate` replays.
+
         Args:
             folder: where they go.
             board: draw the pruning board.

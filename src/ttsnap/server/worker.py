@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.live.engine import MOST_OPEN
 from ttsnap.live.result import SearchResult
@@ -22,6 +22,9 @@ from ttsnap.live.settings import ModelSettings, SearchSettings, read_weights
 from ttsnap.server.lanes import CallOptions, Cancelled, Lane, Search, Unavailable
 from ttsnap.server.metrics import Metrics
 from ttsnap.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ttsnap.live.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +113,10 @@ class Worker:
         return min(LONGEST_WAIT, max(1, math.ceil(ends * self._between)))
 
     # What is told of it.
+
+    def session(self) -> Session:
+        """The session of requests that say nothing of the call's arguments; for use while nothing is searched."""
+        return self._lanes[CallOptions()].session
 
     @property
     def alive(self) -> bool:
@@ -236,7 +243,7 @@ class Worker:
             self._lanes.pop(oldest).abandon()
         self._lanes[search.options] = Lane(session, self._room, self.limits.max_candidates)
 
-    def _session(self, options: CallOptions, prompt: str) -> Any:
+    def _session(self, options: CallOptions, prompt: str) -> Session:
         from ttsnap.core.ranking import WeightedSum
         from ttsnap.files.pictures import Pictures
         from ttsnap.live.session import prepare
