@@ -85,12 +85,13 @@ class Form:
                 self.seed = gr.Number(0, label="First seed", precision=0, minimum=0, min_width=100)
                 self.size = gr.Number(None, label="Size in pixels (empty: the model's own)", precision=0, min_width=160)
                 self.steps = gr.Number(None, label="Steps (empty: the model's own)", precision=0, min_width=160)
-            self.picture = gr.File(
-                label="Or a picture that ttsnap made: its settings",
-                file_types=list(FORMATS),
-                height=110,
-                elem_id=f"tt-{name}-picture",
-            )
+            if len(policies) == 1:
+                self.picture = gr.File(
+                    label="Or a picture that ttsnap made: its settings",
+                    file_types=list(FORMATS),
+                    height=110,
+                    elem_id=f"tt-{name}-picture",
+                )
         self.fields = [
             self.prompt,
             self.unit,

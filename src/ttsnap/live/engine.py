@@ -161,7 +161,7 @@ class Engine:
         """The loop: every search once, when it has ended."""
         return (search for search in self.turns(searches) if search is not None)
 
-    def turns(self, searches: Iterable[Searching | None]) -> Iterator[Searching | None]:
+    def turns(self, searches: Iterable[Searching | None]) -> Generator[Searching | None, None, None]:
         """The loop, turn by turn, for a server, which does other things between two turns.
 
         Args:

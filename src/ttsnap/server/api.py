@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
@@ -51,7 +51,8 @@ class Refused(Exception):
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.code, self.param, self.retry_after = status, code, param, None
+        self.status, self.code, self.param = status, code, param
+        self.retry_after: int | None = None
 
     @classmethod
     def of(cls, error: Exception) -> Refused:
@@ -103,11 +104,18 @@ class Order:
         def tell(number: int) -> Callable[[Any], None]:
             return lambda told: void(loop.call_soon_threadsafe(events.put_nowait, (number, told)))
 
-        shared = {"options": asked.options(settings, edit), "effort": asked.effort(), "client": client}
-        shared["shows"] = asked.partial_images if asked.stream else 0
-        text, seed = asked.text(), asked.first_seed()
-        searches = [Search(text, seed, tell(n), offset=n, shown=tell(n), **shared) for n in range(asked.n)]
-        return cls(asked, edit, searches, events)
+        first = Search(
+            asked.text(),
+            asked.first_seed(),
+            tell(0),
+            options=asked.options(settings, edit),
+            effort=asked.effort(),
+            shows=asked.partial_images if asked.stream else 0,
+            shown=tell(0),
+            client=client,
+        )
+        others = [replace(first, done=tell(n), shown=tell(n), offset=n) for n in range(1, asked.n)]
+        return cls(asked, edit, [first, *others], events)
 
 
 def void(_: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ttsnap.core.cost import Ledger
-    from ttsnap.core.grid import Policy
+    from ttsnap.core.grid import FloatArray, Fork, Policy, Query
     from ttsnap.core.observers import Look
     from ttsnap.live.engine import Grid, Searching
     from ttsnap.live.result import SearchResult
@@ -100,9 +100,9 @@ class Search(Observer):
     shown: Callable[[Image], None] | None = None
     asked_at: float = field(default_factory=time.monotonic)
     begun_at: float | None = None
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-    _grid: Grid | None = None
-    _steps: tuple[int, ...] = ()
+    _cancelled: threading.Event = field(init=False, default_factory=threading.Event)
+    _grid: Grid | None = field(init=False, default=None)
+    _steps: tuple[int, ...] = field(init=False, default=())
 
     def cancel(self) -> None:
         """It is not wanted any more; it ends at its next denoiser call."""
@@ -262,9 +262,10 @@ class Lane:
             return error
 
 
-def _failing(error: Exception) -> Any:
+def _failing(error: Exception) -> Generator[Query | Fork, FloatArray, Any]:
+    """The queries of a search that fails before it asks anything."""
+    yield from ()
     raise error
-    yield
 
 
 __all__ = ["CallOptions", "Cancelled", "Edit", "Lane", "Search", "Unavailable"]

@@ -98,10 +98,10 @@ class Generation(BaseModel):
         size = None if self.size == "auto" else self.size.lower()
         if size is not None:
             try:
-                sides = read_size(size).values()
+                largest = max(read_size(size).values())
             except ValueError:
-                sides = ()
-            if "x" not in size or not sides or max(sides) > limits.max_size:
+                largest = limits.max_size + 1
+            if "x" not in size or largest > limits.max_size:
                 most = f"at most {limits.max_size} pixels a side"
                 raise ValueError(f"size: it is auto or such as 512x512, {most}, got {self.size[:40]!r}")
         if self.steps is not None and self.steps > limits.max_steps:
