@@ -19,6 +19,7 @@ INSTEAD = {  # an option that is given takes the place of these of the picture
     "budget": ("candidates",),
     "rungs": ("policy",),
     "keep": ("policy",),
+    "stop_at": ("policy",),
     "diversity": ("diversity_options",),
     "reward": ("weights",),
 }

@@ -123,6 +123,8 @@ def origin_of(setup: Setup, seed: int, place: int = 0) -> Origin:
             found[name] = _public(value)
     policy = json.loads(json.dumps(policies.to_dict(setup.policy)))  # with lists, as it will be read
     found |= {"policy": policy, "candidates": setup.candidates, "seed": seed, "call": call}
+    if setup.different:
+        found |= {"different": True, "top": setup.different}
     settings = {name: value for name, value in found.items() if value not in (None, "", [])}
     return Origin(settings, tuple(sorted(local)), contents, _fields(setup, model, weights), place)
 

@@ -44,9 +44,14 @@ class Worker:
 
     Attributes:
         name: of the model.
+
+    Raises:
+        ValueError: an option that a server does not take.
     """
 
     def __init__(self, model: ModelSettings, search: SearchSettings, limits: ServerSettings, metrics: Metrics) -> None:
+        if search.different:
+            raise ValueError("--different chooses among the images of one search; a server searches for each picture")
         self.model, self.search, self.limits, self.metrics = model, search, limits, metrics
         self.name = model.model
         self._lanes: dict[CallOptions, Lane] = {}
@@ -266,6 +271,7 @@ class Worker:
                 budget=self.search.budget,
                 candidates=self.search.candidates,
                 policy=self.search.chosen_policy(),
+                stop_at=self.search.stop_at,
                 combine=WeightedSum(weights) if weights else None,
                 report=self._held_out,
                 prompt=prompt,
