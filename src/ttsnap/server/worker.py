@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.live.engine import MOST_OPEN
+from ttsnap.live.reporting import AUTO, NONE
 from ttsnap.live.result import SearchResult
 from ttsnap.live.settings import ModelSettings, SearchSettings, read_weights
 from ttsnap.server.lanes import CallOptions, Cancelled, Lane, Search, Unavailable
@@ -232,8 +233,8 @@ class Worker:
         device = find_device(self.model.device)
         self._pipe = load_model(self.model.model, loading)
         self._judges = rewards.load(reward, device)
-        report = self.search.report_reward
-        self._held_out = rewards.load(report, device) if report else None
+        report = self.search.report_reward  # held out where it is asked for alone: it would judge every picture
+        self._held_out = None if report in (None, AUTO, NONE) else rewards.load(report, device)
         self._asked = {"reward": reward} if isinstance(reward, str) else {}
         example = MODELS[self.name].example if self.name in MODELS else ""
         first = Search(example or "a photo", 0, done=lambda outcome: None)
