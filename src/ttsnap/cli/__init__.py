@@ -66,7 +66,7 @@ VERBS = {  # loaded when they are called
     ),
     "serve": (
         "serve:serve",
-        "Serve pictures as OpenAI's images API does: its clients work unchanged, and requests share batches.",
+        "Serve pictures as OpenAI's images API does, each the best that a search found.",
     ),
     "models": (
         "models:models",
