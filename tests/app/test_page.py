@@ -8,6 +8,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 
@@ -50,6 +51,35 @@ def test_a_whole_search_and_its_comparison(visit, searches):
     page.click("#tt-search-compare")
     page.wait_for_selector("#tt-search-outcome figure:nth-child(2) img")
     assert "Best of" in page.inner_text("#tt-search-outcome")
+
+
+def test_a_dropped_picture_restores_its_settings(visit, tmp_path):
+    from ttsnap.files.metadata import Metadata, Parameters, encode
+
+    policy = {"policy": "halving", "rungs": [3], "keep": [0.5]}
+    settings = {
+        "model": "shapes",
+        "reward": "shapes-aware",
+        "policy": policy,
+        "candidates": 5,
+        "seed": 11,
+        "size": "64x64",
+    }
+    own = {"prompt": "a cyan circle", "settings": settings}
+    picture = Image.new("RGB", (8, 8))
+    (tmp_path / "made.webp").write_bytes(encode(picture, Metadata(Parameters("a cyan circle"), own), kind="WEBP"))
+    (tmp_path / "plain.png").write_bytes(encode(picture))
+    page = visit()
+    page.get_by_role("tabpanel").first.get_by_text("Model, reward, seed, size").click()
+    page.set_input_files("#tt-search-picture input[type=file]", tmp_path / "made.webp")
+    page.wait_for_function("() => document.querySelector('#tt-search-amount input').value == '5'")
+    assert page.input_value("#tt-search-prompt textarea") == "a cyan circle"
+    assert page.get_by_label("First seed").first.input_value() == "11"
+    assert "but for the schedule" in page.inner_text("#tt-search-status")
+    page.get_by_label("Clear").first.click()
+    page.set_input_files("#tt-search-picture input[type=file]", tmp_path / "plain.png")
+    page.wait_for_selector("#tt-search-status .tt-error")
+    assert "the picture does not say how it was made" in page.inner_text("#tt-search-status")
 
 
 @pytest.mark.slow

@@ -262,3 +262,21 @@ def test_a_child_looks_like_its_parent_and_is_named_after_it():
     assert "#4&lt;3</span>" in html
     history.asked(Query(np.array([[True, False, False]]), 3))
     assert [tile.state for tile in history.tiles] == ["running", "cut", "cut"]
+
+
+def test_a_picture_sets_the_form(searches, tmp_path):
+    from ttsnap.app.page import restored
+    from ttsnap.policies import to_dict, tuned_policy
+
+    policy = to_dict(tuned_policy("shapes", ["shapes-aware"], 20))
+    settings = {"model": "shapes", "reward": "shapes-aware", "steps": 20, "size": "64x64", "candidates": 9, "seed": 4}
+    own = {"prompt": "a red circle", "settings": settings | {"policy": policy}}
+    values, said = restored(own, searches)
+    assert values == ["a red circle", "candidates", 9, "shapes", ["shapes-aware"], 4, 64, 20, "tuned for the model"]
+    assert said == "These are the settings of the picture"
+    other = {"model": "flux", "reward": "hpsv2", "size": "64x32", "guidance": 3.0, "policy": {"policy": "steering"}}
+    values, said = restored({"prompt": "x", "settings": settings | other}, searches)
+    assert values[3:5] == ["shapes", searches.rewards[:1]]
+    assert said.endswith(
+        "but for the model flux, the reward hpsv2, the size 64x32, the schedule, guidance, which this page cannot set"
+    )

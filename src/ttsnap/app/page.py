@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ttsnap import policies
 from ttsnap.app import explore, view
 from ttsnap.app.job import Job, sentence
 from ttsnap.app.queue import POLICIES, Request
 from ttsnap.app.searches import Searches
+from ttsnap.files import metadata
+from ttsnap.files.metadata import FORMATS
+from ttsnap.live.rerun import options
 from ttsnap.pipelines.models import MODELS
 
 if TYPE_CHECKING:
@@ -81,6 +85,13 @@ class Form:
                 self.seed = gr.Number(0, label="First seed", precision=0, minimum=0, min_width=100)
                 self.size = gr.Number(None, label="Size in pixels (empty: the model's own)", precision=0, min_width=160)
                 self.steps = gr.Number(None, label="Steps (empty: the model's own)", precision=0, min_width=160)
+            if len(policies) == 1:
+                self.picture = gr.File(
+                    label="Or a picture that ttsnap made: its settings",
+                    file_types=list(FORMATS),
+                    height=110,
+                    elem_id=f"tt-{name}-picture",
+                )
         self.fields = [
             self.prompt,
             self.unit,
@@ -92,6 +103,40 @@ class Form:
             self.steps,
             *self.policies,
         ]
+
+
+def restored(own: Mapping[str, Any], searches: Searches) -> tuple[list[Any], str]:
+    """What the fields of a form with one policy are to say for a picture's settings, and what they cannot.
+
+    Args:
+        own: what the picture says of itself.
+        searches: what is offered.
+    """
+    settings, missing = options(own), []
+    model = settings.get("model")
+    if model not in searches.offered:
+        model = searches.offered[0]
+        missing.append(f"the model {settings.get('model')}")
+    rewards = [name for name in str(settings.get("reward", "")).split(",") if name in searches.rewards]
+    if ",".join(rewards) != settings.get("reward"):
+        missing.append(f"the reward {settings.get('reward')}")
+    width, _, height = str(settings.get("size", "")).partition("x")
+    size = int(width) if width.isdigit() and width == height else None
+    if settings.get("size") and size is None:
+        missing.append(f"the size {settings['size']}")
+    steps = settings.get("steps")
+    policy = policies.parse(settings["policy"])
+    kind = policies.to_dict(policy)["policy"]
+    tuned = policy == policies.tuned_policy(model, rewards, steps or 0)
+    label = next((label for label, name in POLICIES.items() if name == (None if tuned else kind)), None)
+    if label is None or (kind == "halving" and not tuned and policy != policies.default_policy(steps or 0)):
+        missing.append("the schedule")
+    also = ("guidance", "negative_prompt", "scheduler", "strength", "diversity", "weights", "look_frames")
+    missing += [name.replace("_", " ") for name in also if name in settings]
+    values = [own["prompt"], "candidates", settings["candidates"], model, rewards or searches.rewards[:1]]
+    values += [settings["seed"], size, steps, label or next(iter(POLICIES))]
+    said = "These are the settings of the picture"
+    return values, f"{said}, but for {', '.join(missing)}, which this page cannot set" if missing else said
 
 
 def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
@@ -242,6 +287,19 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None
 
         return handle
 
+    def restore(file: str | None) -> Update:
+        if file is None:
+            return {status: ""}
+        try:
+            own = metadata.read(file).own
+            if own is None:
+                raise ValueError("the picture was not made by ttsnap, or its metadata was cut")
+            values, said = restored(own, searches)
+        except (ValueError, KeyError, TypeError) as error:
+            text = "the picture's metadata is not complete" if not isinstance(error, ValueError) else sentence(error)
+            return {status: view.error(text.replace(file, "the picture"))}
+        return {status: view.status(said), **dict(zip(form.fields, values, strict=True))}
+
     def go_on(ticks: str, request: gr.Request) -> Update:
         try:
             searches.job(str(request.session_hash), name).answer(ticks)
@@ -254,6 +312,7 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None
 
     marks = f"() => [[...document.querySelectorAll('#tt-{name}-board input:checked')].map(e => e.value).join(',')]"
     gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], outputs, **QUIET)
+    form.picture.change(restore, form.picture, [status, *form.fields], **QUIET)
     stop.click(halt, **QUIET)
     onward.click(go_on, ticked, [status, onward], js=marks, **QUIET)
     finish.click(again(lambda job, ticks: job.finish(ticks)), ticked, outputs, js=marks, **QUIET)

@@ -63,7 +63,7 @@ def serve(
         quiet=True,
         prevent_thread_lock=True,
         allowed_paths=[str(searches.out)],
-        max_file_size="1kb",  # nothing is uploaded
+        max_file_size="64mb",  # pictures, of which the settings are read
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Dict
 
 import ttsnap
-from ttsnap.cli import verbosity
+from ttsnap.cli import from_picture, verbosity
 from ttsnap.core.errors import explain
 
 SETTINGS_FILE = "ttsnap.toml"
@@ -34,6 +34,7 @@ VERBS = {  # loaded when they are called
         "score:score",
         "Judge pictures that are there already: a table, a CSV file, a contact sheet, copies of the best.",
     ),
+    "show": ("show:show", "What a picture says of how it was made: prompt, settings, reward, cost."),
     "record": (
         "record:record",
         "Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.",
@@ -62,6 +63,10 @@ VERBS = {  # loaded when they are called
     "app": (
         "app:open_page",
         "Open a page on this machine: watch the search, pick by hand, compare policies, explore recordings.",
+    ),
+    "serve": (
+        "serve:serve",
+        "Serve pictures as OpenAI's images API does, each the best that a search found.",
     ),
     "models": (
         "models:models",
@@ -96,14 +101,15 @@ def run(
     """
     verbosity.debug = debug
     verbosity.level = verbose - quiet
-    file = settings or Path(SETTINGS_FILE)
+    file, given = settings or Path(SETTINGS_FILE), Dict({})
     if settings is not None and not settings.is_file():
         raise ValueError(f"there is no settings file {settings}")
     if file.is_file():
         try:
-            commands.config = Dict(tomllib.loads(file.read_text(encoding="utf-8")), source=str(file))
+            given = Dict(tomllib.loads(file.read_text(encoding="utf-8")), source=str(file))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"the settings file {file} is not valid TOML: {error}") from error
+    commands.config = from_picture.Defaults(given)
     if tokens and tokens[0] in VERBS:
         commands[tokens[0]].help = None  # its own docstring tells more than the line in the list
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from ttsnap.cli import from_picture
 from ttsnap.cli.options import (
     OUTPUT,
     SEARCH,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 def generate(
     *prompt: str,
     prompts: Annotated[str | None, Parameter(group=SEARCH)] = None,
+    source: Annotated[Path | None, Parameter(name="--from", group=SEARCH)] = None,
     search: SearchOptions = SearchSettings(),
     model: ModelOptions = ModelSettings(),
     pictures: PictureOptions = Pictures(),
@@ -36,6 +39,7 @@ def generate(
     top: Annotated[int, Parameter(group=OUTPUT)] = 1,
     compare: Annotated[bool, Parameter(group=OUTPUT)] = False,
     board: Annotated[bool, Parameter(group=OUTPUT, negative="--no-board")] = True,
+    metadata: Annotated[bool, Parameter(group=OUTPUT, negative="--no-metadata")] = True,
     workers: WorkerOptions = Workers(),
     json: AsJson = False,
 ) -> None:
@@ -46,16 +50,23 @@ def generate(
     Args:
         prompt: What to paint; several prompts give several images.
         prompts: File with prompts: .txt (one per line) or .json (a list of strings).
+        source: Picture that ttsnap made: its prompt and its settings, where no others are given.
         out: Output folder, local or such as s3://bucket/x (default: out/ and the prompt).
         top: Save this many of the best finished images.
         compare: Also run best-of-N at the same cost and show it.
         board: Draw the pruning board.
+        metadata: Let the pictures say how they were made, for `--from`, `ttsnap show` and other programs.
     """
     from ttsnap.cli.workers import quietly
     from ttsnap.cluster.generate import Generate, read_record
     from ttsnap.files.storage import location
 
     # Everything that can be wrong without a model is said before one is loaded.
+    place = 0
+    if source is not None:
+        made = from_picture.recipe(source, model, pictures)
+        place = made.get("place", 0)
+        prompt = prompt or (() if prompts else (made["prompt"],))
     texts = read_prompts(prompt, prompts)
     if top < 1:
         raise ValueError(f"--top must be at least 1, got {top}")
@@ -65,10 +76,11 @@ def generate(
     if len(texts) == 1 and not workers.alone:
         raise ValueError("--workers and --ray-address are for many prompts; one prompt runs in one process")
     asked = {"prompts": texts}, model.key(), pictures.settings(), search.key()
-    settings = resume_key(*asked, {"top": top, "compare": compare, "board": board})
+    output = {"top": top, "compare": compare, "board": board, "metadata": None if metadata else False}
+    settings = resume_key(*asked, output, {"place": place or None})
     folder, fixed = open_directory(None if out is None else location(out, absolute=True), settings)
     prepare = partial(quietly, search.prepare, model, texts[0], pictures, fixed, top)
-    job = Generate(prepare, texts, folder, settings, fixed, search.seed, top, compare, board)
+    job = Generate(prepare, texts, folder, settings, fixed, search.seed, top, compare, board, metadata, place)
     if len(texts) > 1:
         _many(job, workers, json)
         return
@@ -96,11 +108,17 @@ def _one(job: Generate, as_json: bool) -> None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 results = session.block(
-                    job.prompts, seed=job.seed, top=job.top, compare=job.compare, previews=job.board, observer=show
+                    job.prompts,
+                    seed=job.seed,
+                    top=job.top,
+                    compare=job.compare,
+                    previews=job.board,
+                    observer=show,
+                    place=job.place,
                 )
             for note in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
                 say(f"warning: {note}")
-            results[0].save(job.out, board=job.board)
+            results[0].save(job.out, board=job.board, metadata=job.metadata)
     except KeyboardInterrupt:
         show.close()
         print(f"stopped: the same command begins again ({job.out})", file=sys.stderr)

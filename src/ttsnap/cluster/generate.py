@@ -31,6 +31,8 @@ class Generate:
         top: images kept per prompt.
         compare: also run best-of-N at the same cost.
         board: draw the pruning board.
+        metadata: let the pictures say how they were made.
+        place: of the first prompt among all that there were when a picture that is made again was made.
     """
 
     prepare: Callable[[], Session]
@@ -42,6 +44,8 @@ class Generate:
     top: int = 1
     compare: bool = False
     board: bool = True
+    metadata: bool = True
+    place: int = 0
 
     def folder(self, prompt: int) -> AnyPath:
         """Where the results of a prompt lie."""
@@ -96,7 +100,7 @@ class _Search:
             if isinstance(result, Exception):
                 yield Event(failures={p: first_line(result)})
             elif p not in done:
-                result.save(job.folder(p), board=job.board)
+                result.save(job.folder(p), board=job.board, metadata=job.metadata)
                 yield Event(result.finished, prompts=(p,), notes=tuple(result.notes), rewards=(float(result.reward),))
 
 

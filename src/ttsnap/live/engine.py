@@ -159,6 +159,17 @@ class Engine:
 
     def run(self, searches: Iterable[Searching]) -> Iterator[Searching]:
         """The loop: every search once, when it has ended."""
+        return (search for search in self.turns(searches) if search is not None)
+
+    def turns(self, searches: Iterable[Searching | None]) -> Generator[Searching | None, None, None]:
+        """The loop, turn by turn, for a server, which does other things between two turns.
+
+        Args:
+            searches: to begin; None among them: there is nothing to begin at the moment.
+
+        Yields:
+            Every search once, when it has ended, and None after a turn in which none has.
+        """
         import torch
 
         waiting, under_way = iter(searches), dict[int, Searching]()
@@ -166,22 +177,28 @@ class Engine:
         while True:
             calls = [call for search in under_way.values() for call in search.calls]
             cohort = max(Counter(call.step for call in calls).values(), default=0)
+            new: Searching | None = None
             if not exhausted and len(under_way) < MOST_OPEN and cohort < self.sampler.max_batch:
-                new = next(waiting, None)
-                if new is None:
+                try:
+                    new = next(waiting)
+                except StopIteration:
                     exhausted = True
-                else:
-                    under_way[new.number] = new
-                    with _noted([new]):
-                        self._ask(new, None)
-            elif not under_way:
-                return
-            else:
+                    continue
+            if new is not None:
+                under_way[new.number] = new
+                with _noted([new]):
+                    self._ask(new, None)
+            elif under_way:
                 with torch.no_grad():
                     self._turn(list(under_way.values()), calls)
-            for search in [search for search in under_way.values() if search.ended]:
+            elif exhausted:
+                return
+            ended = [search for search in under_way.values() if search.ended]
+            for search in ended:
                 del under_way[search.number]
                 yield search
+            if not ended:
+                yield None
 
     # One turn.
 

@@ -20,6 +20,7 @@ from ttsnap.core.observers import SILENT, Observer, Result, Start, Stop
 from ttsnap.core.ranking import Constrained, RankSum, WeightedSum, choose, order, said
 from ttsnap.core.tree import Tree
 from ttsnap.live import reporting
+from ttsnap.live.rerun import origin_of
 from ttsnap.live.result import Ancestor, BestOfNComparison, Finished, SearchResult, history_of
 from ttsnap.policies import BestOfN
 
@@ -49,6 +50,7 @@ class Setup:
         held_out_tflop: of one look by each of them, and of what it reads of a prompt once.
         second: name of a held-out reward that nobody asked for; it is loaded when the first search has ended, and a
             search never fails because of it.
+        asked: options as they were asked for, where the rest does not tell: reward, preview, scheduler and so on.
     """
 
     sampler: Any
@@ -63,6 +65,7 @@ class Setup:
     held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
     held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
     second: str | None = None
+    asked: dict[str, str] = field(default_factory=dict)
 
     @property
     def targets(self) -> list[str]:
@@ -227,6 +230,7 @@ class OpenSearch:
                 weights=list(s.combine.weights) if isinstance(s.combine, WeightedSum) else None,
                 lineage=self._lineage(p),
                 tree=self._tree(p),
+                origin=origin_of(s, self.seed, self.place + p),
             )
             for p, prompt in enumerate(self.prompts)
         ]

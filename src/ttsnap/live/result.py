@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +12,12 @@ import numpy as np
 from ttsnap.core.cost import Cost, format_amount
 from ttsnap.core.observers import Seen
 from ttsnap.core.tree import Tree
+from ttsnap.files.metadata import FORMATS, Metadata, encode
 from ttsnap.files.storage import AnyPath, atomically, location, write, write_json
+from ttsnap.live import rerun
 
 if TYPE_CHECKING:
+    import pandas as pd
     from PIL.Image import Image
 
     from ttsnap.core.grid import IntArray
@@ -34,6 +36,15 @@ class Finished(NamedTuple):
     rewards: dict[str, float]
     image: Image
     frames: Any = None
+
+    def save(self, path: str | AnyPath) -> None:
+        """Write the picture alone; `SearchResult.save` writes it with how it was made."""
+        path = location(path)
+        write(path, encode(self.image, kind=FORMATS.get(path.suffix.lower(), "PNG")))
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows of it."""
+        return encode(self.image)
 
 
 class Ancestor(NamedTuple):
@@ -79,6 +90,7 @@ class SearchResult:
         held_out: what rewards that steered nothing say of the finished images.
         lineage: by seed, where a candidate comes from that a fork began (the last fork in its place).
         tree: of a search that forked, all that it looked at, for replay.
+        origin: what its pictures keep of how they were made.
     """
 
     prompt: str
@@ -104,6 +116,7 @@ class SearchResult:
     held_out: list[HeldOut] = field(default_factory=list)
     lineage: dict[int, Ancestor] = field(default_factory=dict)
     tree: Tree | None = field(default=None, repr=False)
+    origin: rerun.Origin = field(default_factory=rerun.Origin)
 
     @property
     def best(self) -> Finished:
@@ -130,6 +143,33 @@ class SearchResult:
     def seed(self) -> int:
         """The seed of the chosen image."""
         return self.best.seed
+
+    def frame(self) -> pd.DataFrame:
+        """The history as a data frame, one row per look: seed, parent, step, reward, kept, wins.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        import pandas as pd
+
+        rows = [
+            (seed, self._parent(seed, seen.step), seen.step, seen.reward, seen.kept, seen.wins)
+            for seed, looks in self.history.items()
+            for seen in looks
+        ]
+        found = pd.DataFrame(rows, columns=["seed", "parent", "step", "reward", "kept", "wins"])
+        return found.astype({"parent": "Int64"}).sort_values(["step", "seed"], ignore_index=True)
+
+    def _parent(self, seed: int, step: int) -> int | None:
+        """The seed in whose place a candidate's parent stood, where a fork had begun it by that step."""
+        ancestor = self.lineage.get(seed)
+        return ancestor.seed if ancestor and ancestor.step < step else None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the picture, what it cost, and the pruning board to open."""
+        from ttsnap.live.notebook import html
+
+        return html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON object (`result.json`)."""
@@ -213,8 +253,8 @@ class SearchResult:
         """How the board calls a candidate of a search that forked: `#6<5` is a child of 5's."""
         if not self.lineage:
             return ""
-        ancestor = self.lineage.get(seed)
-        return f"#{seed}<{ancestor.seed}" if ancestor and ancestor.step < step else f"#{seed}"
+        parent = self._parent(seed, step)
+        return f"#{seed}" if parent is None else f"#{seed}<{parent}"
 
     def _held_out_lines(self) -> list[str]:
         return [
@@ -223,10 +263,19 @@ class SearchResult:
             for h in self.held_out
         ]
 
-    def save(self, folder: str | AnyPath, *, board: bool = True) -> dict[str, Any]:
+    def metadata(self, rank: int = 1) -> Metadata:
+        """What the picture of a rank says of itself in its file: 1 is the best; 0 is that of best-of-N."""
+        return rerun.metadata(self, rank)
+
+    def save(self, folder: str | AnyPath, *, board: bool = True, metadata: bool = True) -> dict[str, Any]:
         """Write the images, the board and `result.json` (last, so that its presence means "complete").
 
         A search that forked also leaves `tree.json`, which `ttsnap simulate` replays.
+
+        Args:
+            folder: where they go.
+            board: draw the pruning board.
+            metadata: let the pictures say how they were made; see `ttsnap.files.metadata`.
 
         Returns:
             The JSON object, with the file names.
@@ -235,19 +284,23 @@ class SearchResult:
         folder.mkdir(parents=True, exist_ok=True)
         names = ["best.png", *(f"top{n}.png" for n in range(2, len(self.images) + 1))]
         files: dict[str, Any] = {"images": names[: len(self.images)]}
-        for name, finished in zip(files["images"], self.images, strict=True):
-            save_image(finished.image, folder / name)
+
+        def says(rank: int) -> Metadata | None:
+            return self.metadata(rank) if metadata and (rank == 0 or self.images) else None
+
+        for rank, (name, finished) in enumerate(zip(files["images"], self.images, strict=True), 1):
+            save_image(finished.image, folder / name, says(rank))
             if finished.frames is not None:
                 films = files.setdefault("videos", [])
                 films.append(name.removesuffix(".png") + ".webp")
-                save_video(finished.frames, folder / films[-1])
+                save_video(finished.frames, folder / films[-1], says(rank))
         record = self.to_dict() | {"files": files}
         if self.best_of_n.best:
             record["files"]["best_of_n"] = "best_of_n.png"
-            save_image(self.best_of_n.best.image, folder / "best_of_n.png")
+            save_image(self.best_of_n.best.image, folder / "best_of_n.png", says(0))
         if board:
             record["files"]["board"] = "board.png"
-            save_image(self.board(), folder / "board.png")
+            save_image(self.board(), folder / "board.png", says(1))
         if self.tree:
             record["files"]["tree"] = "tree.json"
             write_json(self.tree.to_dict(), folder / "tree.json")
@@ -305,22 +358,18 @@ def cost_line(cost: Cost) -> str:
     return ", ".join(parts)
 
 
-def save_image(image: Image, path: AnyPath) -> None:
-    """Write a PNG atomically."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    write(path, buffer.getvalue())
+def save_image(image: Image, path: AnyPath, metadata: Metadata | None = None) -> None:
+    """Write a PNG, or what the end of the name says, atomically."""
+    write(path, encode(image, metadata, kind=FORMATS.get(path.suffix.lower(), "PNG")))
 
 
-def save_video(frames: Any, path: AnyPath, *, milliseconds: int = 42) -> None:
+def save_video(frames: Any, path: AnyPath, metadata: Metadata | None = None, *, milliseconds: int = 42) -> None:
     """Write frames [n, h, w, 3] (uint8) as a lossless animated WebP, 24 frames a second, atomically."""
     from PIL import Image
 
     first, *others = [Image.fromarray(frame) for frame in frames]
     options = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0, "lossless": True}
-    buffer = io.BytesIO()
-    first.save(buffer, format="WEBP", **options)
-    write(path, buffer.getvalue())
+    write(path, encode(first, metadata, kind="WEBP", **options))
 
 
 __all__: Sequence[str] = ["BestOfNComparison", "Finished", "SearchResult", "Seen", "atomically", "cost_line"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.policies import SuccessiveHalving, UntilGood, default_policy, tuned_policy
 
 if TYPE_CHECKING:
+    import torch
+
     from ttsnap.pipelines.negtome import Negtome
     from ttsnap.pipelines.sampler import Preview, Sampler
 
@@ -111,7 +113,31 @@ def load_sampler(
 
 @dataclass
 class Session(Setup):
-    """Everything a search needs, prepared once and used for any number of prompts; see `Setup` for its attributes."""
+    """Everything a search needs, prepared once and used for any number of prompts; see `Setup` for its attributes.
+
+    As a context manager it is closed in the end: `with ttsnap.prepare(...) as session:`.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model and the rewards, so that their memory is free where nobody else holds them."""
+        import gc
+
+        import torch
+
+        self.sampler, self.judges, self.held_out = None, {}, {}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def search(self, prompt: str, **options: Any) -> SearchResult:
+        """Search for one prompt; options are those of `block`."""
+        return self.block([prompt], **options)[0]
 
     def block(
         self,
@@ -122,6 +148,7 @@ class Session(Setup):
         compare: bool = False,
         previews: bool = True,
         observer: Observer | None = None,
+        place: int = 0,
     ) -> list[SearchResult]:
         """Search for several prompts together, so that batches stay full.
 
@@ -132,18 +159,20 @@ class Session(Setup):
             compare: also run best-of-N at the same cost, on the first of the same seeds.
             previews: keep small pictures of every look, for the pruning board.
             observer: is told what happens, and may raise `ttsnap.core.observers.Stop`.
+            place: of the first prompt among all that there are, where these are a part: a policy's randomness depends
+                on it.
         """
         check_top(top)
-        block = self.open(prompts, seed=seed, previews=previews)
+        block = self.open(prompts, seed=seed, previews=previews, place=place)
         block.run(observer)
         if compare:
             block.compare(observer)
         return block.results(top)
 
-    def open(self, prompts: Sequence[str], *, seed: int = 0, previews: bool = True) -> OpenSearch:
+    def open(self, prompts: Sequence[str], *, seed: int = 0, previews: bool = True, place: int = 0) -> OpenSearch:
         """The same, step by step: to finish dropped candidates after all, or compare, once the policy has ended."""
         seeds = self._seeds(prompts, seed)
-        return OpenSearch(self, self.engine().grid(prompts, seeds, previews=previews))
+        return OpenSearch(self, self.engine().grid(prompts, seeds, previews=previews), place=place)
 
     def stream(
         self,
@@ -224,6 +253,8 @@ class Session(Setup):
     def _seeds(self, prompts: Sequence[str], seed: int) -> IntArray:
         """Seeds [prompts, candidates]; complains about prompts that cannot be searched for."""
         check_prompts(prompts)
+        if self.sampler is None:
+            raise ValueError("the session is closed; prepare another one")
         return np.broadcast_to(seed + np.arange(self.candidates), (len(prompts), self.candidates))
 
 
@@ -308,6 +339,8 @@ def prepare(
     placed = find_device(reward_device) if reward_device is not None else None
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
+    asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
+    asked |= {"dtype": dtype, "config": options.get("config")}
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)
@@ -354,6 +387,7 @@ def prepare(
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
         second,
+        {name: value for name, value in asked.items() if isinstance(value, str)},
     )
 
 
@@ -366,7 +400,8 @@ def search(
     pipe: Any,
     prompt: str | Sequence[str],
     *,
-    seed: int = 0,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
     top: int = 1,
     compare: bool = False,
     observer: Observer | None = None,
@@ -379,7 +414,9 @@ def search(
     Args:
         pipe: a stock diffusers pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
         prompt: what to paint, or a list of prompts, which share batches.
-        seed: first seed; candidates use `seed`, `seed` + 1, ...
+        seed: first seed; candidates use `seed`, `seed` + 1, ... (default: 0).
+        generator: or, as the stock call takes it, a generator; the seed that it was given is the first seed. Noise is
+            drawn on the CPU, wherever the generator is.
         top: how many of the best finished images to return; with `different=True` those that are also different.
         compare: also run best-of-N at the same cost, on the first of the same seeds.
         observer: is told what happens, and may raise `ttsnap.core.observers.Stop`: what is finished by then is kept.
@@ -396,11 +433,29 @@ def search(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     check_prompts(prompts)
     check_top(top)
+    first = first_seed(seed, generator)
     if settings.get("different") is True:
         settings["different"] = top
     session = prepare(pipe, prompt=prompts[0], **settings)
-    results = session.block(prompts, seed=seed, top=top, compare=compare, observer=observer)
+    results = session.block(prompts, seed=first, top=top, compare=compare, observer=observer)
     return results[0] if isinstance(prompt, str) else results
+
+
+def first_seed(seed: int | None, generator: torch.Generator | None) -> int:
+    """The first seed that a number or a generator says; 0 without either.
+
+    Raises:
+        ValueError: both are given, or several generators.
+    """
+    if generator is None:
+        return seed or 0
+    if seed is not None:
+        raise ValueError("give a seed or a generator, not both")
+    if not hasattr(generator, "initial_seed"):
+        raise ValueError(
+            f"generator is one torch.Generator, whose seed the first candidate has, got {type(generator).__name__}"
+        )
+    return int(generator.initial_seed())
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

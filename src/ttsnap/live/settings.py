@@ -357,6 +357,10 @@ def steps_of_file(policy: str | None) -> int | None:
 def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | Policy | None:
     """The policy that the options describe: a name, what a file says, or halving with these rungs and ratios."""
     if rungs is None and keep is None:
+        if name is not None and name.startswith("{"):
+            from ttsnap import policies
+
+            return policies.parse(name)
         if name is not None and name.endswith(".json"):
             from ttsnap import policies
 

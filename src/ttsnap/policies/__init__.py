@@ -90,6 +90,7 @@ __all__ = [
     "load",
     "load_with_notes",
     "named",
+    "parse",
     "save",
     "to_dict",
     "tuned_policy",
@@ -181,6 +182,18 @@ def _value(value: Any) -> Any:
     if isinstance(value, dict):
         return from_dict(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def parse(text: str) -> Policy:
+    """The policy that a text says, a JSON object as `to_dict` writes it.
+
+    Raises:
+        ValueError: it is not JSON, or no known policy.
+    """
+    try:
+        return from_dict(json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"policy {text[:60]}: {error}") from error
 
 
 def load(path: str | Path) -> Policy:
