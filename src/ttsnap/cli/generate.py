@@ -26,6 +26,7 @@ from ttsnap.live.settings import ModelSettings, SearchSettings, changes, resume_
 if TYPE_CHECKING:
     from ttsnap.cluster.generate import Generate
     from ttsnap.files.storage import AnyPath
+    from ttsnap.live.session import Session
 
 
 def generate(
@@ -40,6 +41,7 @@ def generate(
     compare: Annotated[bool, Parameter(group=OUTPUT)] = False,
     board: Annotated[bool, Parameter(group=OUTPUT, negative="--no-board")] = True,
     metadata: Annotated[bool, Parameter(group=OUTPUT, negative="--no-metadata")] = True,
+    dry_run: Annotated[bool, Parameter(group=OUTPUT)] = False,
     workers: WorkerOptions = Workers(),
     json: AsJson = False,
 ) -> None:
@@ -55,6 +57,7 @@ def generate(
         top: Save this many of the best finished images.
         compare: Also run best-of-N at the same cost and show it.
         board: Draw the pruning board.
+        dry_run: Only say what would run, and its calls, TFLOP, seconds, memory and disk.
         metadata: Let the pictures say how they were made, for `--from`, `ttsnap show` and other programs.
     """
     from ttsnap.cli.workers import quietly
@@ -75,6 +78,9 @@ def generate(
     workers.check_device(model.device, model.reward_device)
     if len(texts) == 1 and not workers.alone:
         raise ValueError("--workers and --ray-address are for many prompts; one prompt runs in one process")
+    if dry_run:
+        _say_only(quietly(search.prepare, model, texts[0], pictures, None, top), texts, top, board, json)
+        return
     asked = {"prompts": texts}, model.key(), pictures.settings(), search.key()
     output = {"top": top, "compare": compare, "board": board, "metadata": None if metadata else False}
     settings = resume_key(*asked, output, {"place": place or None})
@@ -88,6 +94,16 @@ def generate(
     if not resumed:
         _one(job, json)
     _report([read_record(folder)], [folder], folder, json, resumed=resumed)
+
+
+def _say_only(session: Session, texts: list[str], top: int, board: bool, as_json: bool) -> None:
+    """What would run."""
+    import json
+
+    from ttsnap.live.forecast import forecast
+
+    found = forecast(session, texts, top=top, board=board)
+    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else "\n".join(found.lines))
 
 
 def _one(job: Generate, as_json: bool) -> None:

@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-USER_COMMENT, MODEL, DESCRIPTION = 0x9286, 0x0110, 0x010E  # tags of EXIF
+from ttsnap.files.metadata import USER_COMMENT, Parameters, comment
+
+MODEL, DESCRIPTION = 0x0110, 0x010E  # tags of EXIF
 MOST_NODES = 200  # of a graph that are followed
-_ENCODINGS = {b"ASCII": "utf-8", b"UNICODE": "utf-16-be", b"JIS": "shift_jis"}
 _TEXTS = ("text", "text_g", "t5xxl", "clip_l", "text_l", "prompt", "positive", "value", "string")  # inputs of nodes
 
 
@@ -32,7 +33,7 @@ def embedded_prompt(info: Mapping[str, Any], exif: Mapping[int, Any] | None = No
         or _of_parameters(info.get("parameters"))
         or _of_graph(info.get("prompt"))
         or _of_json(info.get("invokeai_metadata"), "positive_prompt")
-        or _of_parameters(_comment(exif.get(USER_COMMENT)))
+        or _of_parameters(comment(exif.get(USER_COMMENT)))
         or _of_graph(_after(exif.get(MODEL), "prompt:"))
         or _of_parameters(_after(exif.get(DESCRIPTION), "parameters:"))
     )
@@ -61,20 +62,7 @@ def _of_parameters(text: Any) -> str | None:
         return None
     if isinstance(_parsed(text), dict):
         return _of_json(text, "prompt")
-    return re.split(r"^Negative prompt:|^Steps: \d", text, maxsplit=1, flags=re.MULTILINE)[0].strip() or None
-
-
-def _comment(value: Any) -> str | None:
-    """A user comment of EXIF: eight bytes that name its encoding, then the text."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, bytes):
-        return None
-    kind, text = value[:8].rstrip(b"\x00"), value[8:]
-    encoding = _ENCODINGS.get(kind, "utf-8")
-    if kind == b"UNICODE" and text[1:2] == b"\x00":  # of a program that writes the low byte first
-        encoding = "utf-16-le"
-    return text.decode(encoding, errors="replace").strip("\x00")
+    return re.split(r"^Steps: \d", Parameters.parse(text).prompt, maxsplit=1, flags=re.MULTILINE)[0].strip() or None
 
 
 def _after(value: Any, head: str) -> str | None:

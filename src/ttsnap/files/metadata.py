@@ -143,22 +143,30 @@ def _texts(image: Image) -> tuple[str | None, str | None]:
     """Both texts as they lie in a file."""
     found = [image.info.get(name) for name in (PARAMETERS, OWN)]
     exif = image.getexif().get_ifd(EXIF_IFD)
-    comment, note = exif.get(USER_COMMENT), exif.get(MAKER_NOTE)
-    if found[0] is None and isinstance(comment, bytes):
-        found[0] = _comment(comment)
+    note = exif.get(MAKER_NOTE)
+    if found[0] is None:
+        found[0] = comment(exif.get(USER_COMMENT))
     if found[1] is None and isinstance(note, bytes) and note.startswith(b"{"):
         found[1] = note.decode("utf-8", "replace")
     return tuple(str(text) if text is not None else None for text in found)  # type: ignore[return-value]
 
 
-def _comment(data: bytes) -> str | None:
-    """The text of a user comment, whichever way it is written."""
-    kind, text = data[:8], data[8:]
-    if kind != UNICODE:
-        return (text if kind in (b"ASCII\0\0\0", bytes(8)) else data).decode("utf-8", "replace").strip("\0") or None
-    # The standard leaves the order of the bytes open: most characters are below 256, so one half is zeros.
-    big = text[::2].count(0) >= text[1::2].count(0)
-    return text.decode("utf-16-be" if big else "utf-16-le", "replace")
+def comment(value: Any) -> str | None:
+    """The text of a user comment of EXIF, whichever way it is written: eight bytes name its encoding, text follows."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        return None
+    kind, text = value[:8], value[8:]
+    if kind == UNICODE:
+        # The standard leaves the order of the bytes open: most characters are below 256, so one half is zeros.
+        big = text[::2].count(0) >= text[1::2].count(0)
+        found = text.decode("utf-16-be" if big else "utf-16-le", "replace")
+    elif kind.rstrip(b"\0") == b"JIS":
+        found = text.decode("shift_jis", "replace")
+    else:
+        found = (text if kind in (b"ASCII\0\0\0", bytes(8)) else value).decode("utf-8", "replace")
+    return found.strip("\0") or None
 
 
 def _chunks(metadata: Metadata) -> Any:
@@ -215,4 +223,4 @@ def _plain(text: str) -> str:
         return text
 
 
-__all__ = ["FORMATS", "Metadata", "Parameters", "encode", "read"]
+__all__ = ["FORMATS", "USER_COMMENT", "Metadata", "Parameters", "comment", "encode", "read"]
