@@ -114,7 +114,7 @@ def test_hand_picked_by_keyboard_and_finished_after_all(visit):
     page = visit()
     page.get_by_role("tab", name="Hand-picked").click()
     search(page, "hand", amount=8)
-    boxes = page.locator("#tt-hand-board input[type=checkbox]")
+    boxes = page.locator("#tt-hand-board input[aria-label^='keep']")
     boxes.first.wait_for()
     assert boxes.count() == 8
     proposed = page.locator("#tt-hand-board input:checked").count()
