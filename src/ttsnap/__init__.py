@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.core import __version__
 
 if TYPE_CHECKING:
+    from ttsnap.files.pictures import read_picture as read_picture
     from ttsnap.live.scoring import score as score
     from ttsnap.live.session import Session as Session
     from ttsnap.live.session import prepare as prepare
     from ttsnap.live.session import search as search
     from ttsnap.pipelines.forks import Lineage as Lineage
 
-__all__ = ["Lineage", "Session", "__version__", "prepare", "score", "search"]
+__all__ = ["Lineage", "Session", "__version__", "prepare", "read_picture", "score", "search"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from ttsnap.pipelines.forks import Lineage
 
         return Lineage
+    if name == "read_picture":
+        from ttsnap.files.pictures import read_picture
+
+        return read_picture
     if name == "score":
         from ttsnap.live.scoring import score
 

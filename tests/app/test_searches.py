@@ -280,3 +280,35 @@ def test_a_picture_sets_the_form(searches, tmp_path):
     assert said.endswith(
         "but for the model flux, the reward hpsv2, the size 64x32, the schedule, guidance, which this page cannot set"
     )
+
+
+def test_the_page_answers_to_its_own_name_and_pages_alone(searches):
+    """A page of another site that has its name point here gets nothing (DNS rebinding)."""
+    import http.client
+    from urllib.parse import urlsplit
+
+    from ttsnap.app.server import serve
+
+    page, url = serve(searches, port=None, allow_host=["pictures.example"], block=False)
+    try:
+        where = urlsplit(url)
+
+        def status(**headers):
+            connection = http.client.HTTPConnection(where.hostname, where.port, timeout=20)
+            connection.putrequest("GET", "/config", skip_host=True)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+        assert status(Host=where.netloc)[0] == 200
+        assert status(Host=f"localhost:{where.port}")[0] == 200
+        assert status(Host="pictures.example")[0] == 200
+        assert status(Host="evil.example") == (403, "this page is not called 'evil.example'; --allow-host lets it be")
+        code, text = status(Host=where.netloc, Origin="http://evil.example")
+        assert code == 403
+        assert "'http://evil.example' may not ask" in text
+        assert status(Host=where.netloc, Origin=f"http://{where.netloc}")[0] == 200
+    finally:
+        page.close()

@@ -10,6 +10,7 @@ from ttsnap import cli
 
 BAD = {
     "auth": (["--auth", "ann"], "--auth takes user:password, got 'ann'"),
+    "open": (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: give --auth user:password, or --insecure"),
     "port": (["--port", "0"], "--port must be 1 to 65535, got 0"),
     "model": (["--model", "nope"], "unknown model 'nope'"),
     "reward": (["--reward", "magic"], "unknown reward 'magic'"),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from ttsnap.core.hosts import foreign_host, foreign_origin
+
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
     from ttsnap.app.searches import Searches
 
 
@@ -16,6 +21,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int | None = 7860,
     auth: list[tuple[str, str]] | None = None,
+    allow_host: Sequence[str] = (),
     block: bool = True,
 ) -> tuple[Any, str]:
     """Open the page.
@@ -25,6 +31,7 @@ def serve(
         host: address to listen on; 127.0.0.1 lets only this machine in.
         port: None: any free one from 7860 on.
         auth: users and passwords, if a login is asked for.
+        allow_host: other names by which the page is reached, such as that of a proxy.
         block: return only when it is interrupted.
 
     Returns:
@@ -37,6 +44,7 @@ def serve(
     os.environ["GRADIO_TEMP_DIR"] = str(searches.out / ".served")  # what the page may hand out
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # a closed tab is noticed soon
     import gradio as gr
+    from starlette.middleware import Middleware
 
     from ttsnap.app.page import build
 
@@ -69,9 +77,39 @@ def serve(
         enable_monitoring=False,
         ssr_mode=False,
         mcp_server=False,
+        app_kwargs={"middleware": [Middleware(HostGuard, listens=host, allowed=tuple(allow_host))]},
         theme=theme,
         css=resources.files("ttsnap.app").joinpath("style.css").read_text(encoding="utf-8"),
     )
     if block:
         page.block_thread()
     return page, url
+
+
+class HostGuard:
+    """Answers requests by another name than this machine's, and those of other sites' pages, with 403.
+
+    Args:
+        app: the page.
+        listens: address that it listens on.
+        allowed: other names.
+    """
+
+    def __init__(self, app: ASGIApp, listens: str, allowed: Sequence[str]) -> None:
+        self.app, self.listens, self.allowed = app, listens, allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = foreign_host(self.listens, headers, self.allowed), foreign_origin(headers)
+        if host is None and origin is None:
+            await self.app(scope, receive, send)
+            return
+        called = f"this page is not called {host!r}; --allow-host lets it be"
+        text = (called if host is not None else f"pages of {origin!r} may not ask this one").encode()
+        kind = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
+        await send({"type": "http.response.start", "status": 403, "headers": kind})
+        await send({"type": "http.response.body", "body": text})

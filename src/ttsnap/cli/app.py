@@ -20,6 +20,8 @@ def open_page(
     host: Annotated[str, Server] = "127.0.0.1",
     port: Annotated[int, Server] = 7860,
     auth: Annotated[tuple[str, ...], Server] = (),
+    insecure: Annotated[bool, Server] = False,
+    allow_host: Annotated[tuple[str, ...], Server] = (),
     max_candidates: Annotated[int, Offer] = 128,
     max_size: Annotated[int, Offer] = 2048,
     device: Annotated[str | None, Offer] = None,
@@ -36,6 +38,8 @@ def open_page(
         host: Address to listen on; 127.0.0.1: only this machine.
         port: Port.
         auth: user:password; may be repeated.
+        insecure: Let other machines in without a password.
+        allow_host: Another name by which the page is reached, such as that of a proxy; may be repeated.
         max_candidates: Most candidates of a search.
         max_size: Largest image side in pixels.
         device: cpu, cuda, cuda:1, mps.
@@ -48,6 +52,7 @@ def open_page(
     from ttsnap.app.queue import Limits
     from ttsnap.app.searches import Searches
     from ttsnap.app.server import serve
+    from ttsnap.core.hosts import is_loopback
 
     users = []
     for pair in auth:
@@ -55,6 +60,8 @@ def open_page(
         if not (user and colon and password):
             raise ValueError(f"--auth takes user:password, got {pair!r}")
         users.append((user, password))
+    if not (is_loopback(host) or users or insecure):
+        raise ValueError(f"--host {host} lets other machines in: give --auth user:password, or --insecure")
     if not 1 <= port <= 65535:
         raise ValueError(f"--port must be 1 to 65535, got {port}")
     for name, value in (("--max-candidates", max_candidates), ("--max-size", max_size)):
@@ -71,7 +78,7 @@ def open_page(
         )
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; give another --out") from error
-    page, url = serve(searches, host=host, port=port, auth=users or None, block=False)
+    page, url = serve(searches, host=host, port=port, auth=users or None, allow_host=allow_host, block=False)
     print(f"ttsnap is at {url} (Ctrl-C ends it); results are in {searches.out}", file=sys.stderr)
     searches.warm()
     page.block_thread()

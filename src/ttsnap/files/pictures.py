@@ -86,20 +86,27 @@ class Pictures:
         return pipe, options | given
 
 
-def read_picture(path: Path) -> Image:
-    """A picture in RGB.
+def read_picture(path: Path | str) -> Image:
+    """A picture in RGB as a viewer shows it: upright, on white where it is transparent, 16 bits as 8.
 
     Raises:
         ValueError: no such file, no picture, or one that is too large.
     """
     from PIL import Image, UnidentifiedImageError
 
+    from ttsnap.files.decoding import shown
+
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MOST_PIXELS or max(picture.size) > LONGEST_SIDE:
                 raise ValueError(f"{path} has {picture.width} x {picture.height} pixels; at most 64 million are taken")
-            whole = picture.convert("RGB")
+            plain = picture.convert("RGB")
+            try:
+                whole = Image.fromarray(shown(picture).pixels)
+            except ValueError as error:
+                raise ValueError(f"{path} {error}") from error
             whole.filename = str(path)  # type: ignore[attr-defined]  # says how to make it again
+            whole.plain = whole.tobytes() == plain.tobytes()  # type: ignore[attr-defined]
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} has too many pixels; at most 64 million are taken") from error
     except (UnidentifiedImageError, SyntaxError) as error:
@@ -114,7 +121,7 @@ def _resized(picture: Image, size: tuple[int, int]) -> Image:
     if picture.size == size:
         return picture
     other = picture.resize(size)
-    other.filename, other.resized = picture.filename, True  # type: ignore[attr-defined]
+    other.filename, other.plain, other.resized = picture.filename, picture.plain, True  # type: ignore[attr-defined]
     return other
 
 

@@ -109,6 +109,8 @@ def written(name: str, value: Any) -> str:
 def _written(value: Any) -> str | None:
     if file := getattr(value, "filename", None):
         resized = f".resize({value.size})" if getattr(value, "resized", False) else ""
+        if not getattr(value, "plain", True):  # on its side, transparent, or of 16 bits
+            return f"ttsnap.read_picture({str(file)!r}){resized}"
         return f"PIL.Image.open({str(file)!r}).convert({value.mode!r}){resized}"
     if isinstance(value, list | tuple):
         items = [_written(item) for item in value]

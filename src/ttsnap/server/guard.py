@@ -1,7 +1,6 @@
 """Who may ask: API keys, names of this server, origins of web pages, and how much a request may hold.
 
-A page of another site that is open in a browser on this machine can reach 127.0.0.1. It cannot leave out its `Origin`,
-and where it has its own name point here (DNS rebinding), the `Host` tells.
+What pages of other sites may do is said in `ttsnap.core.hosts`.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 import hmac
 import json
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from ttsnap.server.settings import ServerSettings, is_loopback
+from ttsnap.core.hosts import foreign_host, foreign_origin
+from ttsnap.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,8 +44,6 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self.keys = [key.encode() for key in settings.keys]
-        self.origins = {origin.rstrip("/").lower() for origin in settings.allow_origin}
-        self.hosts = {host.lower() for host in (settings.host, *settings.allow_host)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -69,12 +66,10 @@ class Guard:
         await self._bounded(scope, receive, counted, headers.get("content-length", ""), most)
 
     def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, Any] | None:
-        host = urlsplit("//" + headers.get("host", "")).hostname or ""
-        here = is_loopback(host) or host in self.hosts
-        if is_loopback(self.settings.host) and not here:
+        host = foreign_host(self.settings.host, headers, self.settings.allow_host)
+        if host is not None:
             return 403, problem(f"this server is not called {host!r}; --allow-host lets it be", code="host_not_allowed")
-        origin = headers.get("origin", "").rstrip("/").lower()
-        if origin and origin not in self.origins and urlsplit(origin).netloc != headers.get("host", "").lower():
+        if origin := foreign_origin(headers, self.settings.allow_origin):
             return 403, problem(
                 f"pages of {origin!r} may not ask this server; --allow-origin lets them", code="origin_not_allowed"
             )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import dataclass
+
+from ttsnap.core.hosts import is_loopback
 
 KEYS = "TTSNAP_API_KEY"  # keys in the environment, separated by commas
 SHORTEST_KEY = 8
@@ -67,13 +68,3 @@ class ServerSettings:
     def keys(self) -> tuple[str, ...]:
         """Keys of the option and of the environment."""
         return (*self.api_key, *filter(None, (key.strip() for key in os.environ.get(KEYS, "").split(","))))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or name is this machine's own, which no other machine reaches."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
