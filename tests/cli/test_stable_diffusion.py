@@ -29,7 +29,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "sd3" else n for n in CASES])
 def test_generated_reproduced_and_recorded(name, ttsnap, tmp_path):
     build, options = CASES[name]
     folder = tmp_path / "model"

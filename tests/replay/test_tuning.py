@@ -58,7 +58,7 @@ def test_where_looks_tell_halving_wins(tuned):
 
 
 def test_one_budget_may_have_sizes_and_beats_the_default(informative):
-    tuned = quick(informative, ONE)
+    tuned = quick(informative, ONE, trials=480)
     row = tuned.figures["budgets"][0]
     assert tuned.better
     assert row["gain_ci95"][0] > 0

@@ -29,6 +29,7 @@ def test_a_search_gives_what_the_stock_pipeline_makes_of_the_winning_seed(pipe):
     assert result.cost.decodes < result.cost.looks  # early looks read features
 
 
+@pytest.mark.slow
 def test_one_sample_is_seldom_right_and_the_best_of_eight_often(pipe):
     session = prepare(pipe, reward="shapes-hard", candidates=8, policy="best-of-n")
     results = session.block(PROMPTS[:8], previews=True)
