@@ -102,7 +102,7 @@ def test_nothing_to_do_is_stock_to_the_last_bit():
 
 
 def double():
-    """In fp32 the rounding of another batch can decide which of two tokens, as good as equally like, is the best match."""
+    """In fp32 the rounding of another batch can decide which of two nearly equal tokens is the best match."""
     return tiny_sd.sdxl().to(dtype=torch.float64)
 
 
