@@ -17,8 +17,9 @@ from ttsnap.live import reporting
 from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
-from ttsnap.pipelines.loading import Loading, check_model, find_device, load_model, warm_up, with_scheduler
+from ttsnap.pipelines.loading import Loading, check_model, find_device, load, warm_up
 from ttsnap.pipelines.models import MODELS, model_name
+from ttsnap.pipelines.schedulers import check_fits, check_scheduler, with_scheduler
 from ttsnap.policies import SuccessiveHalving, UntilGood, default_policy, tuned_policy
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def load_sampler(
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; `pictures` (a `Pictures`) are
-            given to the pipeline, or to its variant that takes them; `scheduler` is a name of
-            `ttsnap.pipelines.loading.SCHEDULERS` in place of the pipeline's own.
+            given to the pipeline, or to its variant that takes them; `scheduler` is one in place of the pipeline's own,
+            see `ttsnap.pipelines.schedulers`.
 
     Raises:
         ValueError: no such model, device, dtype or option value.
@@ -83,16 +84,22 @@ def load_sampler(
     name = model_name(pipe)
     loads = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in loads if (value := options.pop(key)) is not None}
+    scheduler, lines, notes = options.pop("scheduler", None), [], []
+    if scheduler:
+        check_scheduler(scheduler)
     if isinstance(pipe, str):
+        if scheduler:
+            check_fits(str(MODELS[pipe].weights) if pipe in MODELS else pipe, scheduler)
         loading = Loading(device=device, dtype=dtype, **given)
-        pipe = load_model(pipe, loading)
+        loaded = load(pipe, loading)
+        pipe, lines, notes = loaded.pipe, loaded.lines, loaded.notes
     else:
         loading = Loading()
         if unfit := [key for key, value in given.items() if value != getattr(loading, key)]:
             raise ValueError(f"{', '.join(unfit)} is for a model that is named; a pipeline is used as it is")
-    prelude = ""
-    if scheduler := options.pop("scheduler", None):
-        pipe, prelude = with_scheduler(pipe, scheduler)
+    if scheduler:
+        pipe, line = with_scheduler(pipe, scheduler)
+        lines = [*lines, line]
     if pictures := options.pop("pictures", None):
         pipe, options = pictures.give(pipe, options)
     if name in MODELS:
@@ -100,7 +107,9 @@ def load_sampler(
     from ttsnap.pipelines.sampler import Sampler
 
     sampler = Sampler(pipe, example=prompt, **options)
-    sampler.prelude = prelude
+    sampler.prelude = "; ".join(lines)
+    for note in notes:
+        sampler.note(note)
     if loading.compile:
         warm_up(sampler)
     if diversity:

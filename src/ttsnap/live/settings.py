@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.core import MAX_CANDIDATES
+from ttsnap.core.values import read_value
 from ttsnap.files.pictures import LONGEST_SIDE, Pictures, parse_frames
-from ttsnap.pipelines.loading import Loading, check_scheduler
+from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.loading import Loading
+from ttsnap.pipelines.schedulers import check_scheduler
 
 if TYPE_CHECKING:
     from ttsnap.core.grid import Policy
@@ -37,7 +40,8 @@ class CallSettings:
         size: Image size in pixels: 512 or 768x512 (width x height).
         guidance: Guidance scale of the model.
         negative_prompt: What guidance leads away from.
-        scheduler: euler, euler-karras, ddim, dpm, dpm-karras, in place of its own.
+        scheduler: euler, euler-karras, ddim, dpm, dpm-karras, or any of diffusers with options of its own, such as
+            UniPCMultistep,solver_order=3, in place of its own.
         call: Any other argument of the pipeline's call, such as true_cfg_scale=4 or eta=.5 (may be repeated).
         preview: What early looks see: auto, full, tiny[=DIR], small[=PIXELS] or linear (finished images: always full).
         diversity: Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).
@@ -127,7 +131,8 @@ class ModelSettings(Loading, CallSettings):
         negtome = self._negtome()
         found = {"model": self.model, "dtype": self.dtype, "preview": self.preview, **options}
         found["diversity"] = negtome.to_dict() if negtome else None
-        files = {f"model {self.model}": self.model, f"config {self.config}": self.config}
+        found |= {part.name: getattr(self, part.name) or None for part in fields(Additions)}
+        files = {f"model {self.model}": self.model, f"config {self.config}": self.config, **self.sources()}
         found["contents"] = contents({name: Path(path) for name, path in files.items() if path})
         return found
 
@@ -336,11 +341,7 @@ def read_call(arguments: Iterable[str]) -> dict[str, Any]:
         name, equals, value = argument.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--call takes an argument such as true_cfg_scale=4, got {argument!r}")
-        number = f"0{value}" if value.startswith(".") else value
-        try:
-            found[name] = json.loads(number)
-        except ValueError:
-            found[name] = value
+        found[name] = read_value(value)
     return found
 
 

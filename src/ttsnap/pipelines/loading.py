@@ -6,42 +6,32 @@ can run code when it is opened.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
+from ttsnap.pipelines.added_files import Loaded
+from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.hub_errors import explain
 from ttsnap.pipelines.models import MODELS
 from ttsnap.pipelines.single_file import (
     PICKLES,
     Refused,
     check_directory,
     check_weights,
-    first_line,
     load_file,
     variant,
 )
 
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
-    "ddim": ("DDIMScheduler", {}),
-    "dpm": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
-    "dpm-karras": (
-        "DPMSolverMultistepScheduler",
-        {"solver_order": 2, "algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-}
 MODULAR = "modular_model_index.json"  # describes a pipeline that is made of blocks
 OFFLOADS = ("none", "model", "sequential")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loading:
+class Loading(Additions):
     """How a model that is named is loaded.
 
     Attributes:
@@ -70,17 +60,22 @@ class Loading:
             raise ValueError(f"offload is {', '.join(OFFLOADS)}, got {self.offload!r}")
         if self.compile and self.offload == "sequential":
             raise ValueError("compile does not go with offload sequential; use offload model, or leave out compile")
+        self.check_files()
 
 
 def load_model(model: str, loading: Loading | None = None) -> Any:
-    """A stock pipeline: `shapes`, a diffusers directory, a hub id, or a single .safetensors file.
+    """A stock pipeline: `shapes`, a diffusers directory, a hub id, or a single .safetensors file; see `load`."""
+    return load(model, loading or Loading()).pipe
+
+
+def load(model: str, loading: Loading) -> Loaded:
+    """A stock pipeline with what is to be added to it, and the lines that make the stock pipeline this one.
 
     Raises:
         ValueError: no such model, device, dtype or option; the message says what would work.
     """
     import torch
 
-    loading = loading or Loading()
     loading.check()
     where = find_device(loading.device)
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,18 +83,22 @@ def load_model(model: str, loading: Loading | None = None) -> Any:
         raise ValueError(f"unknown dtype {loading.dtype!r}; known are {', '.join(kinds)}")
     if loading.offload != "none" and where.type == "cpu":
         raise ValueError(f"offload {loading.offload} needs an accelerator to load from the CPU to; leave it out here")
+    usual = torch.float32 if where.type == "cpu" else torch.bfloat16
+    dtype = kinds[loading.dtype] if loading.dtype else usual
     if model in MODELS:
-        pipe = MODELS[model].load(loading.dtype and kinds[loading.dtype])
+        pipe = MODELS[model].load(loading.dtype and dtype)
     else:
         check_model(model)
-        usual = torch.float32 if where.type == "cpu" else torch.bfloat16
-        pipe = _load(model, kinds[loading.dtype] if loading.dtype else usual, loading.config)
+        loading.check_against(model)
+        pipe = _load(model, dtype, loading.config)
         pipe.set_progress_bar_config(disable=True)
+    loaded = Loaded(pipe)
+    loading.add(loaded, pipe.dtype)
     place(pipe, where, loading.offload)
     save_memory(pipe, loading)
     if loading.compile:
         compile_denoiser(pipe)
-    return pipe
+    return loaded
 
 
 def quiet_libraries() -> None:
@@ -141,7 +140,7 @@ def _instead(path: Path) -> str:
     """What a directory that is no pipeline may be."""
     names = {file.name for file in path.iterdir()}
     if "adapter_config.json" in names or any("lora" in name.lower() for name in names):
-        return "; it seems to be a LoRA: load its base in Python, call load_lora_weights, and give ttsnap that pipeline"
+        return "; it seems to be a LoRA: give its base as --model, and it as --lora"
     if "config.json" in names:
         return "; it holds one part of a pipeline: give the directory that holds them all"
     return ""
@@ -187,30 +186,6 @@ def save_memory(pipe: Any, loading: Loading) -> None:
             if enable is None:
                 raise ValueError(f"{type(pipe).__name__} has no VAE {name}; leave it out")
             enable()
-
-
-def check_scheduler(name: str) -> None:
-    """ValueError where there is no scheduler of that name."""
-    if name not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
-
-
-def with_scheduler(pipe: Any, name: str) -> tuple[Any, str]:
-    """The pipeline with another scheduler of the same configuration, and the line of Python that gives it that.
-
-    Raises:
-        ValueError: no such name, or the pipeline has no scheduler.
-    """
-    import diffusers
-
-    check_scheduler(name)
-    if getattr(pipe, "scheduler", None) is None:
-        raise ValueError(f"{type(pipe).__name__} has no scheduler to replace")
-    kind, options = SCHEDULERS[name]
-    twin = copy.copy(pipe)
-    twin.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
-    extra = "".join(f", {key}={value!r}" for key, value in options.items())
-    return twin, f"pipe.scheduler = diffusers.{kind}.from_config(pipe.scheduler.config{extra})"
 
 
 def compile_denoiser(pipe: Any, **options: Any) -> None:
@@ -301,56 +276,3 @@ def _load_modular(model: str, dtype: Any) -> Any:
     sources = {"pretrained_model_name_or_path": here} if here else {}
     pipe.load_components(torch_dtype=dtype, use_safetensors=dict.fromkeys(here, True), **sources)
     return pipe
-
-
-def explain(model: str, error: BaseException) -> str:
-    """One sentence about why a model could not be loaded, and what to do."""
-    from huggingface_hub import constants, errors
-
-    chain = list(_chain(error))
-
-    def met(*kinds: type[BaseException]) -> Any:
-        return next((one for one in chain if isinstance(one, kinds)), None)
-
-    def status() -> int | None:
-        codes = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
-        return next((code for code in codes if code), None)
-
-    if met(errors.GatedRepoError) or status() == 403:
-        return (
-            f"model {model!r} is gated: accept its terms on its page on the hub, then log in with `hf auth login` or "
-            "set HF_TOKEN"
-        )
-    if met(errors.RepositoryNotFoundError) or status() == 401:
-        return (
-            f"there is no model {model!r} on the hub, or it is private: check the name, or log in with `hf auth login`"
-        )
-    if met(errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError) or status() == 404:
-        return f"model {model!r} on the hub is no diffusers pipeline: it lacks a file such as model_index.json"
-    if (code := status()) is not None and code >= 429:
-        return f"the hub answers {code} for model {model!r}; try again later, or give a local directory"
-    text = " ".join(str(one) for one in chain)
-    if "safetensors" in text and "not" in text and "find" in text:
-        return (
-            f"model {model!r} has no safetensors weights, only pickles, which can run code; choose another copy of it"
-        )
-    if Path(model).exists():  # then no hub is at fault
-        return f"cannot load model {model!r}: {first_line(error)}"
-    offline = met(errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE
-    if offline or met(errors.LocalEntryNotFoundError, ConnectionError) or _is_connection(chain):
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
-        return f"model {model!r} is not on this machine and {why}; connect, or give the directory of a copy"
-    return f"cannot load model {model!r}: {first_line(error)}"
-
-
-def _is_connection(chain: Sequence[BaseException]) -> bool:
-    return any(type(one).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError") for one in chain)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

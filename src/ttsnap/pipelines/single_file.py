@@ -120,10 +120,7 @@ def load_file(path: Path, dtype: Any, config: str | None) -> Any:
     """
     header = check_safetensors(path)
     if any(mark in key for key in header for mark in LORA):
-        raise Refused(
-            f"{path} is a LoRA, not a whole model: load its base in Python, call load_lora_weights, and give ttsnap "
-            "that pipeline"
-        )
+        raise Refused(f"{path} is a LoRA, not a whole model: give its base as --model, and it as --lora")
     pipe = _as_its_keys_say(path, header, dtype) if config is None else _as_config_says(path, header, dtype, config)
     for name, model in _models(pipe):
         if any(tensor.is_meta for tensor in model.parameters()):
