@@ -35,7 +35,7 @@ class CallSettings:
     """The model, the arguments of its call, and what is done beside it.
 
     Attributes:
-        model: `shapes` (embedded), a hub id, a diffusers directory or a .safetensors file.
+        model: `shapes` (embedded), a hub id, a diffusers directory, or a .safetensors or .gguf file.
         steps: Denoiser calls of a finished image.
         size: Image size in pixels: 512 or 768x512 (width x height).
         guidance: Guidance scale of the model.
@@ -129,7 +129,13 @@ class ModelSettings(Loading, CallSettings):
         """What decides the images, as a JSON object, with the contents of the files that are named."""
         options = {key: value for key, value in self.arguments().items() if key != "max_batch"}
         negtome = self._negtome()
-        found = {"model": self.model, "dtype": self.dtype, "preview": self.preview, **options}
+        found = {
+            "model": self.model,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+            "preview": self.preview,
+            **options,
+        }
         found["diversity"] = negtome.to_dict() if negtome else None
         found |= {part.name: getattr(self, part.name) or None for part in fields(Additions)}
         files = {f"model {self.model}": self.model, f"config {self.config}": self.config, **self.sources()}

@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ttsnap.pipelines.hub_errors import explain
 from ttsnap.pipelines.single_file import PICKLES, check_safetensors, first_line
-
-
-@dataclass
-class Loaded:
-    """A stock pipeline with what was added to it.
-
-    Attributes:
-        pipe: the pipeline.
-        lines: of Python that do the same to the pipeline of the model alone.
-        notes: for who sees the result.
-    """
-
-    pipe: Any
-    lines: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def listed(given: str | Sequence[str]) -> list[str]:

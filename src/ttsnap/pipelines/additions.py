@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.pipelines.added_files import (
-    Loaded,
     check_source,
     check_takes,
     folder_of,
@@ -25,7 +24,7 @@ from ttsnap.pipelines.added_files import (
 )
 from ttsnap.pipelines.embeddings import add_embedding, embeddings_in
 from ttsnap.pipelines.loras import Lora, add_loras, denoiser_of
-from ttsnap.pipelines.single_file import DENOISERS, check_safetensors
+from ttsnap.pipelines.single_file import DENOISERS, Loaded, check_safetensors
 
 ALIKE = ("latent_channels", "z_dim", "hidden_size", "d_model", "vocab_size", "projection_dim")
 

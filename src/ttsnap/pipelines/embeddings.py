@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ttsnap.pipelines.added_files import Loaded, check_takes, unfit, weights_in
-from ttsnap.pipelines.single_file import Refused, check_safetensors
+from ttsnap.pipelines.added_files import check_takes, unfit, weights_in
+from ttsnap.pipelines.single_file import Loaded, Refused, check_safetensors
 
 # Keys of textual inversions for several text encoders, and the parts that they belong to.
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "T5", "t5xxl": "T5"}

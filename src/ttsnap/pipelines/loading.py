@@ -13,21 +13,34 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from ttsnap.pipelines.added_files import Loaded
 from ttsnap.pipelines.additions import Additions
 from ttsnap.pipelines.hub_errors import explain
 from ttsnap.pipelines.models import MODELS
+from ttsnap.pipelines.quantization import (
+    KINDS,
+    cast,
+    check_place,
+    check_quantize,
+    config_of,
+    parts_of,
+    read_quantize,
+)
 from ttsnap.pipelines.single_file import (
+    GGUF,
     PICKLES,
+    Loaded,
     Refused,
     check_directory,
+    check_gguf,
     check_weights,
     load_file,
+    load_gguf,
+    parts_in,
     variant,
 )
 
 MODULAR = "modular_model_index.json"  # describes a pipeline that is made of blocks
-OFFLOADS = ("none", "model", "sequential")
+OFFLOADS = ("none", "model", "sequential", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +50,21 @@ class Loading(Additions):
     Attributes:
         device: Where it runs: cpu, cuda, cuda:1, mps (default: the best there is).
         dtype: float32, bfloat16 or float16 (default: bfloat16 on accelerators, float32 on the CPU).
-        offload: model: keep models that do not run in main memory; sequential: every layer; none.
+        offload: model: keep models that do not run in main memory; sequential: every layer; group: every layer, the
+            next one on its way while one runs; none.
+        quantize: Weights in fewer bits: nf4, bnb-int8 (bitsandbytes), int8, fp8 (torchao), fp8-cast; of the denoiser,
+            or such as int8:transformer,text_encoder_2.
         compile: Compile the denoiser's repeated blocks (torch.compile).
         attention_slicing: Attention in slices (UNets), for less memory.
         vae_slicing: Decode image by image, for less memory.
         vae_tiling: Decode large images in tiles.
-        config: Directory or hub id of the pipeline that a single .safetensors file belongs to.
+        config: Directory or hub id of the pipeline that a single .safetensors or .gguf file belongs to.
     """
 
     device: str | None = None
     dtype: str | None = None
     offload: str = "none"
+    quantize: str | None = None
     compile: bool = False
     attention_slicing: bool = False
     vae_slicing: bool = False
@@ -58,8 +75,12 @@ class Loading(Additions):
         """ValueError about what can be wrong without a model."""
         if self.offload not in OFFLOADS:
             raise ValueError(f"offload is {', '.join(OFFLOADS)}, got {self.offload!r}")
-        if self.compile and self.offload == "sequential":
-            raise ValueError("compile does not go with offload sequential; use offload model, or leave out compile")
+        if self.compile and self.offload in ("sequential", "group"):
+            raise ValueError(
+                f"compile does not go with offload {self.offload}; use offload model, or leave out compile"
+            )
+        if self.quantize is not None:
+            check_quantize(self.quantize)
         self.check_files()
 
 
@@ -83,17 +104,23 @@ def load(model: str, loading: Loading) -> Loaded:
         raise ValueError(f"unknown dtype {loading.dtype!r}; known are {', '.join(kinds)}")
     if loading.offload != "none" and where.type == "cpu":
         raise ValueError(f"offload {loading.offload} needs an accelerator to load from the CPU to; leave it out here")
+    if loading.quantize is not None:
+        check_place(loading.quantize, where)
     usual = torch.float32 if where.type == "cpu" else torch.bfloat16
     dtype = kinds[loading.dtype] if loading.dtype else usual
     if model in MODELS:
-        pipe = MODELS[model].load(loading.dtype and dtype)
+        if loading.quantize and KINDS[read_quantize(loading.quantize)[0]].package:
+            raise ValueError(f"--quantize {loading.quantize} is for a diffusers directory or hub id, not for {model}")
+        loaded = Loaded(MODELS[model].load(loading.dtype and dtype))
     else:
         check_model(model)
         loading.check_against(model)
-        pipe = _load(model, dtype, loading.config)
-        pipe.set_progress_bar_config(disable=True)
-    loaded = Loaded(pipe)
+        loaded = _load(model, dtype, loading)
+        loaded.pipe.set_progress_bar_config(disable=True)
+    pipe = loaded.pipe
     loading.add(loaded, pipe.dtype)
+    if loading.quantize and not KINDS[read_quantize(loading.quantize)[0]].package:
+        loaded.lines += cast(pipe, parts_of(loading.quantize, _model_names(pipe)))
     place(pipe, where, loading.offload)
     save_memory(pipe, loading)
     if loading.compile:
@@ -124,8 +151,12 @@ def check_model(model: str) -> None:
             "where you trust it"
         )
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ValueError(f"{model} is a file; a model file ends with .safetensors, else give its directory")
+        if path.suffix not in (".safetensors", GGUF):
+            raise ValueError(
+                f"{model} is a file; a model file ends with .safetensors or .gguf, else give its directory"
+            )
+        if path.suffix == GGUF:
+            check_gguf(path)
         return
     if path.is_dir() and not any((path / name).is_file() for name in ("model_index.json", MODULAR)):
         raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json{_instead(path)}")
@@ -168,6 +199,8 @@ def place(pipe: Any, device: Any, offload: str = "none") -> None:
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda")
     else:
         pipe.to(device)
 
@@ -229,31 +262,50 @@ def warm_up(sampler: Any) -> None:
     sampler.forget_prompts()
 
 
-def _load(model: str, dtype: Any, config: str | None) -> Any:
+def _load(model: str, dtype: Any, loading: Loading) -> Loaded:
     """A pipeline on the CPU."""
     from diffusers import DiffusionPipeline
 
-    path = Path(model)
+    path, config, quantize = Path(model), loading.config, loading.quantize
+    options = {"torch_dtype": dtype, "use_safetensors": True}
+    modular = path.is_dir() and not (path / "model_index.json").is_file()
     try:
+        if quantize and KINDS[read_quantize(quantize)[0]].package and (path.is_file() or modular):
+            raise Refused(f"--quantize {quantize} is for a diffusers directory or hub id; {model} is none")
+        if path.suffix == GGUF:
+            return load_gguf(path, dtype, config)
         if path.is_file():
-            return load_file(path, dtype, config)
+            return Loaded(load_file(path, dtype, config))
         if config is not None:
-            raise ValueError("config belongs to a single .safetensors file")
-        if path.is_dir() and not (path / "model_index.json").is_file():
-            return _load_modular(model, dtype)
+            raise ValueError("config belongs to a single .safetensors or .gguf file")
+        if modular:
+            return Loaded(_load_modular(model, dtype))
         if path.is_dir():
             check_directory(path)
+        lines = []
+        if quantize:
+            index = parts_in(dict(DiffusionPipeline.load_config(model)))
+            options["quantization_config"], written = config_of(quantize, parts_of(quantize, index), dtype)
+            line = f"pipe = diffusers.DiffusionPipeline.from_pretrained({model!r}, torch_dtype={dtype}, "
+            lines = [f"{line}quantization_config={written})"] if written else []
         try:
             found = variant(path) if path.is_dir() else None
-            return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, variant=found)
+            return Loaded(DiffusionPipeline.from_pretrained(model, variant=found, **options), lines)
         except OSError as error:
             if path.is_dir() or "model_index.json" not in str(error):
                 raise
-            return _load_modular(model, dtype)
+            return Loaded(_load_modular(model, dtype))
     except Refused:
         raise
     except Exception as error:
         raise ValueError(explain(model, error)) from error
+
+
+def _model_names(pipe: Any) -> list[str]:
+    """Names of the models of a pipeline."""
+    import torch
+
+    return [name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)]
 
 
 def _load_modular(model: str, dtype: Any) -> Any:

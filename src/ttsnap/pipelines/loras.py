@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttsnap.pipelines.added_files import Loaded, check_source, check_takes, split, unfit, weights_in
-from ttsnap.pipelines.single_file import DENOISERS, LORA, check_safetensors
+from ttsnap.pipelines.added_files import check_source, check_takes, split, unfit, weights_in
+from ttsnap.pipelines.single_file import DENOISERS, LORA, Loaded, check_safetensors
 
 PEFT = "base_model.model."  # how keys begin that peft itself saved
 
