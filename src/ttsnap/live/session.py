@@ -20,6 +20,7 @@ from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.loading import Loading, check_model, find_device, load, warm_up
 from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.pipelines.schedulers import check_fits, check_scheduler, with_scheduler
+from ttsnap.pipelines.sizes import rounded, sized
 from ttsnap.policies import SuccessiveHalving, UntilGood, default_policy, tuned_policy
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def load_sampler(
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; `pictures` (a `Pictures`) are
-            given to the pipeline, or to its variant that takes them; `scheduler` is one in place of the pipeline's own,
+            given to the pipeline, or to its variant that takes them; `aspect_ratio`, such as `3:2`, in place of
+            height and width, at the model's own area; `scheduler` is one in place of the pipeline's own,
             see `ttsnap.pipelines.schedulers`.
 
     Raises:
@@ -104,9 +106,9 @@ def load_sampler(
         pipe, options = pictures.give(pipe, options)
     if name in MODELS:
         options = {**MODELS[name].arguments, **options}
-    from ttsnap.pipelines.sampler import Sampler
-
-    sampler = Sampler(pipe, example=prompt, **options)
+    if ratio := options.pop("aspect_ratio", None):
+        options |= sized(pipe, ratio, options)
+    sampler = sampler_of(pipe, prompt, options)
     sampler.prelude = "; ".join(lines)
     for note in notes:
         sampler.note(note)
@@ -117,6 +119,22 @@ def load_sampler(
 
         attach(sampler, diversity)
     previews.attach(sampler, preview)
+    return sampler
+
+
+def sampler_of(pipe: Any, prompt: str, options: dict[str, Any]) -> Sampler:
+    """A sampler; of a size that the pipeline refuses the nearest that it takes, with a note."""
+    from ttsnap.pipelines.sampler import Sampler
+
+    try:
+        return Sampler(pipe, example=prompt, **options)
+    except ValueError as error:
+        if (nearest := rounded(error, options)) is None:
+            raise
+        sampler = Sampler(pipe, example=prompt, **options | nearest)
+    sides = (" x ".join(str(size[side]) for side in ("width", "height") if side in size) for size in (nearest, options))
+    made, asked = sides
+    sampler.note(f"{type(pipe).__name__} makes no images of {asked}; these are of {made}, the nearest that it makes")
     return sampler
 
 

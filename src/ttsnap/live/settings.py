@@ -19,6 +19,7 @@ from ttsnap.files.pictures import LONGEST_SIDE, Pictures, parse_frames
 from ttsnap.pipelines.additions import Additions
 from ttsnap.pipelines.loading import Loading
 from ttsnap.pipelines.schedulers import check_scheduler
+from ttsnap.pipelines.sizes import read_ratio
 
 if TYPE_CHECKING:
     from ttsnap.core.grid import Policy
@@ -37,7 +38,7 @@ class CallSettings:
     Attributes:
         model: `shapes` (embedded), a hub id, a diffusers directory, or a .safetensors or .gguf file.
         steps: Denoiser calls of a finished image.
-        size: Image size in pixels: 512 or 768x512 (width x height).
+        size: Image size in pixels: 512 or 768x512 (width x height), or a ratio such as 3:2 at the model's own area.
         guidance: Guidance scale of the model.
         negative_prompt: What guidance leads away from.
         scheduler: euler, euler-karras, ddim, dpm, dpm-karras, or any of diffusers with options of its own, such as
@@ -328,13 +329,18 @@ def read_weights(text: str | None) -> tuple[float, ...] | None:
     return weights
 
 
-def read_size(text: str | None) -> dict[str, int]:
-    """Height and width of `512` or `768x512`."""
+def read_size(text: str | None) -> dict[str, Any]:
+    """Height and width of `512` or `768x512`; of `3:2` the aspect ratio."""
     if text is None:
         return {}
+    if ":" in text:
+        read_ratio(text)
+        return {"aspect_ratio": text}
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"--size takes pixels such as 512 or 768x512 (width x height), got {text!r}")
+        raise ValueError(
+            f"--size takes pixels such as 512 or 768x512 (width x height), or a ratio such as 3:2, got {text!r}"
+        )
     if max(map(int, parts)) > LONGEST_SIDE:
         raise ValueError(f"--size is at most {LONGEST_SIDE} pixels a side, got {text}")
     return {"width": int(parts[0]), "height": int(parts[-1])}
