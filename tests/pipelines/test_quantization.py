@@ -62,7 +62,7 @@ def write_gguf(weights, path):
     writer = gguf.GGUFWriter(str(path), "denoiser")
     for name, value in weights.items():
         array = value.float().numpy()
-        if value.ndim == 2 and value.shape[1] % 32 == 0:
+        if name.endswith(".weight") and value.ndim == 2 and value.shape[1] % 32 == 0:
             writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, np.ascontiguousarray(array))
