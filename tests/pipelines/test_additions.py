@@ -113,8 +113,8 @@ def in_kohya_layout(pipe, family, folder):
 @pytest.mark.parametrize(
     ("family", "layout"),
     [
-        ("sdxl", in_diffusers_layout),
         ("flux", in_kohya_layout),
+        pytest.param("sdxl", in_diffusers_layout, marks=pytest.mark.slow),
         pytest.param("flux", in_diffusers_layout, marks=pytest.mark.slow),
         pytest.param("sdxl", in_kohya_layout, marks=pytest.mark.slow),
     ],
@@ -253,3 +253,10 @@ def test_on_the_command_line(models, tmp_path, ttsnap):
     line = json.loads(out)["reproduce"]
     assert f"pipe.load_lora_weights({str(file)!r}, adapter_name='style_2'" in line
     assert "pipe.set_adapters(['style', 'style_2'], [0.5, 1.0])" in line
+    again = ["generate", "--from", tmp_path / "o" / "best.png", "--model", models / "flux", "--out", tmp_path / "p"]
+    again += ["--reward", "tests.pipelines.tiny:redness"]
+    code, _, err = ttsnap(*again)
+    assert (code, "there is no LoRA 'style.safetensors'; give a .safetensors file" in err) == (2, True), err
+    code, _, err = ttsnap(*again, "--lora", f"{file}:.5", "--lora", file)
+    assert code == 0, err
+    assert (tmp_path / "p" / "best.png").read_bytes() == (tmp_path / "o" / "best.png").read_bytes()

@@ -219,7 +219,7 @@ def test_no_network_and_offline_say_so(tmp_path):
 
 def test_options_are_checked(folder, stock):
     for loading, message in (
-        (Loading(device="cpu", offload="disk"), "offload is none, model, sequential, got 'disk'"),
+        (Loading(device="cpu", offload="disk"), "offload is none, model, sequential, group, got 'disk'"),
         (Loading(device="cpu", offload="model"), "needs an accelerator"),
         (Loading(device="cpu", offload="sequential"), "offload sequential needs an accelerator"),
         (Loading(device="cpu", offload="sequential", compile=True), "does not go with offload sequential"),

@@ -124,6 +124,7 @@ def test_weights_that_torchao_quantizes(folder, kind, config):
     assert torch.equal(reproduced(sampler, folder), expected)
 
 
+@pytest.mark.slow
 def test_layers_that_come_when_they_run(folder):
     pipe = stock(folder)
     place(pipe, torch.device("cpu"), "group")

@@ -150,13 +150,15 @@ def _table(path: Path, text: str, first: str, column: str | None) -> list[str]:
     """The column of prompts of a table, with a header or without."""
     tab = path.suffix.lower() == ".tsv" or "\t" in first
     delimiter = "\t" if tab else (";" if first.count(";") > first.count(",") else ",")
-    quoting = csv.QUOTE_NONE if tab and '"' not in first else csv.QUOTE_MINIMAL  # an inch mark is no quote
+    bare = tab and '"' not in first  # then a quote in a prompt is an inch mark, or what it says
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=not tab))
+        lines = io.StringIO(text, newline="")
+        quoting = csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL
+        rows = list(csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=not tab))  # type: ignore[arg-type]
     except csv.Error as error:
         raise ValueError(f"{path} is not a valid table: {error}") from error
     rows = [row for row in rows if any(cell.strip() for cell in row)]
-    if quoting == csv.QUOTE_NONE:
+    if bare:
         rows = [[_unquoted(cell) for cell in row] for row in rows]
     if not rows:
         return []

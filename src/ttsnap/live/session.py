@@ -17,6 +17,7 @@ from ttsnap.live import reporting
 from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
+from ttsnap.pipelines.additions import Additions
 from ttsnap.pipelines.loading import Loading, check_model, find_device, load, warm_up
 from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.pipelines.schedulers import check_fits, check_scheduler, with_scheduler
@@ -367,7 +368,8 @@ def prepare(
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
-    asked |= {"dtype": dtype, "config": options.get("config")}
+    asked |= {"dtype": dtype, "config": options.get("config"), "quantize": options.get("quantize")}
+    asked |= {field.name: options.get(field.name) for field in fields(Additions)}
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)
@@ -414,7 +416,7 @@ def prepare(
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
         second,
-        {name: value for name, value in asked.items() if isinstance(value, str)},
+        {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)},
     )
 
 

@@ -139,7 +139,8 @@ def _replace(loaded: Loaded, part: str, source: str, dtype: Any) -> None:
 
 
 def _plain(config: Any) -> Mapping[str, Any]:
-    return config.to_dict() if hasattr(config, "to_dict") else config
+    plain: Mapping[str, Any] = config.to_dict() if hasattr(config, "to_dict") else config
+    return plain
 
 
 def _check_alike(part: str, source: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -64,7 +64,9 @@ def embeddings_in(file: Path) -> dict[str, str]:
 
 def _encoder(pipe: Any, part: str) -> str:
     """The text encoder of that name, or that is a T5."""
-    names = [name for name in pipe.components if name.startswith("text_encoder") and getattr(pipe, name) is not None]
+    names: list[str] = [
+        name for name in pipe.components if name.startswith("text_encoder") and getattr(pipe, name) is not None
+    ]
     found = next((name for name in names if name == part or type(getattr(pipe, name)).__name__.startswith(part)), None)
     if found is None:
         raise ValueError(f"it is also for a {part}, and this pipeline has {', '.join(names)}")

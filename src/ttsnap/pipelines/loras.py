@@ -67,7 +67,7 @@ def add_loras(loaded: Loaded, loras: Sequence[Lora]) -> None:
     Raises:
         ValueError: one does not fit the pipeline.
     """
-    pipe, names = loaded.pipe, []
+    pipe, names = loaded.pipe, list[str]()
     if loras:
         check_takes(type(pipe), "load_lora_weights", "LoRA")
     for lora in loras:

@@ -169,12 +169,12 @@ def load_gguf(path: Path, dtype: Any, config: str | None) -> Loaded:
     if config is None:
         raise Refused(f"{path} holds a denoiser alone; give the directory or hub id of its pipeline as config")
     parts = parts_in(dict(diffusers.DiffusionPipeline.load_config(config)))
-    part = next((name for name in DENOISERS if name in parts), None)
-    kind = getattr(diffusers, parts[part][1]) if part else None
+    part = next((name for name in DENOISERS if name in parts), "")
+    kind: Any = getattr(diffusers, parts[part][1]) if part else None
     if not hasattr(kind, "from_single_file"):
         raise Refused(f"diffusers reads no denoiser of {config} from a single file; give another model")
     if Path(config).is_dir():
-        check_directory(Path(config), without=[str(part)])
+        check_directory(Path(config), without=[part])
     options = {"config": config, "subfolder": part, "torch_dtype": dtype}
     try:
         quantized = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
