@@ -244,6 +244,16 @@ def test_a_lora_of_another_model_is_refused(models, tmp_path):
             load(str(models / "flux"), Loading(device="cpu", lora=(str(tmp_path / f"{name}.safetensors"),)))
 
 
+def test_a_lora_that_is_not_here_is_told_apart_from_the_model(models, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match="^repository 'owner/name/style.safetensors' is not on this machine and HF_HUB_OFFLINE is set"
+    ):
+        load(str(models / "flux"), Loading(device="cpu", lora=("owner/name/style.safetensors:.5",)))
+
+
 def test_on_the_command_line(models, tmp_path, ttsnap):
     file = in_diffusers_layout(stock(models / "flux"), "flux", tmp_path)
     asked = ["generate", PROMPT, "--model", models / "flux", "--size", 32, "--steps", 2, "--candidates", 2]

@@ -79,5 +79,5 @@ def check_takes(kind: type, method: str, what: str) -> None:
 def unfit(source: str, pipe: Any, error: BaseException) -> ValueError:
     """Why something could not be added, in one sentence."""
     if not Path(source).exists():
-        return ValueError(explain(source, error))
+        return ValueError(explain(source, error, "repository"))
     return ValueError(f"{source} does not fit {type(pipe).__name__}: {first_line(error)}")
