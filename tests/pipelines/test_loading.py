@@ -129,7 +129,7 @@ def test_what_is_no_pipeline_is_told_apart(tmp_path, folder):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "old.ckpt").write_bytes(b"x")
     for model, message in {
-        lora: "it seems to be a LoRA: load its base",
+        lora: "it seems to be a LoRA: give its base as --model",
         lora / "pytorch_lora_weights.safetensors": "is a LoRA, not a whole model",
         folder / "transformer": "it holds one part of a pipeline",
         tmp_path: "has no model_index.json",
@@ -219,7 +219,7 @@ def test_no_network_and_offline_say_so(tmp_path):
 
 def test_options_are_checked(folder, stock):
     for loading, message in (
-        (Loading(device="cpu", offload="disk"), "offload is none, model, sequential, got 'disk'"),
+        (Loading(device="cpu", offload="disk"), "offload is none, model, sequential, group, got 'disk'"),
         (Loading(device="cpu", offload="model"), "needs an accelerator"),
         (Loading(device="cpu", offload="sequential"), "offload sequential needs an accelerator"),
         (Loading(device="cpu", offload="sequential", compile=True), "does not go with offload sequential"),

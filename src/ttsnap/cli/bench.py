@@ -20,6 +20,7 @@ What = Parameter(group=SEARCH)
 def bench(
     *prompt: str,
     prompts: Annotated[str | None, What] = None,
+    prompt_column: Annotated[str | None, What] = None,
     prompt_range: Annotated[str | None, What] = None,
     reward: Annotated[str | None, What] = None,
     looks: Annotated[str | None, What] = None,
@@ -36,7 +37,8 @@ def bench(
 
     Args:
         prompt: Prompts.
-        prompts: File with prompts (.txt, one per line, or .json), or shapes:held-out.
+        prompts: File with prompts (.txt, one per line, .csv, .tsv, .json or .jsonl), or shapes:held-out.
+        prompt_column: Column of the table or JSON with the prompts, by name or number.
         prompt_range: Part of the prompts, such as 0:20.
         reward: Reward that judges (default: the model's own); a noise-aware one is measured as it serves, too.
         looks: Kinds of looks, such as full,tiny,small=128,linear (default: all that this model has).
@@ -55,7 +57,7 @@ def bench(
     from ttsnap.live.session import reward_of
 
     check_ranges(candidates=(candidates, 2, MAX_CANDIDATES), seed=(seed, 0, MAX_SEED))
-    texts = read_prompts(prompt, prompts, verb="bench")
+    texts = read_prompts(prompt, prompts, verb="bench", column=prompt_column, wildcards=True)
     texts = [texts[p] for p in read_range(prompt_range, len(texts))]
     name = str(reward_of(model.model, reward, pushed=model.diversity is not None))
     if len(rewards.names_of(name)) != 1:

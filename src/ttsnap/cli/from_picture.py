@@ -71,7 +71,8 @@ def recipe(picture: Path, model: ModelSettings, pictures: Pictures) -> Mapping[s
     own = _own(picture)
     here = {"image": pictures.image, "mask_image": pictures.mask, "control_image": pictures.control_image}
     given = {name for name, path in here.items() if path is not None}
-    given |= {name for name, value in vars(model).items() if value != own["settings"].get(name)}
+    now = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(model).items()}
+    given |= {name for name, value in now.items() if value != own["settings"].get(name)}
     if missing := [name for name in own.get("local", ()) if name not in given]:
         names = {"mask_image": "--mask", "control_image": "--control-image"}
         wanted = ", ".join(names.get(name, f"--{name.replace('_', '-')}") for name in missing)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 def generate(
     *prompt: str,
     prompts: Annotated[str | None, Parameter(group=SEARCH)] = None,
+    prompt_column: Annotated[str | None, Parameter(group=SEARCH)] = None,
     source: Annotated[Path | None, Parameter(name="--from", group=SEARCH)] = None,
     search: SearchOptions = SearchSettings(),
     model: ModelOptions = ModelSettings(),
@@ -50,8 +51,9 @@ def generate(
     Try: ttsnap generate "a red circle left of a blue square"
 
     Args:
-        prompt: What to paint; several prompts give several images.
-        prompts: File with prompts: .txt (one per line) or .json (a list of strings).
+        prompt: What to paint; several prompts give several images; {red|blue} stands for one with each.
+        prompts: File with prompts: .txt (one per line), .csv, .tsv, .json or .jsonl (with a column prompt).
+        prompt_column: Column of the table or JSON with the prompts, by name or number.
         source: Picture that ttsnap made: its prompt and its settings, where no others are given.
         out: Output folder, local or such as s3://bucket/x (default: out/ and the prompt).
         top: Save this many of the best finished images.
@@ -70,7 +72,7 @@ def generate(
         made = from_picture.recipe(source, model, pictures)
         place = made.get("place", 0)
         prompt = prompt or (() if prompts else (made["prompt"],))
-    texts = read_prompts(prompt, prompts)
+    texts = read_prompts(prompt, prompts, column=prompt_column, wildcards=True)
     if top < 1:
         raise ValueError(f"--top must be at least 1, got {top}")
     if search.different and top < 2:

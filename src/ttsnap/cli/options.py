@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from ttsnap.files.pictures import Pictures
+from ttsnap.files.prompts import read_prompt_file, variants
 from ttsnap.live.settings import ModelSettings, SearchSettings, read_numbers
 
 if TYPE_CHECKING:
     from ttsnap.cluster.scheduling import Pool
 
 MAX_PROMPT = 10_000  # characters
-MAX_FILE = 64 << 20  # bytes of a file with prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +97,25 @@ Rule = Annotated[
 ]
 
 
-def read_prompts(given: Sequence[str], source: str | None, *, verb: str = "generate") -> list[str]:
-    """Prompts of the command line, or of a file or built-in list."""
+def read_prompts(
+    given: Sequence[str],
+    source: str | None,
+    *,
+    verb: str = "generate",
+    column: str | None = None,
+    wildcards: bool = False,
+) -> list[str]:
+    """Prompts of the command line, or of a file or built-in list.
+
+    Args:
+        given: on the command line.
+        source: a file or list in their place.
+        verb: that the example in the error message has.
+        column: of a file that is a table, the one with the prompts.
+        wildcards: put every prompt that `{a|b}` stands for in its place.
+    """
+    if column is not None and source is None:
+        raise ValueError("--prompt-column belongs to --prompts with a table")
     if source is None:
         prompts = list(given)
     elif given:
@@ -110,7 +126,9 @@ def read_prompts(given: Sequence[str], source: str | None, *, verb: str = "gener
             raise ValueError(f"unknown prompts {source!r}; known are {', '.join(lists)}, or a file")
         prompts = lists[source]()
     else:
-        prompts = _read_file(Path(source))
+        prompts = read_prompt_file(Path(source), column)
+    if wildcards:
+        prompts = [variant for prompt in prompts for variant in variants(prompt)]
     if not prompts:
         raise ValueError(f'give a prompt, such as: ttsnap {verb} "a red circle left of a blue square"')
     for number, prompt in enumerate(prompts, 1):
@@ -128,27 +146,6 @@ def _lists() -> dict[str, Callable[[], list[str]]]:
     from ttsnap.pipelines.models import MODELS
 
     return {f"{name}:{kind}": read for name, model in MODELS.items() for kind, read in model.prompts.items()}
-
-
-def _read_file(file: Path) -> list[str]:
-    """A text file with one prompt per line, or a JSON list of strings."""
-    try:
-        if file.stat().st_size > MAX_FILE:
-            raise ValueError(f"{file} is larger than {MAX_FILE >> 20} MiB; split the prompts")
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot read prompts from {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read prompts from {file}: it is not UTF-8 text") from error
-    if file.suffix != ".json":
-        return [line for line in text.splitlines() if line.strip()]
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(data, list) or not all(isinstance(item, str) for item in data):
-        raise ValueError(f'{file} must hold a JSON list of strings, such as ["a red circle", "a blue square"]')
-    return data
 
 
 def read_range(text: str | None, count: int) -> range:

@@ -33,6 +33,7 @@ def record(
     *prompt: str,
     out: Annotated[str, Parameter(group=OUTPUT)],
     prompts: Annotated[str | None, What] = None,
+    prompt_column: Annotated[str | None, What] = None,
     prompt_range: Annotated[str | None, What] = None,
     per_prompt: Annotated[int, What] = 8,
     reward: Annotated[str | None, What] = None,
@@ -55,7 +56,8 @@ def record(
     Args:
         prompt: Prompts.
         out: Folder to write, local or such as s3://bucket/x; the same command goes on with it.
-        prompts: File with prompts (.txt, one per line, or .json), or shapes:train, shapes:held-out.
+        prompts: File with prompts (.txt, one per line, .csv, .tsv, .json or .jsonl), or shapes:train, shapes:held-out.
+        prompt_column: Column of the table or JSON with the prompts, by name or number.
         prompt_range: Part of the prompts, such as 0:400.
         per_prompt: Candidates per prompt.
         reward: Write these rewards straight into a recording, and no images.
@@ -78,7 +80,7 @@ def record(
     check_ranges(
         per_prompt=(per_prompt, 1, MAX_CANDIDATES), seed=(seed, 0, MAX_SEED), store_size=(store_size, 1, LONGEST_SIDE)
     )
-    texts = read_prompts(prompt, prompts, verb="record --out DIR")
+    texts = read_prompts(prompt, prompts, verb="record --out DIR", column=prompt_column, wildcards=True)
     part, place = read_range(prompt_range, len(texts)), location(out, absolute=True)
     if image_format not in FORMATS:
         raise ValueError(f"--format is {' or '.join(FORMATS)}, got {image_format!r}")
@@ -131,4 +133,5 @@ def described(
     settings = {"model": model.model, "dtype": dtype, **found, "seed": seed}
     settings |= {"preview": model.preview} if sampler.preview else {}
     settings |= {"look_frames": list(sampler.look_frames)} if sampler.look_frames else {}
-    return settings | {name: asked[name] for name in ("scheduler", "diversity", "contents") if asked.get(name)}
+    names = ("scheduler", "diversity", "lora", "embedding", "vae", "text_encoder", "quantize", "contents")
+    return settings | {name: asked[name] for name in names if asked.get(name)}

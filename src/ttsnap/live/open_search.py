@@ -65,7 +65,7 @@ class Setup:
     held_out: dict[str, Callable[..., Any]] = field(default_factory=dict)
     held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
     second: str | None = None
-    asked: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def targets(self) -> list[str]:

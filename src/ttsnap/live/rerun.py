@@ -21,6 +21,7 @@ from ttsnap.core import __version__
 from ttsnap.core.ranking import WeightedSum
 from ttsnap.files.metadata import Metadata, Parameters
 from ttsnap.live.settings import fingerprint
+from ttsnap.pipelines.added_files import listed, split
 from ttsnap.pipelines.models import MODELS
 from ttsnap.rewards import REWARDS
 
@@ -112,7 +113,12 @@ def origin_of(setup: Setup, seed: int, place: int = 0) -> Origin:
     found["reward"] = asked.get("reward") or ",".join(setup.judges)
     if not all(re.split("[=+:]", name)[0] in REWARDS or ":" in name for name in found["reward"].split(",")):
         local.add("reward")  # a callable of one's own
-    found |= {name: asked[name] for name in ("scheduler", "config") if asked.get(name)}
+    found |= {name: asked[name] for name in ("scheduler", "config", "quantize", "vae") if asked.get(name)}
+    for name in ("lora", "embedding", "text_encoder"):
+        given = listed(asked.get(name, ()))
+        found[name] = [_public_source(text) for text in given]
+        if found[name] != given:
+            local.add(name)
     found["look_frames"] = ",".join(map(str, sampler.look_frames))
     found["weights"] = (
         ",".join(f"{w:g}" for w in setup.combine.weights) if isinstance(setup.combine, WeightedSum) else ""
@@ -250,6 +256,15 @@ def _public(text: str) -> str:
     """A name without the folders of this machine: in `NAME=/home/me/weights.pt` the last part is left."""
     parts = re.split(r"([=+,])", text)
     return "".join(Path(part).name if _is_path(part) else part for part in parts)
+
+
+def _public_source(text: str) -> str:
+    """The same of `FILE:WEIGHT` and `PART=DIR`."""
+    named, end = split(text)
+    part, equals, source = named.rpartition("=")
+    if Path(source).exists():
+        source = Path(source).name
+    return f"{part}{equals}{source}" + (f":{end}" if end is not None else "")
 
 
 def _is_path(text: str) -> bool:

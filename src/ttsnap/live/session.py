@@ -17,8 +17,11 @@ from ttsnap.live import reporting
 from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
-from ttsnap.pipelines.loading import Loading, check_model, find_device, load_model, warm_up, with_scheduler
+from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.loading import Loading, check_model, find_device, load, warm_up
 from ttsnap.pipelines.models import MODELS, model_name
+from ttsnap.pipelines.schedulers import check_fits, check_scheduler, with_scheduler
+from ttsnap.pipelines.sizes import rounded, sized
 from ttsnap.policies import SuccessiveHalving, UntilGood, default_policy, tuned_policy
 
 if TYPE_CHECKING:
@@ -70,8 +73,9 @@ def load_sampler(
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; `pictures` (a `Pictures`) are
-            given to the pipeline, or to its variant that takes them; `scheduler` is a name of
-            `ttsnap.pipelines.loading.SCHEDULERS` in place of the pipeline's own.
+            given to the pipeline, or to its variant that takes them; `aspect_ratio`, such as `3:2`, in place of
+            height and width, at the model's own area; `scheduler` is one in place of the pipeline's own,
+            see `ttsnap.pipelines.schedulers`.
 
     Raises:
         ValueError: no such model, device, dtype or option value.
@@ -83,24 +87,32 @@ def load_sampler(
     name = model_name(pipe)
     loads = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in loads if (value := options.pop(key)) is not None}
+    scheduler, lines, notes = options.pop("scheduler", None), [], []
+    if scheduler:
+        check_scheduler(scheduler)
     if isinstance(pipe, str):
+        if scheduler:
+            check_fits(str(MODELS[pipe].weights) if pipe in MODELS else pipe, scheduler)
         loading = Loading(device=device, dtype=dtype, **given)
-        pipe = load_model(pipe, loading)
+        loaded = load(pipe, loading)
+        pipe, lines, notes = loaded.pipe, loaded.lines, loaded.notes
     else:
         loading = Loading()
         if unfit := [key for key, value in given.items() if value != getattr(loading, key)]:
             raise ValueError(f"{', '.join(unfit)} is for a model that is named; a pipeline is used as it is")
-    prelude = ""
-    if scheduler := options.pop("scheduler", None):
-        pipe, prelude = with_scheduler(pipe, scheduler)
+    if scheduler:
+        pipe, line = with_scheduler(pipe, scheduler)
+        lines = [*lines, line]
     if pictures := options.pop("pictures", None):
         pipe, options = pictures.give(pipe, options)
     if name in MODELS:
         options = {**MODELS[name].arguments, **options}
-    from ttsnap.pipelines.sampler import Sampler
-
-    sampler = Sampler(pipe, example=prompt, **options)
-    sampler.prelude = prelude
+    if ratio := options.pop("aspect_ratio", None):
+        options |= sized(pipe, ratio, options)
+    sampler = sampler_of(pipe, prompt, options)
+    sampler.prelude = "; ".join(lines)
+    for note in notes:
+        sampler.note(note)
     if loading.compile:
         warm_up(sampler)
     if diversity:
@@ -108,6 +120,22 @@ def load_sampler(
 
         attach(sampler, diversity)
     previews.attach(sampler, preview)
+    return sampler
+
+
+def sampler_of(pipe: Any, prompt: str, options: dict[str, Any]) -> Sampler:
+    """A sampler; of a size that the pipeline refuses the nearest that it takes, with a note."""
+    from ttsnap.pipelines.sampler import Sampler
+
+    try:
+        return Sampler(pipe, example=prompt, **options)
+    except ValueError as error:
+        if (nearest := rounded(error, options)) is None:
+            raise
+        sampler = Sampler(pipe, example=prompt, **options | nearest)
+    sides = (" x ".join(str(size[side]) for side in ("width", "height") if side in size) for size in (nearest, options))
+    made, asked = sides
+    sampler.note(f"{type(pipe).__name__} makes no images of {asked}; these are of {made}, the nearest that it makes")
     return sampler
 
 
@@ -340,7 +368,8 @@ def prepare(
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
-    asked |= {"dtype": dtype, "config": options.get("config")}
+    asked |= {"dtype": dtype, "config": options.get("config"), "quantize": options.get("quantize")}
+    asked |= {field.name: options.get(field.name) for field in fields(Additions)}
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)
@@ -387,7 +416,7 @@ def prepare(
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
         second,
-        {name: value for name, value in asked.items() if isinstance(value, str)},
+        {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)},
     )
 
 

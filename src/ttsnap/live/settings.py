@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.core import MAX_CANDIDATES
+from ttsnap.core.values import read_value
 from ttsnap.files.pictures import LONGEST_SIDE, Pictures, parse_frames
-from ttsnap.pipelines.loading import Loading, check_scheduler
+from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.loading import Loading
+from ttsnap.pipelines.schedulers import check_scheduler
+from ttsnap.pipelines.sizes import read_ratio
 
 if TYPE_CHECKING:
     from ttsnap.core.grid import Policy
@@ -32,12 +36,13 @@ class CallSettings:
     """The model, the arguments of its call, and what is done beside it.
 
     Attributes:
-        model: `shapes` (embedded), a hub id, a diffusers directory or a .safetensors file.
+        model: `shapes` (embedded), a hub id, a diffusers directory, or a .safetensors or .gguf file.
         steps: Denoiser calls of a finished image.
-        size: Image size in pixels: 512 or 768x512 (width x height).
+        size: Image size in pixels: 512 or 768x512 (width x height), or a ratio such as 3:2 at the model's own area.
         guidance: Guidance scale of the model.
         negative_prompt: What guidance leads away from.
-        scheduler: euler, euler-karras, ddim, dpm, dpm-karras, in place of its own.
+        scheduler: euler, euler-karras, ddim, dpm, dpm-karras, or any of diffusers with options of its own, such as
+            UniPCMultistep,solver_order=3, in place of its own.
         call: Any other argument of the pipeline's call, such as true_cfg_scale=4 or eta=.5 (may be repeated).
         preview: What early looks see: auto, full, tiny[=DIR], small[=PIXELS] or linear (finished images: always full).
         diversity: Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).
@@ -125,9 +130,16 @@ class ModelSettings(Loading, CallSettings):
         """What decides the images, as a JSON object, with the contents of the files that are named."""
         options = {key: value for key, value in self.arguments().items() if key != "max_batch"}
         negtome = self._negtome()
-        found = {"model": self.model, "dtype": self.dtype, "preview": self.preview, **options}
+        found = {
+            "model": self.model,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+            "preview": self.preview,
+            **options,
+        }
         found["diversity"] = negtome.to_dict() if negtome else None
-        files = {f"model {self.model}": self.model, f"config {self.config}": self.config}
+        found |= {part.name: getattr(self, part.name) or None for part in fields(Additions)}
+        files = {f"model {self.model}": self.model, f"config {self.config}": self.config, **self.sources()}
         found["contents"] = contents({name: Path(path) for name, path in files.items() if path})
         return found
 
@@ -317,13 +329,18 @@ def read_weights(text: str | None) -> tuple[float, ...] | None:
     return weights
 
 
-def read_size(text: str | None) -> dict[str, int]:
-    """Height and width of `512` or `768x512`."""
+def read_size(text: str | None) -> dict[str, Any]:
+    """Height and width of `512` or `768x512`; of `3:2` the aspect ratio."""
     if text is None:
         return {}
+    if ":" in text:
+        read_ratio(text)
+        return {"aspect_ratio": text}
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"--size takes pixels such as 512 or 768x512 (width x height), got {text!r}")
+        raise ValueError(
+            f"--size takes pixels such as 512 or 768x512 (width x height), or a ratio such as 3:2, got {text!r}"
+        )
     if max(map(int, parts)) > LONGEST_SIDE:
         raise ValueError(f"--size is at most {LONGEST_SIDE} pixels a side, got {text}")
     return {"width": int(parts[0]), "height": int(parts[-1])}
@@ -336,11 +353,7 @@ def read_call(arguments: Iterable[str]) -> dict[str, Any]:
         name, equals, value = argument.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--call takes an argument such as true_cfg_scale=4, got {argument!r}")
-        number = f"0{value}" if value.startswith(".") else value
-        try:
-            found[name] = json.loads(number)
-        except ValueError:
-            found[name] = value
+        found[name] = read_value(value)
     return found
 
 

@@ -6,58 +6,65 @@ can run code when it is opened.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
+from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.hub_errors import explain
 from ttsnap.pipelines.models import MODELS
+from ttsnap.pipelines.quantization import (
+    KINDS,
+    cast,
+    check_place,
+    check_quantize,
+    config_of,
+    parts_of,
+    read_quantize,
+)
 from ttsnap.pipelines.single_file import (
+    GGUF,
     PICKLES,
+    Loaded,
     Refused,
     check_directory,
+    check_gguf,
     check_weights,
-    first_line,
     load_file,
+    load_gguf,
+    parts_in,
     variant,
 )
 
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
-    "ddim": ("DDIMScheduler", {}),
-    "dpm": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
-    "dpm-karras": (
-        "DPMSolverMultistepScheduler",
-        {"solver_order": 2, "algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-}
 MODULAR = "modular_model_index.json"  # describes a pipeline that is made of blocks
-OFFLOADS = ("none", "model", "sequential")
+OFFLOADS = ("none", "model", "sequential", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loading:
+class Loading(Additions):
     """How a model that is named is loaded.
 
     Attributes:
         device: Where it runs: cpu, cuda, cuda:1, mps (default: the best there is).
         dtype: float32, bfloat16 or float16 (default: bfloat16 on accelerators, float32 on the CPU).
-        offload: model: keep models that do not run in main memory; sequential: every layer; none.
+        offload: model: keep models that do not run in main memory; sequential: every layer; group: every layer, the
+            next one on its way while one runs; none.
+        quantize: Weights in fewer bits: nf4, bnb-int8 (bitsandbytes), int8, fp8 (torchao), fp8-cast; of the denoiser,
+            or such as int8:transformer,text_encoder_2.
         compile: Compile the denoiser's repeated blocks (torch.compile).
         attention_slicing: Attention in slices (UNets), for less memory.
         vae_slicing: Decode image by image, for less memory.
         vae_tiling: Decode large images in tiles.
-        config: Directory or hub id of the pipeline that a single .safetensors file belongs to.
+        config: Directory or hub id of the pipeline that a single .safetensors or .gguf file belongs to.
     """
 
     device: str | None = None
     dtype: str | None = None
     offload: str = "none"
+    quantize: str | None = None
     compile: bool = False
     attention_slicing: bool = False
     vae_slicing: bool = False
@@ -68,19 +75,28 @@ class Loading:
         """ValueError about what can be wrong without a model."""
         if self.offload not in OFFLOADS:
             raise ValueError(f"offload is {', '.join(OFFLOADS)}, got {self.offload!r}")
-        if self.compile and self.offload == "sequential":
-            raise ValueError("compile does not go with offload sequential; use offload model, or leave out compile")
+        if self.compile and self.offload in ("sequential", "group"):
+            raise ValueError(
+                f"compile does not go with offload {self.offload}; use offload model, or leave out compile"
+            )
+        if self.quantize is not None:
+            check_quantize(self.quantize)
+        self.check_files()
 
 
 def load_model(model: str, loading: Loading | None = None) -> Any:
-    """A stock pipeline: `shapes`, a diffusers directory, a hub id, or a single .safetensors file.
+    """A stock pipeline: `shapes`, a diffusers directory, a hub id, or a single .safetensors file; see `load`."""
+    return load(model, loading or Loading()).pipe
+
+
+def load(model: str, loading: Loading) -> Loaded:
+    """A stock pipeline with what is to be added to it, and the lines that make the stock pipeline this one.
 
     Raises:
         ValueError: no such model, device, dtype or option; the message says what would work.
     """
     import torch
 
-    loading = loading or Loading()
     loading.check()
     where = find_device(loading.device)
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,18 +104,28 @@ def load_model(model: str, loading: Loading | None = None) -> Any:
         raise ValueError(f"unknown dtype {loading.dtype!r}; known are {', '.join(kinds)}")
     if loading.offload != "none" and where.type == "cpu":
         raise ValueError(f"offload {loading.offload} needs an accelerator to load from the CPU to; leave it out here")
+    if loading.quantize is not None:
+        check_place(loading.quantize, where)
+    usual = torch.float32 if where.type == "cpu" else torch.bfloat16
+    dtype = kinds[loading.dtype] if loading.dtype else usual
     if model in MODELS:
-        pipe = MODELS[model].load(loading.dtype and kinds[loading.dtype])
+        if loading.quantize and KINDS[read_quantize(loading.quantize)[0]].package:
+            raise ValueError(f"--quantize {loading.quantize} is for a diffusers directory or hub id, not for {model}")
+        loaded = Loaded(MODELS[model].load(loading.dtype and dtype))
     else:
         check_model(model)
-        usual = torch.float32 if where.type == "cpu" else torch.bfloat16
-        pipe = _load(model, kinds[loading.dtype] if loading.dtype else usual, loading.config)
-        pipe.set_progress_bar_config(disable=True)
+        loading.check_against(model)
+        loaded = _load(model, dtype, loading)
+        loaded.pipe.set_progress_bar_config(disable=True)
+    pipe = loaded.pipe
+    loading.add(loaded, pipe.dtype)
+    if loading.quantize and not KINDS[read_quantize(loading.quantize)[0]].package:
+        loaded.lines += cast(pipe, parts_of(loading.quantize, _model_names(pipe)))
     place(pipe, where, loading.offload)
     save_memory(pipe, loading)
     if loading.compile:
         compile_denoiser(pipe)
-    return pipe
+    return loaded
 
 
 def quiet_libraries() -> None:
@@ -125,8 +151,12 @@ def check_model(model: str) -> None:
             "where you trust it"
         )
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ValueError(f"{model} is a file; a model file ends with .safetensors, else give its directory")
+        if path.suffix not in (".safetensors", GGUF):
+            raise ValueError(
+                f"{model} is a file; a model file ends with .safetensors or .gguf, else give its directory"
+            )
+        if path.suffix == GGUF:
+            check_gguf(path)
         return
     if path.is_dir() and not any((path / name).is_file() for name in ("model_index.json", MODULAR)):
         raise ValueError(f"{model} is not a diffusers directory: it has no model_index.json{_instead(path)}")
@@ -141,7 +171,7 @@ def _instead(path: Path) -> str:
     """What a directory that is no pipeline may be."""
     names = {file.name for file in path.iterdir()}
     if "adapter_config.json" in names or any("lora" in name.lower() for name in names):
-        return "; it seems to be a LoRA: load its base in Python, call load_lora_weights, and give ttsnap that pipeline"
+        return "; it seems to be a LoRA: give its base as --model, and it as --lora"
     if "config.json" in names:
         return "; it holds one part of a pipeline: give the directory that holds them all"
     return ""
@@ -169,6 +199,8 @@ def place(pipe: Any, device: Any, offload: str = "none") -> None:
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda")
     else:
         pipe.to(device)
 
@@ -187,30 +219,6 @@ def save_memory(pipe: Any, loading: Loading) -> None:
             if enable is None:
                 raise ValueError(f"{type(pipe).__name__} has no VAE {name}; leave it out")
             enable()
-
-
-def check_scheduler(name: str) -> None:
-    """ValueError where there is no scheduler of that name."""
-    if name not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
-
-
-def with_scheduler(pipe: Any, name: str) -> tuple[Any, str]:
-    """The pipeline with another scheduler of the same configuration, and the line of Python that gives it that.
-
-    Raises:
-        ValueError: no such name, or the pipeline has no scheduler.
-    """
-    import diffusers
-
-    check_scheduler(name)
-    if getattr(pipe, "scheduler", None) is None:
-        raise ValueError(f"{type(pipe).__name__} has no scheduler to replace")
-    kind, options = SCHEDULERS[name]
-    twin = copy.copy(pipe)
-    twin.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
-    extra = "".join(f", {key}={value!r}" for key, value in options.items())
-    return twin, f"pipe.scheduler = diffusers.{kind}.from_config(pipe.scheduler.config{extra})"
 
 
 def compile_denoiser(pipe: Any, **options: Any) -> None:
@@ -254,31 +262,50 @@ def warm_up(sampler: Any) -> None:
     sampler.forget_prompts()
 
 
-def _load(model: str, dtype: Any, config: str | None) -> Any:
+def _load(model: str, dtype: Any, loading: Loading) -> Loaded:
     """A pipeline on the CPU."""
     from diffusers import DiffusionPipeline
 
-    path = Path(model)
+    path, config, quantize = Path(model), loading.config, loading.quantize
+    options = {"torch_dtype": dtype, "use_safetensors": True}
+    modular = path.is_dir() and not (path / "model_index.json").is_file()
     try:
+        if quantize and KINDS[read_quantize(quantize)[0]].package and (path.is_file() or modular):
+            raise Refused(f"--quantize {quantize} is for a diffusers directory or hub id; {model} is none")
+        if path.suffix == GGUF:
+            return load_gguf(path, dtype, config)
         if path.is_file():
-            return load_file(path, dtype, config)
+            return Loaded(load_file(path, dtype, config))
         if config is not None:
-            raise ValueError("config belongs to a single .safetensors file")
-        if path.is_dir() and not (path / "model_index.json").is_file():
-            return _load_modular(model, dtype)
+            raise ValueError("config belongs to a single .safetensors or .gguf file")
+        if modular:
+            return Loaded(_load_modular(model, dtype))
         if path.is_dir():
             check_directory(path)
+        lines = []
+        if quantize:
+            index = parts_in(dict(DiffusionPipeline.load_config(model)))
+            options["quantization_config"], written = config_of(quantize, parts_of(quantize, index), dtype)
+            line = f"pipe = diffusers.DiffusionPipeline.from_pretrained({model!r}, torch_dtype={dtype}, "
+            lines = [f"{line}quantization_config={written})"] if written else []
         try:
             found = variant(path) if path.is_dir() else None
-            return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, variant=found)
+            return Loaded(DiffusionPipeline.from_pretrained(model, variant=found, **options), lines)
         except OSError as error:
             if path.is_dir() or "model_index.json" not in str(error):
                 raise
-            return _load_modular(model, dtype)
+            return Loaded(_load_modular(model, dtype))
     except Refused:
         raise
     except Exception as error:
         raise ValueError(explain(model, error)) from error
+
+
+def _model_names(pipe: Any) -> list[str]:
+    """Names of the models of a pipeline."""
+    import torch
+
+    return [name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)]
 
 
 def _load_modular(model: str, dtype: Any) -> Any:
@@ -301,56 +328,3 @@ def _load_modular(model: str, dtype: Any) -> Any:
     sources = {"pretrained_model_name_or_path": here} if here else {}
     pipe.load_components(torch_dtype=dtype, use_safetensors=dict.fromkeys(here, True), **sources)
     return pipe
-
-
-def explain(model: str, error: BaseException) -> str:
-    """One sentence about why a model could not be loaded, and what to do."""
-    from huggingface_hub import constants, errors
-
-    chain = list(_chain(error))
-
-    def met(*kinds: type[BaseException]) -> Any:
-        return next((one for one in chain if isinstance(one, kinds)), None)
-
-    def status() -> int | None:
-        codes = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
-        return next((code for code in codes if code), None)
-
-    if met(errors.GatedRepoError) or status() == 403:
-        return (
-            f"model {model!r} is gated: accept its terms on its page on the hub, then log in with `hf auth login` or "
-            "set HF_TOKEN"
-        )
-    if met(errors.RepositoryNotFoundError) or status() == 401:
-        return (
-            f"there is no model {model!r} on the hub, or it is private: check the name, or log in with `hf auth login`"
-        )
-    if met(errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError) or status() == 404:
-        return f"model {model!r} on the hub is no diffusers pipeline: it lacks a file such as model_index.json"
-    if (code := status()) is not None and code >= 429:
-        return f"the hub answers {code} for model {model!r}; try again later, or give a local directory"
-    text = " ".join(str(one) for one in chain)
-    if "safetensors" in text and "not" in text and "find" in text:
-        return (
-            f"model {model!r} has no safetensors weights, only pickles, which can run code; choose another copy of it"
-        )
-    if Path(model).exists():  # then no hub is at fault
-        return f"cannot load model {model!r}: {first_line(error)}"
-    offline = met(errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE
-    if offline or met(errors.LocalEntryNotFoundError, ConnectionError) or _is_connection(chain):
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
-        return f"model {model!r} is not on this machine and {why}; connect, or give the directory of a copy"
-    return f"cannot load model {model!r}: {first_line(error)}"
-
-
-def _is_connection(chain: Sequence[BaseException]) -> bool:
-    return any(type(one).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError") for one in chain)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

@@ -6,9 +6,11 @@ id of a pipeline (`config`), which also says what the parts look like.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,22 @@ CLIPS = {
 T5 = ("text_encoders.t5xxl.",)
 VAE = ("first_stage_model.", "vae.")
 DENOISERS = ("transformer", "unet")
+GGUF = ".gguf"  # ends a file of a denoiser that is quantized
+
+
+@dataclass
+class Loaded:
+    """A stock pipeline with what was added to it.
+
+    Attributes:
+        pipe: the pipeline.
+        lines: of Python that do the same to the pipeline of the model alone.
+        notes: for who sees the result.
+    """
+
+    pipe: Any
+    lines: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Refused(ValueError):
@@ -61,7 +79,7 @@ def check_directory(path: Path, without: Collection[str] = ()) -> None:
             f"{path} is a {name}, which diffusers {diffusers.__version__} does not have (code that comes with a model "
             "is not run); a newer diffusers may"
         )
-    for part in sorted(set(_parts(data)) - set(without)):
+    for part in sorted(set(parts_in(data)) - set(without)):
         folder = path / part
         if not folder.is_dir():
             raise Refused(f"{path} lacks its folder {part}; download the model again")
@@ -120,10 +138,7 @@ def load_file(path: Path, dtype: Any, config: str | None) -> Any:
     """
     header = check_safetensors(path)
     if any(mark in key for key in header for mark in LORA):
-        raise Refused(
-            f"{path} is a LoRA, not a whole model: load its base in Python, call load_lora_weights, and give ttsnap "
-            "that pipeline"
-        )
+        raise Refused(f"{path} is a LoRA, not a whole model: give its base as --model, and it as --lora")
     pipe = _as_its_keys_say(path, header, dtype) if config is None else _as_config_says(path, header, dtype, config)
     for name, model in _models(pipe):
         if any(tensor.is_meta for tensor in model.parameters()):
@@ -132,6 +147,47 @@ def load_file(path: Path, dtype: Any, config: str | None) -> Any:
                 f"{path} does not hold all weights of the {name}{where}; give the pipeline it belongs to as config"
             )
     return pipe
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse a file that is no GGUF, or where the package that reads it is not installed."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise Refused(f"{path} is no GGUF file; download it again")
+    if importlib.util.find_spec("gguf") is None:
+        raise Refused(f"{path} needs the package gguf: pip install gguf")
+
+
+def load_gguf(path: Path, dtype: Any, config: str | None) -> Loaded:
+    """The pipeline that `config` describes, with the denoiser of a GGUF file, which computes in a dtype.
+
+    Raises:
+        Refused: there is no config, or they do not fit.
+    """
+    import diffusers
+
+    if config is None:
+        raise Refused(f"{path} holds a denoiser alone; give the directory or hub id of its pipeline as config")
+    parts = parts_in(dict(diffusers.DiffusionPipeline.load_config(config)))
+    part = next((name for name in DENOISERS if name in parts), "")
+    kind: Any = getattr(diffusers, parts[part][1]) if part else None
+    if not hasattr(kind, "from_single_file"):
+        raise Refused(f"diffusers reads no denoiser of {config} from a single file; give another model")
+    if Path(config).is_dir():
+        check_directory(Path(config), without=[part])
+    options = {"config": config, "subfolder": part, "torch_dtype": dtype}
+    try:
+        quantized = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+        model = kind.from_single_file(str(path), quantization_config=quantized, **options)
+    except Exception as error:
+        if not Path(config).is_dir():  # the hub may have had its say
+            raise
+        raise Refused(f"{path} does not fit the {part} of {config} ({first_line(error)})") from error
+    given = {part: model, "torch_dtype": dtype, "use_safetensors": True}
+    pipe = diffusers.DiffusionPipeline.from_pretrained(config, **given)
+    written = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    line = f"pipe.{part} = diffusers.{kind.__name__}.from_single_file({str(path.absolute())!r}, "
+    return Loaded(pipe, [f"{line}quantization_config=diffusers.GGUFQuantizationConfig({dtype}), {written})"])
 
 
 def _as_its_keys_say(path: Path, header: Mapping[str, Any], dtype: Any) -> Any:
@@ -164,7 +220,7 @@ def _as_config_says(path: Path, header: Mapping[str, Any], dtype: Any, config: s
     import diffusers
 
     index = dict(diffusers.DiffusionPipeline.load_config(config))
-    parts = _parts(index)
+    parts = parts_in(index)
     denoiser = next((name for name in DENOISERS if name in parts), None)
     if denoiser is None:
         raise Refused(f"a single file holds a transformer or a UNet; {config} ({index['_class_name']}) has neither")
@@ -189,7 +245,7 @@ def _as_config_says(path: Path, header: Mapping[str, Any], dtype: Any, config: s
         raise Refused(f"{path} does not fit the {what} of {config} ({why}); give its own pipeline as config") from error
 
 
-def _parts(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def parts_in(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Library and class of the parts that a model_index.json names."""
     named = {key: value for key, value in index.items() if isinstance(value, list | tuple) and len(value) == 2}
     return {key: (str(value[0]), str(value[1])) for key, value in named.items() if value[0] is not None}

@@ -1,0 +1,224 @@
+"""Options of loading x families of models: each cell is run on a tiny model against the stock pipeline with the same.
+
+    python -m tests.pipelines.option_matrix --write docs/models.md
+
+A cell is `exact` where the picture of a seed is that of the stock call, bit for bit, else what ttsnap says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors.torch import save_file
+
+from tests.pipelines import tiny, tiny_flow, tiny_sd
+from tests.pipelines.test_quantization import write_gguf
+from ttsnap.live.session import load_sampler
+from ttsnap.pipelines.loading import load_model, place, quiet_libraries
+from ttsnap.pipelines.sampler import Sampler
+
+BEGIN, END = "<!-- options -->", "<!-- end -->"
+SMALL = {"num_inference_steps": 3, "height": 32, "width": 32}
+T5 = {"max_sequence_length": 12}
+FAMILIES = {
+    "FLUX": (tiny.flux, {**SMALL, **T5}),
+    "SDXL": (tiny_sd.sdxl, SMALL),
+    "SD 1.5": (tiny_sd.stable_diffusion, SMALL),
+    "SD 3": (tiny_sd.sd3, {**SMALL, **T5}),
+    "FLUX.2 Klein": (tiny_flow.flux2_klein, {**SMALL, "guidance_scale": 3.0, "max_sequence_length": 96}),
+    "Qwen-Image": (tiny_flow.qwen_image, {**SMALL, "true_cfg_scale": 3.0, "negative_prompt": "blurred"}),
+    "Z-Image": (tiny_flow.z_image, {**SMALL, "guidance_scale": 4.0, "max_sequence_length": 128}),
+    "Sana": (tiny_flow.sana, {**SMALL, "max_sequence_length": 48, "use_resolution_binning": False}),
+    "PixArt-Sigma": (tiny_flow.pixart, {**SMALL, **T5, "use_resolution_binning": False}),
+}
+PROMPT = "a red <kitten>"
+
+
+def denoiser_of(pipe: Any) -> tuple[str, Any]:
+    part = "transformer" if getattr(pipe, "transformer", None) is not None else "unet"
+    return part, getattr(pipe, part)
+
+
+# Each option gives what ttsnap is told, and changes the stock pipeline in the same way.
+
+
+def lora(pipe: Any, folder: Path) -> dict[str, Any]:
+    part, model = denoiser_of(pipe)
+    name, layer = next((n, m) for n, m in model.named_modules() if n.endswith("to_v"))
+    random = torch.Generator().manual_seed(5)
+    down, up = (torch.randn(*shape, generator=random) for shape in ((4, layer.in_features), (layer.out_features, 4)))
+    save_file({f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}, folder / "a.safetensors")
+    if hasattr(pipe, "load_lora_weights"):
+        pipe.load_lora_weights(str(folder / "a.safetensors"), adapter_name="a")
+        pipe.set_adapters(["a"], [0.5])
+    return {"lora": f"{folder / 'a.safetensors'}:.5"}
+
+
+def embedding(pipe: Any, folder: Path) -> dict[str, Any]:
+    width = pipe.text_encoder.get_input_embeddings().weight.shape[-1]
+    vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(5))
+    save_file({"<kitten>": vectors}, folder / "a.safetensors")
+    if hasattr(pipe, "load_textual_inversion"):
+        pipe.load_textual_inversion(vectors, token="<kitten>")
+    return {"embedding": str(folder / "a.safetensors")}
+
+
+def another(part: str):
+    def swap(pipe: Any, folder: Path) -> dict[str, Any]:
+        old = getattr(pipe, part)
+        torch.manual_seed(7)
+        new = type(old).from_config(old.config) if part == "vae" else type(old)(old.config)
+        new.eval().save_pretrained(folder / part)
+        pipe.register_modules(**{part: type(old).from_pretrained(folder / part).eval()})
+        return {part: str(folder / part)}
+
+    return swap
+
+
+def scheduler(pipe: Any, folder: Path) -> dict[str, Any]:
+    config = pipe.scheduler.config
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if "FlowMatch" in config._class_name else {}
+    if flow and not config.use_dynamic_shifting:
+        flow["flow_shift"] = config.shift
+    pipe.scheduler = diffusers.UniPCMultistepScheduler.from_config(config, solver_order=3, **flow)
+    return {"scheduler": "UniPCMultistep,solver_order=3"}
+
+
+def gguf(pipe: Any, folder: Path) -> dict[str, Any]:
+    part, model = denoiser_of(pipe)
+    file = write_gguf(model.state_dict(), folder / "a.gguf")
+    if hasattr(type(model), "from_single_file"):
+        options = {"config": pipe.name_or_path, "subfolder": part, "torch_dtype": torch.float32}
+        quantized = diffusers.GGUFQuantizationConfig(compute_dtype=torch.float32)
+        new = type(model).from_single_file(str(file), quantization_config=quantized, **options)
+        pipe.register_modules(**{part: new})
+    return {"model": str(file), "config": pipe.name_or_path}
+
+
+def cast(pipe: Any, folder: Path) -> dict[str, Any]:
+    model = denoiser_of(pipe)[1]
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    return {"quantize": "fp8-cast"}
+
+
+def torchao(kind: str, config: str):
+    def quantize(pipe: Any, folder: Path) -> dict[str, Any]:
+        from torchao import quantization
+
+        part, model = denoiser_of(pipe)
+        how = diffusers.TorchAoConfig(getattr(quantization, config)())
+        options = {"subfolder": part, "torch_dtype": torch.float32}
+        pipe.register_modules(
+            **{part: type(model).from_pretrained(pipe.name_or_path, quantization_config=how, **options)}
+        )
+        return {"quantize": kind}
+
+    return quantize
+
+
+def group(pipe: Any, folder: Path) -> dict[str, Any]:
+    place(pipe, torch.device("cpu"), "group")
+    return {"placed": "group"}
+
+
+OPTIONS = {
+    "`--lora`": lora,
+    "`--embedding`": embedding,
+    "`--vae`": another("vae"),
+    "`--text-encoder`": another("text_encoder"),
+    "`--scheduler UniPCMultistep,solver_order=3`": scheduler,
+    "GGUF": gguf,
+    "`--quantize fp8-cast`": cast,
+    "`--quantize int8`": torchao("int8", "Int8WeightOnlyConfig"),
+    "`--quantize fp8`": torchao("fp8", "Float8WeightOnlyConfig"),
+    "`--offload group`": group,
+}
+
+
+def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) -> str:
+    """What one option does with one family."""
+
+    def stock() -> torch.Tensor:
+        generator = torch.Generator("cpu").manual_seed(3)
+        return pipe(prompt=PROMPT, generator=generator, output_type="pt", **arguments).images
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained(str(directory))
+    pipe.set_progress_bar_config(disable=True)
+    plain = stock()
+    given, expected = option(pipe, folder), None
+    try:
+        expected = stock()
+    except Exception as error:  # ttsnap should say so in a sentence
+        failed = str(error)
+    try:
+        if how := given.pop("placed", None):
+            own = load_model(str(directory))
+            place(own, torch.device("cpu"), how)
+            sampler = Sampler(own, example=PROMPT, **arguments)
+        else:
+            sampler = load_sampler(given.pop("model", str(directory)), "cpu", prompt=PROMPT, **given, **arguments)
+        made = sampler.look(sampler.advance(sampler.start([PROMPT], [3]), sampler.num_steps))
+    except ValueError as error:
+        return str(error).replace(str(folder), "").replace(str(directory), "the model").lstrip("/")
+    if expected is None:
+        return f"works, and the stock pipeline does not: {failed}"
+    if how is None and torch.equal(expected, plain):
+        return "has no effect"
+    apart = (made - expected).abs().max().item()
+    return "exact" if apart == 0 else f"{apart:.1e} apart"
+
+
+def matrix(only: str = "") -> Iterator[tuple[str, str, str]]:
+    """Option, family and what was found, for all of them."""
+    for family, (build, arguments) in FAMILIES.items():
+        if only not in family:
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name) / "model"
+            build().save_pretrained(directory)
+            for title, option in OPTIONS.items():
+                folder = Path(name) / str(len(title))
+                folder.mkdir(exist_ok=True)
+                if title.endswith(("int8`", "fp8`")) and importlib.util.find_spec("torchao") is None:
+                    yield title, family, "not run: torchao is not installed"
+                    continue
+                yield title, family, cell(directory, arguments, option, folder)
+
+
+def table(found: dict[tuple[str, str], str]) -> str:
+    """Markdown: exact or the number of the sentence below."""
+    sentences = list(dict.fromkeys(text for text in found.values() if text != "exact"))
+    lines = [f"| option | {' | '.join(FAMILIES)} |", "|---" * (len(FAMILIES) + 1) + "|"]
+    for title in OPTIONS:
+        row = [found.get((title, family), "") for family in FAMILIES]
+        shown = [text if text in ("exact", "") else f"({sentences.index(text) + 1})" for text in row]
+        lines.append(f"| {title} | {' | '.join(shown)} |")
+    return "\n".join([*lines, "", *(f"{number}. {text}" for number, text in enumerate(sentences, 1))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="part of a family's name")
+    parser.add_argument("--write", type=Path, help="a Markdown file with the marks between which the table goes")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    quiet_libraries()
+    found = {}
+    for title, family, text in matrix(asked.only):
+        found[title, family] = text
+        print(f"{family}, {title}: {text}", flush=True)
+    if asked.write:
+        before, rest = asked.write.read_text().split(BEGIN)
+        asked.write.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.split(END, 1)[1]}")
+
+
+if __name__ == "__main__":
+    main()
