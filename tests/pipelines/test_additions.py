@@ -249,7 +249,7 @@ def test_a_lora_that_is_not_here_is_told_apart_from_the_model(models, monkeypatc
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ValueError, match="^repository 'owner/name/style.safetensors' is not on this machine and HF_HUB_OFFLINE is set"
+        ValueError, match=r"^repository 'owner/name/style\.safetensors' is not on this machine and HF_HUB_OFFLINE is set"
     ):
         load(str(models / "flux"), Loading(device="cpu", lora=("owner/name/style.safetensors:.5",)))
 
