@@ -248,9 +248,8 @@ def test_a_lora_that_is_not_here_is_told_apart_from_the_model(models, monkeypatc
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ValueError, match=r"^repository 'owner/name/style\.safetensors' is not on this machine and HF_HUB_OFFLINE is set"
-    ):
+    told = r"^repository 'owner/name/style\.safetensors' is not on this machine and HF_HUB_OFFLINE is set"
+    with pytest.raises(ValueError, match=told):
         load(str(models / "flux"), Loading(device="cpu", lora=("owner/name/style.safetensors:.5",)))
 
 
