@@ -91,7 +91,7 @@ def prompts_nested(here):
 @case("generate", 'prompts by ids that climb out of the folder: `{"../../etc/x": "a cat"}`')
 def prompts_with_ids(here):
     file = here.file("p.json", '{"../../etc/x": "a cat"}')
-    here.refused("generate", "--prompts", file, message="must hold a JSON list of strings")
+    here.refused("generate", "--prompts", file, message="has no column `prompt`; name one with --prompt-column")
 
 
 @case("generate", "JSON that is nested 100,000 deep")
