@@ -14,7 +14,6 @@ from ttsnap.rewards.noise_aware import read_run
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle left of a red circle", "a purple square"]
 MODELS = {"flux": (tiny.flux, ["--size", "32"]), "sdxl": (tiny_sd.sdxl, ["--size", "32", "--guidance", "4"])}
-FAST = ("flux-imagereward",)
 
 
 def weights(reward, folder):
@@ -30,7 +29,7 @@ def weights(reward, folder):
 
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(c, marks=[] if c.stem in FAST else pytest.mark.slow, id=c.stem) for c in CONFIGS],
+    [pytest.param(c, marks=pytest.mark.slow, id=c.stem) for c in CONFIGS],
 )
 def test_from_images_to_a_search_with_the_noise_aware_reward(config, ttsnap, tmp_path):
     model, reward = config.stem.split("-", 1)

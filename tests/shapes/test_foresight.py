@@ -79,6 +79,7 @@ def test_features_and_diversity_do_not_go_together(sampler):
         prepare("shapes", reward="shapes-aware", candidates=2, diversity=Negtome())
 
 
+@pytest.mark.slow
 def test_untrained_the_convolutions_learn_to_see_and_the_whole_to_foretell(tmp_path):
     from tools.shapes.foresight import distil, train, trajectories
 
