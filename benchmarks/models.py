@@ -25,6 +25,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ttsnap.pipelines import catalogue
 from ttsnap.pipelines.flops import count_tflop
 
+QWEN25_VISION = {  # of Qwen2.5-VL-7B, in Qwen-Image's text encoder and as a judge
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
 WORDS = 64  # tokens of a prompt that keeps its length
 
 Build = Callable[[], torch.nn.Module]
@@ -147,17 +156,8 @@ def qwen25_vl() -> torch.nn.Module:
         "num_attention_heads": 28,
         "num_key_value_heads": 4,
     }
-    vision = {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 3584,
-        "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    }
     return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        Qwen2_5_VLConfig(text_config=text, vision_config=QWEN25_VISION, tie_word_embeddings=False)
     )
 
 

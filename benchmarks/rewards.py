@@ -37,6 +37,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from models import QWEN25_VISION
 from ttsnap.pipelines.counting import Unmultiplied, count_tflop, some_pictures
 from ttsnap.rewards import blip, clip, hpsv3, mps, preprocess, unifiedreward, vqascore
 from ttsnap.rewards.vision_language import Sight, VisionLanguage
@@ -89,15 +90,7 @@ CHAT = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|i
 QWEN25 = {
     **{name: value for name, value in hpsv3.SIZES.items() if name not in ("model_type", "vision_config")},
     "vocab_size": 152064,
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 3584,
-        "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    },
+    "vision_config": QWEN25_VISION,
 }
 
 

@@ -52,8 +52,9 @@ def multiplier(pool, one, prompt, paid, reward, who):
     return (n * (one - prompt) + prompt) / paid[who].mean()
 
 
-def interval(function, count, rng, times=2000):
-    """95 % interval of a function of resampled prompts."""
+def interval(function, count, times=2000):
+    """95 % interval of a function of resampled prompts, by the same samples for every policy."""
+    rng = np.random.default_rng(0)
     return np.percentile([function(rng.integers(count, size=count)) for _ in range(times)], [2.5, 97.5])
 
 
@@ -116,13 +117,13 @@ def main() -> None:
     clean = prepare("shapes-hard", reward="shapes-hard", max_batch=64)
     pool, right = measured("pool", lambda p, s: finish_all(clean, p, s[:, : a.most], hard.check)[:2])
     one, prompt = clean.cost_model.of_plan(BestOfN().plan(1, steps)).tflop, clean.cost_model.prompt_tflop
-    rng, everybody = np.random.default_rng(0), np.arange(len(prompts))
+    everybody = np.arange(len(prompts))
     print("| budget | policy | started | paid | reward | right | compute (95 %) |\n" + "|---" * 7 + "|")
     figures = {}
     for gigaflop in map(float, a.budgets.split(",")):
         budget = Budget(gigaflop / 1e3, "TFLOP")
         n = int((budget.amount - prompt) / (one - prompt) * (1 + 1e-12))
-        best, n_best = pool[:, :n].argmax(1), n
+        best, size = pool[:, :n].argmax(1), n
         row = f"{gigaflop:g} GFLOP | best-of-N | {n} | {(n * (one - prompt) + prompt) * 1e3:.2f}"
         print(f"| {row} | {pool[everybody, best].mean():.2f} | {100 * right[everybody, best].mean():.1f} % | x1 |")
         for name, policy in field.items():
@@ -134,11 +135,11 @@ def main() -> None:
             )
             times = [multiplier(pool, one, prompt, paid, reward, everybody)]
             times += list(
-                interval(lambda who, p=paid, r=reward: multiplier(pool, one, prompt, p, r, who), len(prompts), rng)
+                interval(lambda who, p=paid, r=reward: multiplier(pool, one, prompt, p, r, who), len(prompts))
             )
             row = f"| {name} | {n} | {paid.mean() * 1e3:.2f} | {reward.mean():.2f} | {100 * correct.mean():.1f} %"
             print(f"| {row} | x{times[0]:.2f} ({times[1]:.2f} to {times[2]:.2f}) |", flush=True)
-            figures[name, n_best] = times
+            figures[name, size] = times
     if a.plot:
         plot(figures, a.plot)
 

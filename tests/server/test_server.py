@@ -252,3 +252,31 @@ def test_pictures_are_handed_out_for_an_hour():
     assert files.get(second).data == b"y" * 6
     late = Files(seconds=-1)
     assert late.get(late.add(b"x", "png")) is None
+
+
+def test_what_the_server_is_told_of_the_search_is_what_it_searches_with(tmp_path):
+    """Also the rule for several rewards, and the steps that a policy file was tuned with."""
+    from ttsnap import policies
+    from ttsnap.core.ranking import Minimum
+    from ttsnap.live.settings import ModelSettings, SearchSettings
+    from ttsnap.policies import SuccessiveHalving, UntilGood
+    from ttsnap.server.metrics import Metrics
+    from ttsnap.server.settings import ServerSettings
+    from ttsnap.server.worker import Worker
+
+    made = SuccessiveHalving((0.5,), (0.5,))
+    policies.save(made, tmp_path / "tuned.json", provenance={"num_steps": 4, "steps": [4, 20]})
+    search = SearchSettings(
+        reward="shapes,shapes-checker", combine="minimum", weights="1,.5", stop_at=2.0, candidates=6,
+        policy=str(tmp_path / "tuned.json"),
+    )  # fmt: skip
+    worker = Worker(ModelSettings(), search, ServerSettings(), Metrics())
+    worker.start()
+    try:
+        session = worker.session()
+        assert session.combine == Minimum((1.0, 0.5))
+        assert session.policy == UntilGood(2.0, inner=made)
+        assert session.sampler.num_steps == 4
+        assert session.candidates == 6
+    finally:
+        worker.close()

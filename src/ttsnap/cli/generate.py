@@ -102,10 +102,20 @@ def _say_only(session: Session, texts: list[str], top: int, board: bool, as_json
     """What would run."""
     import json
 
+    from ttsnap.cli.progress import duration
+    from ttsnap.core.cost import format_amount
     from ttsnap.live.forecast import forecast
 
     found = forecast(session, texts, top=top, board=board)
-    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else "\n".join(found.lines))
+    if as_json:
+        print(json.dumps(found.to_dict(), allow_nan=False))
+        return
+    looks = ", ".join(f"{rung.size} after {rung.step} calls" for rung in found.plan if rung.size)
+    print(f"{found.model}: {found.policy['policy']}, {found.candidates} candidates per prompt; looks at {looks}")
+    for what, cost in (("a prompt", found.prompt), (f"all {found.prompts} prompts", found.total))[: len(texts)]:
+        parts = [f"{cost.nfe} denoiser calls", f"{cost.looks} looks", format_amount(cost.tflop, "TFLOP")]
+        print(f"{what}: {', '.join(parts)}, about {duration(cost.seconds)}")
+    print(f"weights {found.weights / 2**30:.3g} GiB; pictures about {found.disk / 2**20:.3g} MiB on the disk")
 
 
 def _one(job: Generate, as_json: bool) -> None:

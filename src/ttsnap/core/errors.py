@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_EXTRAS = {"gradio": "app", "peft": "train", "accelerate": "train"}
+_EXTRAS = {"gradio": "app"}
 _EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "serve")
 _EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "cluster")
 

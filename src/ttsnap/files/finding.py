@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.files.decoding import SUFFIXES, is_picture
+from ttsnap.files.text import read_text
 
 TABLES = (".csv", ".tsv", ".jsonl")
 MOST_TABLE = 256 << 20  # bytes of a table
@@ -84,14 +85,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     Raises:
         ValueError: it cannot be read.
     """
-    try:
-        if path.stat().st_size > MOST_TABLE:
-            raise ValueError(f"{path} is larger than {MOST_TABLE >> 20} MiB; split it")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path}: it is not UTF-8 text") from error
+    text = read_text(path, MOST_TABLE)
     try:
         if path.suffix.lower() == ".jsonl":
             rows: list[Any] = [json.loads(line) for line in text.splitlines() if line.strip()]

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ttsnap.files.text import read_text
+
 MAX_FILE = 64 << 20  # bytes
 MAX_VARIANTS = 1000  # that wildcards make of one prompt
 COLUMNS = ("prompt", "prompts", "caption", "captions", "text", "description")
 NUMBERED = re.compile(r"\s*(\d+)[.):\t]\s*(?=\S)")
 WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
-MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def read_prompt_file(path: Path, column: str | None = None) -> list[str]:
@@ -34,7 +35,7 @@ def read_prompt_file(path: Path, column: str | None = None) -> list[str]:
     Raises:
         ValueError: it cannot be read, or several columns could be meant.
     """
-    text, kind = _text(path), path.suffix.lower()
+    text, kind = read_text(path, MAX_FILE, "prompts"), path.suffix.lower()
     if kind in (".json", ".jsonl", ".ndjson") or text.lstrip().startswith("{"):
         rows = _json(path, text)
         return rows if _plain(rows) and column is None else _column(path, rows, column)
@@ -63,18 +64,6 @@ def variants(prompt: str) -> list[str]:
         if len(found) > MAX_VARIANTS:
             raise ValueError(f"the wildcards of {prompt[:60]!r} make more than {MAX_VARIANTS} prompts; leave out some")
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise ValueError(f"{path} is larger than {MAX_FILE >> 20} MiB; split the prompts")
-        data = path.read_bytes()
-        return data.decode(MARKS.get(data[:2], "utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"cannot read prompts from {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read prompts from {path}: it is not UTF-8 text") from error
 
 
 # JSON.

@@ -27,7 +27,7 @@ from ttsnap.core.grid import BoolArray, Combine, FloatArray, Fork, IntArray, Pol
 from ttsnap.core.observers import SILENT, Interrupted, Observer, Result, Stop
 from ttsnap.core.ranking import RankSum
 from ttsnap.live.judging import apart, judge_in_parts
-from ttsnap.live.sets import Different, features_of
+from ttsnap.live.sets import Different, thumbnail
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.call import Call
@@ -445,7 +445,7 @@ class Grid:
         parents: the parent of each candidate that a fork began, its last one.
         begun: how often a child began in a place after so many calls.
         pictures: small pictures by prompt, candidate and step.
-        features: of sets that are to differ, what tells each candidate's last picture from others (None: not kept).
+        thumbnails: of sets that are to differ, of each candidate's last look (None: not kept).
         finished: finished images [h, w, 3] (videos [frames, h, w, 3]), uint8.
         blank: whose picture at their last look was of one colour or black [prompts, candidates]; they rank last.
     """
@@ -462,7 +462,7 @@ class Grid:
     begun: Counter[tuple[Place, int]] = field(default_factory=Counter, repr=False)
     pictures: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict, repr=False)
     finished: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
-    features: dict[Place, np.ndarray] | None = field(default=None, repr=False)
+    thumbnails: dict[Place, np.ndarray] | None = field(default=None, repr=False)
     blank: BoolArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -530,14 +530,14 @@ class Grid:
                 made[place] = child, (*self.lineage.get(parent, ()), turn), self.blank[parent], parent[1]
         for place, (child, turns, blank, parent) in made.items():  # a child may take the place of another's parent
             self.calls[place], self.lineage[place], self.blank[place], self.parents[place] = child, turns, blank, parent
-        if self.features is not None:
-            self.features |= {place: self.features[place[0], entry[3]] for place, entry in made.items()}
+        if self.thumbnails is not None:
+            self.thumbnails |= {place: self.thumbnails[place[0], entry[3]] for place, entry in made.items()}
         return np.full((*fork.parents.shape, len(self.engine.rewards)), np.nan)
 
     def differing(self, combine: Combine) -> Different:
-        """Combined rewards for sets that differ; the features they need are kept from now on."""
-        self.features = {} if self.features is None else self.features
-        return Different(combine, self.features)
+        """Combined rewards for sets that differ; the thumbnails they need are kept from now on."""
+        self.thumbnails = {} if self.thumbnails is None else self.thumbnails
+        return Different(combine, self.thumbnails)
 
     def root(self, place: Place) -> int:
         """The seed that a candidate, or the first of its ancestors, began from."""
@@ -588,20 +588,20 @@ class Grid:
         from ttsnap.pipelines.outputs import shrink, to_uint8
 
         last = step == self.problem.num_steps
-        if not (self.previews or last or self.features is not None):
+        if not (self.previews or last or self.thumbnails is not None):
             return
         if view.made is None:
             self.only_shown += len(view)
         images = self.engine.picture(view)
         full = to_uint8(images) if last else None
-        small = to_uint8(shrink(view.shown)) if self.previews or self.features is not None else None
+        small = to_uint8(shrink(view.shown)) if self.previews or self.thumbnails is not None else None
         for row, place in enumerate(places):
             if full is not None:
                 self.finished[place] = full[row]
             if small is not None and self.previews:
                 self.pictures[(*place, step)] = small[row]
-            if small is not None and self.features is not None:
-                self.features[place] = features_of(small[row])
+            if small is not None and self.thumbnails is not None:
+                self.thumbnails[place] = thumbnail(small[row])
 
     def adopt(self, other: Grid) -> None:
         """Take over candidates and finished images of another search with the same prompts and first seeds."""

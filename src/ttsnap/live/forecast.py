@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ttsnap import policies
-from ttsnap.core.cost import Cost, format_amount
+from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Rung
 
 if TYPE_CHECKING:
@@ -45,20 +45,6 @@ class Forecast:
         found = dict(vars(self)) | {"plan": [rung._asdict() for rung in self.plan]}
         return found | {"prompt": self.prompt.to_dict(), "total": self.total.to_dict()}
 
-    @property
-    def lines(self) -> list[str]:
-        """For people, a line each."""
-        looks = ", ".join(f"{rung.size} after {rung.step} calls" for rung in self.plan if rung.size)
-        name = self.policy["policy"]
-        found = [f"{self.model}: {name}, {self.candidates} candidates per prompt; looks at {looks}"]
-        for what, cost in (("a prompt", self.prompt), (f"all {self.prompts} prompts", self.total))[
-            : min(2, self.prompts)
-        ]:
-            parts = [f"{cost.nfe} denoiser calls", f"{cost.looks} looks", format_amount(cost.tflop, "TFLOP")]
-            found.append(f"{what}: {', '.join(parts)}, about {_time(cost.seconds)}")
-        found.append(f"weights {self.weights / 2**30:.3g} GiB; pictures about {self.disk / 2**20:.3g} MiB on the disk")
-        return found
-
 
 def forecast(session: Setup, prompts: Sequence[str], *, top: int = 1, board: bool = True) -> Forecast:
     """What a search for some prompts would cost; a few calls are made to measure seconds.
@@ -87,17 +73,17 @@ def forecast(session: Setup, prompts: Sequence[str], *, top: int = 1, board: boo
         len(prompts),
         model.of_plan(plan),
         model.of_plan(plan, len(prompts)),
-        _weights(sampler.pipe) + sum(map(_weights, judges)),
+        _weights(sampler.pipe, *judges),
         len(prompts) * (top * picture + tiles),
     )
 
 
-def _weights(owner: Any) -> int:
-    """Bytes of the parameters of a pipeline or a reward, each tensor once."""
+def _weights(*owners: Any) -> int:
+    """Bytes of the parameters of pipelines and rewards, each tensor once."""
     import torch
 
-    parts = getattr(owner, "components", None) or vars(owner)
-    modules = [owner, *parts.values()] if isinstance(parts, dict) else [owner]
+    parts = [getattr(owner, "components", None) or getattr(owner, "__dict__", {}) for owner in owners]
+    modules = [*owners, *(part for own in parts for part in own.values())]
     tensors = {
         id(parameter): parameter.numel() * parameter.element_size()
         for module in modules
@@ -105,11 +91,3 @@ def _weights(owner: Any) -> int:
         for parameter in module.parameters()
     }
     return sum(tensors.values())
-
-
-def _time(seconds: float) -> str:
-    """Seconds for people."""
-    for size, name in ((3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {name}"
-    return f"{seconds:.3g} s"

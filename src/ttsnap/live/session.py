@@ -272,7 +272,10 @@ class Session(Setup):
         if before.diversity:
             raise ValueError("candidates that are pushed apart keep their number of steps; prepare another session")
         arguments = {**before.arguments, "num_inference_steps": steps}
-        sampler = Sampler(before.pipe, max_batch=before.max_batch, example=before.some_prompt, **arguments)
+        frames = before.look_frames or None
+        sampler = Sampler(
+            before.pipe, max_batch=before.max_batch, look_frames=frames, example=before.some_prompt, **arguments
+        )
         sampler.prelude, sampler.preview = before.prelude, before.preview
         features.attach(sampler, self.judges)
         model = cost_model(sampler, self.judges, before.some_prompt)

@@ -6,9 +6,8 @@ maximise the quadratic program
     sum_i u_i x_i + weight sum_(i<j) d_ij x_i x_j / (K - 1),     x_i in {0, 1}, sum_i x_i = K
 
 where u is the reward in standard deviations among the candidates, and d the distance of their pictures, in units of
-its mean. Pictures are compared as 8 x 8 pixels, of which what all candidates share is taken out; or as what the reward
-itself sees in them, where it has a method `embed(images)`. At a rung the order in which a greedy solution takes
-candidates decides who goes on, so that every set of survivors is good and different.
+its mean. Pictures are compared as 8 x 8 pixels, of which what all candidates share is taken out. At a rung the order in
+which a greedy solution takes candidates decides who goes on, so that every set of survivors is good and different.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ class Different:
 
     Attributes:
         combine: several rewards -> one number.
-        pictures: features of each candidate's last look, by prompt and candidate.
+        thumbnails: of each candidate's last look, by prompt and candidate.
         weight: of the distance.
     """
 
     combine: Combine
-    pictures: Mapping[tuple[int, int], np.ndarray]
+    thumbnails: Mapping[tuple[int, int], np.ndarray]
     weight: float = 1.0
 
     def __call__(self, rewards: FloatArray, alive: BoolArray) -> FloatArray:
@@ -68,11 +67,11 @@ class Different:
     def _terms(self, p: int, who: np.ndarray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Rewards [n] and distances [n, n] of some candidates, on one scale each."""
         mine = values[who]
-        features = np.stack([self.pictures[p, int(c)] for c in who]).reshape(len(who), -1).astype(float)
+        features = np.stack([self.thumbnails[p, int(c)] for c in who]).reshape(len(who), -1).astype(float)
         return (mine - mine.mean()) / max(float(mine.std()), 1e-12), distances(features)
 
 
-def features_of(picture: np.ndarray) -> np.ndarray:
+def thumbnail(picture: np.ndarray) -> np.ndarray:
     """A picture [h, w, 3] as 8 x 8 pixels, 0..1."""
     from PIL import Image
 

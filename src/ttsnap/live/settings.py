@@ -187,6 +187,7 @@ class SearchSettings:
         from ttsnap import policies, rewards
         from ttsnap.core.cost import Budget
         from ttsnap.core.ranking import read_rule
+        from ttsnap.live.reporting import AUTO, NONE
 
         if self.budget is not None:
             Budget.parse(self.budget)
@@ -194,7 +195,7 @@ class SearchSettings:
         weights = read_weights(self.weights)
         if weights is not None or self.combine is not None:
             read_rule(self.combine, names, weights)
-        if self.report_reward not in (None, "auto", "none"):
+        if self.report_reward not in (None, AUTO, NONE):
             rewards.names_of(self.report_reward)
         if isinstance(policy := self.chosen_policy(), str):
             policies.named(policy)
@@ -202,6 +203,22 @@ class SearchSettings:
     def chosen_policy(self) -> str | Policy | None:
         """The policy that is asked for; None: the model's own."""
         return read_policy(self.policy, self.rungs, self.keep)
+
+    def with_steps(self, model: ModelSettings) -> ModelSettings:
+        """The model's settings with the number of steps that the policy file was tuned with, if no other is given."""
+        steps = steps_of_file(self.policy) if model.steps is None else None
+        return model if steps is None else replace(model, steps=steps)
+
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `ttsnap.live.session.prepare`, but for the rewards: what is searched with, and at what cost."""
+        return {
+            "budget": self.budget,
+            "candidates": self.candidates,
+            "policy": self.chosen_policy(),
+            "stop_at": self.stop_at,
+            "combine": self.combine,
+            "weights": read_weights(self.weights),
+        }
 
     def prepare(
         self, model: ModelSettings, prompt: str, pictures: Pictures, fixed: int | None, top: int = 1
@@ -215,23 +232,19 @@ class SearchSettings:
             fixed: candidates that a run which is resumed has settled on.
             top: images that are wanted.
         """
+        from ttsnap.live.reporting import AUTO
         from ttsnap.live.session import prepare
 
-        if model.steps is None and (steps := steps_of_file(self.policy)):
-            model = replace(model, steps=steps)
+        model = self.with_steps(model)
+        asked = self.keywords() | ({"budget": None, "candidates": fixed} if fixed else {})
         session = prepare(
             model.model,
             reward=self.reward,
-            budget=None if fixed else self.budget,
-            candidates=fixed or self.candidates,
-            policy=self.chosen_policy(),
-            stop_at=self.stop_at,
             different=top if self.different else 0,
             prompt=prompt,
-            combine=self.combine,
-            weights=read_weights(self.weights),
-            report=self.report_reward or "auto",
+            report=self.report_reward or AUTO,
             reward_device=model.reward_device,
+            **asked,
             **model.keywords(pictures),
         )
         session.budget = self.budget
@@ -240,11 +253,13 @@ class SearchSettings:
     def key(self) -> dict[str, Any]:
         """What decides the result, as a JSON object, with the contents of the files that are named."""
         from ttsnap import policies
+        from ttsnap.live.reporting import AUTO, NONE
 
         policy = self.chosen_policy()
         found = asdict(self) | {"policy": policy if isinstance(policy, str | None) else policies.to_dict(policy)}
         del found["rungs"], found["keep"]
-        report = None if self.report_reward in ("auto", "none") else self.report_reward
+        found["steps_of_policy"] = steps_of_file(self.policy)
+        report = None if self.report_reward in (AUTO, NONE) else self.report_reward
         found["contents"] = reward_contents(self.reward, report)
         return found
 

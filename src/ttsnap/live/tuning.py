@@ -6,7 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +226,7 @@ def _block(
     count = affordable(policy, budget, session.cost_model, session.sampler.num_steps)
     some = prompts[start : start + BLOCK]
     seeds = seed + SEEDS * (start + np.arange(len(some)))[:, None] + np.arange(count)
-    part = replace(session, policy=policy, candidates=count)
-    grid = part.engine().grid(some, seeds)
+    grid = session.engine().grid(some, seeds)
     result = run(policy, grid, session.combine, np.random.default_rng([seed, start]), keep_history=False)
     session.sampler.forget_prompts()
     weights = session.combine.weights if isinstance(session.combine, WeightedSum) else (1.0,)

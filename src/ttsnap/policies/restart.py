@@ -45,20 +45,19 @@ class Restart:
     def search(self, problem: Problem, rng: np.random.Generator) -> Search:
         """Look, restart the best, look again; then finish the best."""
         shape, steps, every = problem[:2], problem.num_steps, np.arange(problem.num_prompts)
-        everybody = np.ones(shape, dtype=bool)
+        alive = np.ones(shape, dtype=bool)
         step, back, width = self._sizes(problem.num_candidates, steps)
         if problem.num_candidates > 1:
-            best = (yield Query(everybody, step)).argmax(axis=1)
+            best = (yield Query(alive, step)).argmax(axis=1)
+            children, family = np.arange(1, width + 1), only(shape, np.arange(width + 1))
             for _ in range(self.rounds if back else 0):
                 if best.any():
                     yield children_at(shape, [0], best[:, None], step, rows=best != 0)  # in the first place
-                children = np.arange(1, width + 1)
                 yield children_at(shape, children, 0, step, np.nan, back=back)
-                rewards = yield Query(only(shape, np.arange(width + 1)), step)
-                best = np.where(only(shape, np.arange(width + 1)), rewards, -np.inf).argmax(axis=1)
-            everybody = np.zeros(shape, dtype=bool)
-            everybody[every, best] = True
-        yield Query(everybody, steps)
+                best = np.where(family, (yield Query(family, step)), -np.inf).argmax(axis=1)
+            alive = np.zeros(shape, dtype=bool)
+            alive[every, best] = True
+        yield Query(alive, steps)
 
     def plan(self, num_candidates: int, num_steps: int) -> tuple[Rung, ...]:
         """All at `step`, the restarted ones of every round, and the one that is finished."""

@@ -53,7 +53,7 @@ class SearchOverPaths:
         kept = np.tile(np.arange(paths), (problem.num_prompts, 1))
         for before, after in itertools.pairwise(stops):
             parents = np.repeat(kept, self.children, axis=1)
-            yield children_at(shape, places, parents, before, np.nan, back=min(back, before - 1))
+            yield children_at(shape, places, parents, before, np.nan, back=back)
             mask = only(shape, places)
             rewards = yield Query(mask, after)
             kept = order(rewards, mask)[:, :paths]
@@ -69,7 +69,7 @@ class SearchOverPaths:
         stops, back = self._stops(num_steps)
         found = [Rung(stops[0], paths)]
         for before, after in itertools.pairwise(stops):
-            found += [Rung(before - min(back, before - 1), 0), Rung(after, paths * self.children)]
+            found += [Rung(before - back, 0), Rung(after, paths * self.children)]
         return (*found, Rung(num_steps, paths))
 
     def _paths(self, count: int) -> int:

@@ -79,8 +79,9 @@ def adapt(judge: Callable[..., Any]) -> Callable[..., Any]:
 
 def array(images: Any) -> Any:
     """Images [n, 3, h, w] in 0..1 as an array [n, h, w, 3] of 8 bits, as their files hold them."""
-    levels = (images.detach().float().clamp(0, 1) * 255).round().byte()
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
+    from ttsnap.pipelines.outputs import to_uint8
+
+    return to_uint8(images.detach().float())
 
 
 def pictures(images: Any) -> list[Any]:

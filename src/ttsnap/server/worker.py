@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.live.engine import MOST_OPEN
 from ttsnap.live.reporting import AUTO, NONE
 from ttsnap.live.result import SearchResult
-from ttsnap.live.settings import ModelSettings, SearchSettings, read_weights
+from ttsnap.live.settings import ModelSettings, SearchSettings
 from ttsnap.server.lanes import CallOptions, Cancelled, Lane, Search, Unavailable
 from ttsnap.server.metrics import Metrics
 from ttsnap.server.settings import ServerSettings
@@ -230,7 +230,7 @@ class Worker:
         quiet_libraries()
         loading = Loading(**{name: getattr(self.model, name) for name in Loading.__dataclass_fields__})
         reward = reward_of(model_name(self.model.model), self.search.reward, pushed=bool(self.model.diversity))
-        device = find_device(self.model.device)
+        device = find_device(self.model.reward_device or self.model.device)
         self._pipe = load_model(self.model.model, loading)
         self._judges = rewards.load(reward, device)
         report = self.search.report_reward  # held out where it is asked for alone: it would judge every picture
@@ -250,14 +250,13 @@ class Worker:
         self._lanes[search.options] = Lane(session, self._room, self.limits.max_candidates)
 
     def _session(self, options: CallOptions, prompt: str) -> Session:
-        from ttsnap.core.ranking import WeightedSum
         from ttsnap.files.pictures import Pictures
         from ttsnap.live.session import prepare
         from ttsnap.pipelines.negtome import parse
 
         given = {name: getattr(options, name) for name in ("size", "steps", "guidance", "negative_prompt")}
         model = replace(self.model, **{name: value for name, value in given.items() if value is not None})
-        weights = read_weights(self.search.weights)
+        model = self.search.with_steps(model)
         arguments: dict[str, Any] = {**model.arguments(), "preview": model.preview}
         with tempfile.TemporaryDirectory(prefix="ttsnap-") as folder:
             if (edit := options.edit) is not None:
@@ -269,14 +268,10 @@ class Worker:
             session = prepare(
                 self._pipe,
                 reward=self._judges,
-                budget=self.search.budget,
-                candidates=self.search.candidates,
-                policy=self.search.chosen_policy(),
-                stop_at=self.search.stop_at,
-                combine=WeightedSum(weights) if weights else None,
                 report=self._held_out,
                 prompt=prompt,
                 diversity=parse(model.diversity, model.diversity_options),
+                **self.search.keywords(),
                 **arguments,
             )
         session.asked = session.asked | self._asked
