@@ -212,9 +212,9 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True)
 class Constrained:
-    """Some rewards, subject to bounds: who keeps them all comes before who does not, who misses by less before others.
+    """Some rewards, subject to bounds: candidates that keep all bounds rank before those that miss one, by how little.
 
-    Nobody is lost: where none keeps the bounds, or too few for a rung, the nearest go on.
+    No candidate is dropped for a bound alone: where too few keep them for a rung, those that miss by least go on.
 
     Attributes:
         objectives: places of the rewards that are optimised.

@@ -48,8 +48,8 @@ class Setup:
         different: how many images a set that is good and different has; 0: none is wanted.
         held_out: rewards by name that judge finished images and steer nothing; see `ttsnap.live.reporting`.
         held_out_tflop: of one look by each of them, and of what it reads of a prompt once.
-        second: name of a held-out reward that nobody asked for; it is loaded when the first search has ended, and a
-            search never fails because of it.
+        second: name of the held-out reward that is used by default; it is loaded when the first search has ended, and
+            no search fails because of it.
         asked: options as they were asked for, where the rest does not tell: reward, preview, scheduler and so on.
     """
 
@@ -73,7 +73,7 @@ class Setup:
         return rewards.targets_of(self.judges)
 
     def load_second(self) -> None:
-        """Load the held-out reward that nobody asked for, from what is on this machine."""
+        """Load the held-out reward that is used by default, without a download."""
         if self.held_out or self.second is None:
             return
         from ttsnap.pipelines.flops import count_look

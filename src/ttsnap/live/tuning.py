@@ -20,8 +20,8 @@ from ttsnap.live.session import Session, check_prompts
 from ttsnap.policies import BestOfN
 from ttsnap.policies.space import ranges, suggest, values
 
-BLOCK = 8  # prompts that run together, after which a poor trial is given up
-STARTUP = 8  # trials before any is given up, or proposed by what was seen
+BLOCK = 8  # prompts that run together, after which a poor trial is pruned
+STARTUP = 8  # random trials before any is pruned, or proposed by the model
 SEEDS = 10_000  # apart, so that no two prompts share candidates
 
 
@@ -85,9 +85,9 @@ def tune(
 ) -> LiveTuning:
     """Find good hyperparameters of a policy for a model, its rewards and a budget, by searching with them.
 
-    Every other prompt is tuned on, by Optuna's TPE; a trial whose mean reward so far is below the median's is given up.
-    On the others the best is compared with the policy it began with and with best-of-N, on the same seeds, each with as
-    many candidates as the budget pays for.
+    Every other prompt is for tuning, by Optuna's TPE; a trial whose mean reward so far is below the median is pruned.
+    On the held-out others the best is compared with the policy it began with and with best-of-N, on the same seeds,
+    each with as many candidates as the budget pays for.
 
     Args:
         session: model and rewards.
@@ -207,7 +207,7 @@ def measure(
 def _objective(
     session: Session, policy: Policy, budget: Budget, prompts: Sequence[str], seed: int, trial: Any
 ) -> float | None:
-    """Mean reward; None where the trial was given up half-way."""
+    """Mean reward; None where the trial was pruned."""
     rewards: list[float] = []
     for start in range(0, len(prompts), BLOCK):
         rewards += _block(session, policy, budget, prompts, start, seed)[0].tolist()

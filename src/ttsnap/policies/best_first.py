@@ -1,4 +1,4 @@
-"""Best-first search: whatever looks best goes on, however far it is, until the calls are spent."""
+"""Best-first search: the candidate with the highest reward goes on, at whatever step, until the calls are spent."""
 
 from __future__ import annotations
 
