@@ -165,18 +165,20 @@ class _Canvas:
             return
         self.heading("Result", "")
         side = min(360, (WIDTH - 2 * MARGIN - 30 * (len(finishes) - 1)) // max(2, len(finishes)))
-        self.room(side + 40 + 24 * max(len(finish.lines) + 1 for finish in finishes))
+        small = font(16)
+        texts = [[part for line in finish.lines for part in wrap(line, small, side + 40)] for finish in finishes]
+        self.room(side + 40 + 25 * max(len(lines) + 1 for lines in texts))
         lowest = self.y
-        for number, finish in enumerate(finishes):
+        for number, (finish, lines) in enumerate(zip(finishes, texts, strict=True)):
             x, y = MARGIN + number * (side + 60), self.y
             self.page.paste(fit(finish.image, side), (x, y))
             if number == 0:
                 self.draw.rectangle((x - 4, y - 4, x + side + 3, y + side + 3), outline=GOLD, width=5)
             y += side + 14
             self.draw.text((x, y), finish.title, fill=INK, font=font(19), stroke_width=0.4)
-            for line in finish.lines:
+            for line in lines:
                 y += 25
-                self.draw.text((x, y), line, fill=SOFT, font=font(16))
+                self.draw.text((x, y), line, fill=SOFT, font=small)
             lowest = max(lowest, y + 25)
         self.y = lowest
 
