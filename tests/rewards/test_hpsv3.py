@@ -22,6 +22,7 @@ from ttsnap import rewards
 from ttsnap.pipelines.counting import Unmultiplied, count_tflop
 from ttsnap.pipelines.flops import count_look
 from ttsnap.rewards import hpsv3
+from ttsnap.rewards.trainable import adapt, save_memory
 
 PROMPTS = ["a red circle", "a blue square {left} of a green triangle", "a red circle"]
 SIZES = ((512, 512), (300, 460), (448, 448))  # height, width; the last is not resized
@@ -217,6 +218,43 @@ def test_weights_are_bfloat16_and_the_head_is_not(tmp_path, state, model):
     assert judge(reward).dtype == torch.float32
     exact = judge(hpsv3.load_hpsv3("cpu", str(tmp_path), torch.float32))
     torch.testing.assert_close(judge(reward), exact, rtol=0.05, atol=0.05)
+
+
+def test_adapters_learn_with_checkpointing_or_without(tmp_path, state, model):
+    pytest.importorskip("peft")
+    save(tmp_path, state, model)
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        reward = hpsv3.load_hpsv3("cpu", str(tmp_path), torch.float32)
+        before = judge(reward)
+        trained = adapt(reward, "lora", 2, 4.0)
+        assert {p.dtype for p in trained.values()} == {torch.float32}
+        assert not any("visual" in name for name in trained)
+        if checkpointing:
+            save_memory(reward)
+        torch.testing.assert_close(judge(reward), before)
+        reward.train()
+        reward.rm_head[2].p = 0.0  # dropout
+        adam = torch.optim.AdamW(trained.values(), lr=1e-2)
+        for _ in range(6):
+            loss = (reward(IMAGES, PROMPTS, sigma=0.5) - before - 1).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        assert all(parameter.grad is not None for parameter in trained.values())
+        found.append(loss.item())
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert found[0] < 0.8  # 1 at first
+
+
+def test_full_training_is_in_full_precision(tmp_path, state, model):
+    save(tmp_path, state, model)
+    reward = hpsv3.load_hpsv3("cpu", str(tmp_path))
+    trained = adapt(reward, "full", 1, 1.0)
+    assert {p.dtype for p in reward.parameters()} == {torch.float32}
+    reward(IMAGES, PROMPTS, sigma=0.5).sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.values())
 
 
 def test_every_key_is_accounted_for_in_both_layouts(tmp_path, state, model):

@@ -1,20 +1,36 @@
-"""`ttsnap bench`: what kinds of looks are worth on a model of one's own."""
+"""`ttsnap bench`: what policies, and kinds of looks, are worth on a model of one's own."""
 
 from __future__ import annotations
 
+import json as encoder
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import SEARCH, AsJson, ModelOptions, PictureOptions, read_calls, read_prompts, read_range
+from ttsnap.cli.options import (
+    OUTPUT,
+    SEARCH,
+    AsJson,
+    Budgets,
+    ModelOptions,
+    PictureOptions,
+    WorkerOptions,
+    Workers,
+    read_calls,
+    read_prompts,
+    read_range,
+)
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.files.pictures import Pictures
-from ttsnap.live.settings import MAX_SEED, ModelSettings, check_ranges
+from ttsnap.live.comparison import Comparison, ComparisonSettings
+from ttsnap.live.settings import ModelSettings, check_ranges
 
 if TYPE_CHECKING:
     from ttsnap.live.looks import Looked
 
 What = Parameter(group=SEARCH)
+ComparisonOptions = Annotated[ComparisonSettings, Parameter(name="*", group=SEARCH)]
 
 
 def bench(
@@ -22,31 +38,105 @@ def bench(
     prompts: Annotated[str | None, What] = None,
     prompt_column: Annotated[str | None, What] = None,
     prompt_range: Annotated[str | None, What] = None,
-    reward: Annotated[str | None, What] = None,
+    compared: ComparisonOptions = ComparisonSettings(),
+    budget: Annotated[tuple[str, ...], Budgets] = (),
     looks: Annotated[str | None, What] = None,
     candidates: Annotated[int, What] = 16,
     calls: Annotated[str | None, What] = None,
-    seed: Annotated[int, What] = 0,
     model: ModelOptions = ModelSettings(),
     pictures: PictureOptions = Pictures(),
+    workers: WorkerOptions = Workers(),
+    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    compare: Annotated[tuple[Path, Path] | None, Parameter(group=OUTPUT)] = None,
     json: AsJson = False,
 ) -> None:
-    """Measure which early look is worth its cost: the agreement of its ranking with that of the finished images.
+    """Compare policies at equal cost on a model of one's own, or measure which early look is worth its cost.
 
-    Try: ttsnap bench --prompts shapes:held-out --prompt-range 0:10
+    Try: ttsnap bench --policies halving,svdd --budget 5GFLOP --prompts shapes:held-out --prompt-range 0:20 --out bench
+
+    Every call, decode and look is counted, all search with the same candidates, and best-of-N is measured up to --pool
+    candidates. What is measured is kept in --out: the same command goes on, another one adds to it.
+
+    Without --policies: the agreement of each kind of look's ranking with that of the finished images, and its cost.
 
     Args:
         prompt: Prompts.
         prompts: File with prompts (.txt, one per line, .csv, .tsv, .json or .jsonl), or shapes:held-out.
         prompt_column: Column of the table or JSON with the prompts, by name or number.
         prompt_range: Part of the prompts, such as 0:20.
-        reward: Reward that judges (default: the model's own); a noise-aware one is measured as it serves, too.
+        budget: With --policies: what a prompt may cost, such as 18GFLOP or 80NFE, or 9:36:9GFLOP; may be repeated.
         looks: Kinds of looks, such as full,tiny,small=128,linear (default: all that this model has).
-        candidates: Of each prompt.
+        candidates: Of each prompt, to look at.
         calls: Calls to look after, such as 2,4,8 (default: eight of the first three fifths).
-        seed: First seed.
+        out: With --policies: folder for measurements, bench.json, bench.md and bench.png (default: bench).
+        compare: Two of these folders, to set them side by side.
     """
-    import json as encoder
+    if compare is not None:
+        from ttsnap.live.leaderboard import compare as side_by_side
+
+        print("\n".join(side_by_side(*compare)))
+        return
+    texts = read_prompts(prompt, prompts, verb="bench", column=prompt_column, wildcards=True)
+    part = read_range(prompt_range, len(texts))
+    if compared.policies is not None:
+        if looks is not None or calls is not None:
+            raise ValueError("--looks and --calls compare looks, --policies compares searches; give one of them")
+        folder = Path("bench") if out is None else out
+        comparison = Comparison.of(
+            model, pictures, compared, budget, [texts[p] for p in part], part.start, folder.absolute()
+        )
+        _policies(comparison, workers, json)
+        return
+    if budget or out is not None:
+        raise ValueError("--budget and --out compare searches; say which with --policies, such as halving,svdd")
+    _looks(model, pictures, compared, [texts[p] for p in part], looks, candidates, calls, json)
+
+
+def _policies(comparison: Comparison, workers: Workers, silent: bool) -> None:
+    """Measure what is left, and show the table."""
+    import shlex
+    import sys
+
+    from ttsnap.cli.progress import Board
+    from ttsnap.cli.workers import PARTLY, quietly, report_failures, run
+    from ttsnap.cluster.compare import Compare
+    from ttsnap.live import leaderboard
+    from ttsnap.live.judging import try_own
+
+    workers.check_device(comparison.model.device, comparison.model.reward_device)
+    for reward in comparison.settings.reward:
+        try_own(reward, comparison.prompts[0], None)
+    folder = comparison.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = comparison.parts()
+    show = Board("comparing", "parts", silent=silent, workers=not workers.alone)
+    outcome = quietly(run, Compare(comparison), workers, folder, show)
+    failures = report_failures(outcome, folder / "failures.json", lambda number: parts[number].contender.policy)
+    if failures:
+        raise SystemExit(PARTLY)
+    found = leaderboard.rows(comparison)
+    file = leaderboard.save(comparison, found, shlex.join(["ttsnap", *sys.argv[1:]]))
+    data = leaderboard.read(file)
+    if silent:
+        print(encoder.dumps(data, indent=1))
+        return
+    print("\n".join(leaderboard.table(found)))
+    for why in data["left_out"]:
+        print(f"left out: {why}")
+    print(f"written: {file.with_suffix('.md')}, {file.with_suffix('.png')}, {file}")
+
+
+def _looks(
+    model: ModelSettings,
+    pictures: Pictures,
+    compared: ComparisonSettings,
+    texts: list[str],
+    looks: str | None,
+    candidates: int,
+    calls: str | None,
+    silent: bool,
+) -> None:
+    """Measure what each kind of look is worth, and show it."""
     from dataclasses import asdict
 
     from ttsnap import rewards
@@ -56,16 +146,17 @@ def bench(
     from ttsnap.live.looks import compare_looks
     from ttsnap.live.session import reward_of
 
-    check_ranges(candidates=(candidates, 2, MAX_CANDIDATES), seed=(seed, 0, MAX_SEED))
-    texts = read_prompts(prompt, prompts, verb="bench", column=prompt_column, wildcards=True)
-    texts = [texts[p] for p in read_range(prompt_range, len(texts))]
-    name = str(reward_of(model.model, reward, pushed=model.diversity is not None))
+    check_ranges(candidates=(candidates, 2, MAX_CANDIDATES))
+    if len(compared.reward) > 1:
+        raise ValueError(f"looks of one reward are compared at a time, got {', '.join(compared.reward)}")
+    asked = compared.reward[0] if compared.reward else None
+    name = str(reward_of(model.model, asked, pushed=model.diversity is not None))
     if len(rewards.names_of(name)) != 1:
         raise ValueError(f"looks of one reward are compared at a time, got {name}")
     try_own(name, texts[0], None)
     sampler = quietly(model.sampler, texts[0], pictures)
     (judge,) = model.load_rewards(name, sampler.device).values()
-    with ImageProgress("looking", silent=json, unit="candidates") as progress:
+    with ImageProgress("looking", silent=silent, unit="candidates") as progress:
         found = compare_looks(
             sampler,
             name,
@@ -74,11 +165,11 @@ def bench(
             kinds=None if looks is None else [kind.strip() for kind in looks.split(",")],
             candidates=candidates,
             calls=read_calls(calls),
-            seed=seed,
+            seed=compared.seed,
             on_start=progress.start,
             on_images=progress.advance,
         )
-    if json:
+    if silent:
         print(encoder.dumps({"reward": name, "looks": [asdict(look) for look in found]}, indent=1))
         return
     _show(found, name, len(texts), candidates)

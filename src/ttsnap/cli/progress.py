@@ -195,13 +195,14 @@ class Board(Images, WorkObserver):
         """More is done."""
         self.images, self.found = outcome.images, outcome.found
         prompts, seconds = len(outcome.stored) + len(outcome.failures), max(self.seconds, 1e-9)
-        counts = {"images": outcome.images, "prompts": prompts}
+        counts = {"images": outcome.images, "prompts" if self.unit == "images" else self.unit: prompts}
         done = counts[self.unit] + (outcome.found if self.unit == "images" else 0)
         rate = counts[self.unit] / seconds
         left = duration((self.total - done) / rate) if rate else "?"
-        other = "prompts" if self.unit == "images" else "images"
+        (other,) = counts.keys() - {self.unit}
         best = f", mean reward {sum(outcome.rewards) / len(outcome.rewards):.3f}" if outcome.rewards else ""
-        text = f", {rate:.3g} per second ({counts[other] / seconds:.3g} {other}), {left} left{best}"
+        more = f" ({counts[other] / seconds:.3g} {other})" if counts[other] else ""
+        text = f", {rate:.3g} per second{more}, {left} left{best}"
         self._bar.update(self._task, completed=done, rate=text)
 
     def tick(self) -> None:

@@ -68,6 +68,9 @@ class HPSv3(nn.Module):
         sigma: standard deviations [n] that the model gave with the last look's rewards; None before the first.
     """
 
+    trained = r"reader\.model\.model\.language_model\.(layers|norm)\..*|rm_head\..*"
+    lora_targets = r"reader\.model\.model\.language_model\.layers\..*\.([qkvo]_proj|gate_proj|up_proj|down_proj)"
+
     def __init__(self, reader: VisionLanguage, instruction: Instruction) -> None:
         super().__init__()
         width = int(reader.model.config.text_config.hidden_size)
@@ -95,6 +98,10 @@ class HPSv3(nn.Module):
         place = (inputs["input_ids"] == self.token).int().argmax(1)
         mu, log_sigma = self.rm_head(hidden[torch.arange(rows), place].float()).unbind(-1)
         return mu, log_sigma.exp()
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Save memory in training: compute the language model's activations again."""
+        self.reader.model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def load_hpsv3(device: Any = "cpu", path: str | None = None, dtype: torch.dtype = torch.bfloat16) -> HPSv3:

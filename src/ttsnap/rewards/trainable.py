@@ -70,10 +70,13 @@ def adapt(reward: nn.Module, method: str, rank: int, alpha: float) -> dict[str, 
         targets = str(reward.lora_targets)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), reward)
         pattern = re.compile(r".*\.lora_[AB]\..*")
+    else:
+        reward.float()
     trained = {}
     for name, parameter in reward.named_parameters():
         parameter.requires_grad_(bool(pattern.fullmatch(name)))
         if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # updates are lost in half precision
             trained[name] = parameter
     if not trained:
         raise ValueError(f"no parameter of the reward matches {pattern.pattern!r}")

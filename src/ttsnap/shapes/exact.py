@@ -23,6 +23,7 @@ class CheckerReward:
     """
 
     tflop = text_tflop = 0.0  # image analysis, no network
+    perfect = 1.0  # nothing is wrong
 
     def __init__(self, check: Callable[[Any, str], Verdict], kinds: Sequence[str]) -> None:
         self.check, self.kinds = check, kinds
