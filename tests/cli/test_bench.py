@@ -74,3 +74,33 @@ def test_the_table_and_what_is_wrong(ttsnap):
         code, _, err = ttsnap("bench", "a red circle", *options)
         assert code == 2
         assert told in err
+
+
+def test_policies_are_compared_and_two_benches_set_side_by_side(ttsnap, tmp_path):
+    asked = ("bench", "a red circle", "--policies", "best-of-n", "--budget", "9NFE", "--steps", "3", "--pool", "3")
+    out = tmp_path / "bench"
+    code, told, err = ttsnap(*asked, "--out", out, "--json")
+    assert code == 0, err
+    data = json.loads(told)
+    assert data == json.loads((out / "bench.json").read_text())
+    first, second = data["rows"]
+    assert (first["policy"], second["policy"], first["started"], second["started"]) == ("best-of-N", "best-of-n", 3, 3)
+    assert first["value"] == pytest.approx(second["value"], rel=1e-5)
+    measured = {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()}
+    code, told, err = ttsnap(*asked, "--out", out)
+    assert code == 0, err
+    assert "| 9 NFE | best-of-n | 3 | 9 NFE |" in told
+    assert f"written: {out / 'bench.md'}" in told
+    assert {path: path.stat().st_mtime_ns for path in (out / "measured").iterdir()} == measured
+    code, told, _ = ttsnap("bench", "--compare", out, out)
+    assert code == 0
+    assert "| 9 NFE | best-of-n, 3 steps |" in told
+    for options, said in (
+        (("--policies", "svdd"), "--budget, such as 18GFLOP"),
+        (("--policies", "svdd", "--budget", "9NFE", "--looks", "full"), "give one of them"),
+        (("--budget", "9NFE"), "say which with --policies"),
+        (("--compare", out, tmp_path), "is no bench"),
+    ):
+        code, _, err = ttsnap("bench", "a red circle", *options)
+        assert code == 2
+        assert said in err

@@ -24,7 +24,9 @@ from ttsnap.pipelines.probe import Blank, zeros
 from ttsnap.pipelines.running import DEFAULT_BATCH, Drawing, Runner, Waiting
 from ttsnap.pipelines.standing import Standing
 
-DENOISED_PIXELS = 128 * 2**20  # of the first batches that are denoised: 32 images of four megapixels, 4 short videos
+DENOISED_PIXELS = (
+    16 * 2**20
+)  # of the first batches that are denoised: 32 images of 512 px, 16 of 1024, short videos alone
 DECODED_PIXELS = 4 * 2**20  # of the first batches that are decoded; a decoder takes most of the memory
 
 
