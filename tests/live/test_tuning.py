@@ -13,7 +13,7 @@ from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.ranking import WeightedSum
 from ttsnap.live import tuning
 from ttsnap.live.session import prepare
-from ttsnap.live.settings import steps_of_file
+from ttsnap.live.settings import SearchSettings, steps_of_file
 from ttsnap.policies import POLICIES, PRESETS, Branching, SuccessiveHalving, space
 
 PROMPTS = ["a red circle", "a blue square", "a cat", "a dog", "two birds", "a tree"]
@@ -50,7 +50,7 @@ def test_a_policy_is_tuned_on_some_prompts_and_reported_on_others(session, tmp_p
     assert low <= mean <= high
     assert found.better == (low > 0)
     assert found.policy in (tuned, before)
-    found.save(tmp_path / "tuned.json")
+    tuning.save([found], tmp_path / "tuned.json")
     read, notes = policies.load_with_notes(tmp_path / "tuned.json")
     assert read == found.policy
     assert (notes["held_out"]["prompts"], notes["provenance"]["budget"]) == (3, "25 NFE")
@@ -115,9 +115,33 @@ def test_the_number_of_steps_is_tuned_too_and_goes_with_the_policy(session, tmp_
         assert (paid > 0).all()
     assert found.provenance["best_of_n_steps"] == max(plain, key=plain.get)
     assert "gain_over_best_of_n_at_its_best_steps" in found.figures
-    found.save(tmp_path / "tuned.json")
+    tuning.save([found], tmp_path / "tuned.json")
     assert steps_of_file(str(tmp_path / "tuned.json")) == found.num_steps
     assert steps_of_file("svdd") is None
+
+
+def test_a_budget_chooses_policy_and_steps_from_a_file_that_was_tuned_for_several(session, tmp_path):
+    options = {"steps": [2], "trials": 2}
+    first, second = (
+        tuning.tune(session, PROMPTS, SuccessiveHalving((0.4,), (keep,)), Budget(amount, "NFE"), **options)
+        for amount, keep in ((12.0, 0.5), (24.0, 0.3))
+    )
+    file = tmp_path / "tuned.json"
+    tuning.save([first, second], file)
+    for amount, unit, one in (
+        (6, "NFE", first), (12, "NFE", first), (23, "NFE", first), (24, "NFE", second), (99, "NFE", second),
+        (1, "TFLOP", second), (None, "", second),
+    ):  # fmt: skip
+        budget = Budget(float(amount), unit) if amount else None
+        assert policies.for_budget(file, budget) == (one.policy, one.num_steps)
+        assert steps_of_file(str(file), f"{amount}{unit}" if amount else None) == one.num_steps
+    made = prepare(
+        session.sampler.pipe, reward=tiny.Redness(), budget="12NFE", policy=str(file), height=32, width=32,
+        max_sequence_length=12,
+    )  # fmt: skip
+    assert (made.policy, made.sampler.num_steps) == (first.policy, first.num_steps)
+    assert SearchSettings(policy=str(file), budget="12NFE").chosen_policy() == first.policy
+    assert SearchSettings(policy=str(file), budget="12NFE").key() != SearchSettings(policy=str(file)).key()
 
 
 def test_a_session_with_other_steps_is_one_that_was_prepared_so(session):

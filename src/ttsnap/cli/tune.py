@@ -19,9 +19,13 @@ from ttsnap.cli.options import (
     ModelOptions,
     Weights,
 )
-from ttsnap.live.settings import ModelSettings, read_numbers
+from ttsnap.live.settings import LiveTuningSettings, ModelSettings, read_numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ttsnap.core.cost import Budget
+    from ttsnap.live.tuning import LiveTuning
     from ttsnap.replay.tuning import Tuning
 
 
@@ -29,12 +33,8 @@ def tune(
     recording: Path | None = None,
     /,
     *,
-    policy: Annotated[str | None, Parameter(group=POLICIES)] = None,
-    prompts: Annotated[str | None, Parameter(group=POLICIES)] = None,
-    prompt_range: Annotated[str | None, Parameter(group=POLICIES)] = None,
+    live: Annotated[LiveTuningSettings, Parameter(name="*", group=POLICIES)] = LiveTuningSettings(),
     model: ModelOptions = ModelSettings(),
-    reward: Annotated[str | None, Parameter(group=POLICIES)] = None,
-    try_steps: Annotated[str | None, Parameter(group=POLICIES)] = None,
     budget: Annotated[tuple[str, ...], Budgets] = (),
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     cost_model: CostModelName = None,
@@ -58,13 +58,9 @@ def tune(
 
     Args:
         recording: A recording (see import-values and record).
-        policy: Live: the policy to begin with, by name or as a FILE.json; it says how many rungs there are.
-        prompts: Live: a file with prompts, or a list that comes with a model; half of them are held out.
-        prompt_range: Live: part of them, such as 0:60.
-        reward: Live: reward(s) to search by (default: the model's own).
-        try_steps: Live: numbers of steps to choose from, such as 6,12,20; the policy file then says how many.
         budget: 2000TFLOP, or a range 400:4000:200TFLOP for one schedule that serves all; also NFE; several by repeating
-            (default: best-of-2 to best-of-20).
+            (default: best-of-2 to best-of-20). Live each of several budgets is tuned for, and the file says what is
+            best for each.
         out: Write the policy file here.
         guide: What schedules see: aware (noise-aware rewards, clean where there are none) or clean.
         folds: Parts of the prompts; each is reported by a schedule fitted on the others.
@@ -82,17 +78,14 @@ def tune(
     from ttsnap.replay import accounting_of, cost_model_of, default_budgets
     from ttsnap.replay.tuning import tune as fit
 
-    if recording is None:
-        _live(
-            policy, prompts, prompt_range, model, reward, try_steps, weights, budget, out, trials, seconds, seed, json
-        )
-        return
-    given = {"--policy": policy, "--prompts": prompts, "--reward": reward, "--try-steps": try_steps}
-    if live := [name for name, value in given.items() if value]:
-        raise ValueError(f"{', '.join(live)} tune live; leave out the recording {recording}")
     budgets = sorted({b for text in budget for b in parse_budgets(text)}, key=lambda b: b.amount)
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
+    if recording is None:
+        _live(live, model, weights, budgets, out, trials or 40, seconds, seed, json)
+        return
+    if given := live.given():
+        raise ValueError(f"{', '.join(given)} tune live; leave out the recording {recording}")
     opened = Recording.open(recording)
     costs = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
     shown = console(json)
@@ -121,21 +114,17 @@ def tune(
 
 
 def _live(
-    name: str | None,
-    source: str | None,
-    part: str | None,
+    asked: LiveTuningSettings,
     model: ModelSettings,
-    reward: str | None,
-    try_steps: str | None,
     weights: str | None,
-    budget: tuple[str, ...],
+    budgets: Sequence[Budget],
     out: Path | None,
-    trials: int | None,
+    trials: int,
     seconds: float | None,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Tune a policy by searching with it."""
+    """Tune a policy by searching with it, for each budget."""
     import json as encoder
 
     from rich.progress import Progress
@@ -144,62 +133,76 @@ def _live(
     from ttsnap.cli.options import read_calls, read_prompts, read_range
     from ttsnap.cli.progress import console
     from ttsnap.cli.workers import quietly
-    from ttsnap.core.cost import Budget
     from ttsnap.files.pictures import Pictures
     from ttsnap.live.settings import SearchSettings
+    from ttsnap.live.tuning import save
     from ttsnap.live.tuning import tune as fit
 
-    if name is None or source is None or len(budget) != 1:
+    if asked.policy is None or asked.prompts is None or not budgets:
         raise ValueError(
-            "give a recording; or tune live: --policy svdd --prompts FILE and one --budget, such as --budget 2000TFLOP"
+            "give a recording; or tune live: --policy svdd --prompts FILE and a --budget, such as --budget 2000TFLOP"
         )
-    base, limit = policies.named(name), Budget.parse(budget[0])
-    texts = read_prompts((), source)
-    texts = [texts[place] for place in read_range(part, len(texts))]
-    if out is not None and out.is_dir():
-        raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
-    settings = SearchSettings(reward=reward, weights=weights, policy=name if base else None)
+    base = policies.named(asked.policy)
+    texts = read_prompts((), asked.prompts)
+    texts = [texts[place] for place in read_range(asked.prompt_range, len(texts))]
+    settings = SearchSettings(reward=asked.reward, weights=weights, policy=asked.policy if base else None)
     session = quietly(settings.prepare, model, texts[0], Pictures(), None)
     base = base or policies.default_policy(session.sampler.num_steps)
-    shown = console(as_json)
+    shown, found = console(as_json), []
     with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
-        task = bar.add_task("tuning", total=trials or 40)
-        tuning = fit(
-            session,
-            texts,
-            base,
-            limit,
-            steps=read_calls(try_steps, "--try-steps") or (),
-            trials=40 if trials is None else trials,
-            seconds=seconds,
-            seed=seed,
-            on_progress=lambda done, best: bar.update(
-                task, completed=done, description=f"tuning, best mean reward {best:.4g}"
-            ),
-        )
+        for budget in budgets:
+            task = bar.add_task("tuning", total=trials)
+            found.append(
+                fit(
+                    session,
+                    texts,
+                    base,
+                    budget,
+                    steps=read_calls(asked.try_steps, "--try-steps") or (),
+                    trials=trials,
+                    seconds=seconds,
+                    seed=seed,
+                    on_progress=lambda done, best, task=task, budget=budget: bar.update(  # type: ignore[misc]
+                        task, completed=done, description=f"tuning for {budget}, best mean reward {best:.4g}"
+                    ),
+                )
+            )
     if out is not None:
-        tuning.save(out)
+        save(found, out)
     if as_json:
-        print(encoder.dumps(tuning.to_dict() | {"file": None if out is None else str(out)}, allow_nan=False))
+        told = [one.to_dict() for one in found]
+        whole = told[-1] if len(told) == 1 else {"by_budget": told}
+        print(encoder.dumps(whole | {"file": None if out is None else str(out)}, allow_nan=False))
         return
+    for one in found:
+        _show_live(one)
+    if out is not None:
+        print(f"written: {out}")
+
+
+def _show_live(tuning: LiveTuning) -> None:
+    """What a policy that was tuned live is worth, and the policy."""
+    import json as encoder
+
     from rich.console import Console
     from rich.table import Table
 
+    from ttsnap.policies import to_dict
+
     table = Table(show_edge=False, pad_edge=False)
-    for column in ("held out", "mean reward", "TFLOP per prompt", "tuned gains (95 %)"):
-        table.add_column(column, justify="left" if column == "held out" else "right")
-    for key, found in tuning.rewards.items():
+    columns = (f"held out, {tuning.provenance['budget']}", "mean reward", "TFLOP per prompt", "tuned gains (95 %)")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for key, values in tuning.rewards.items():
         gain = "" if key == "tuned" else "{:+.3g} ({:+.3g} to {:+.3g})".format(*tuning.gain(key))
-        table.add_row(key, f"{found.mean():.4g}", f"{tuning.tflop[key].mean():.4g}", gain)
+        table.add_row(key, f"{values.mean():.4g}", f"{tuning.tflop[key].mean():.4g}", gain)
     printer = Console()
     printer.print(table)
     verdict = "better than" if tuning.better else "not better than"
     printer.print(f"{verdict} the policy it began with, beyond the interval over prompts", highlight=False)
-    if try_steps:
+    if "steps" in tuning.provenance:
         printer.print(f"steps: {tuning.num_steps}", highlight=False)
-    printer.print(f"policy: {encoder.dumps(policies.to_dict(tuning.policy))}", highlight=False, soft_wrap=True)
-    if out is not None:
-        printer.print(f"written: {out}", highlight=False, soft_wrap=True)
+    printer.print(f"policy: {encoder.dumps(to_dict(tuning.policy))}", highlight=False, soft_wrap=True)
 
 
 def _show(tuning: Tuning, out: Path | None) -> None:

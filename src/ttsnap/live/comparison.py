@@ -21,7 +21,7 @@ import numpy as np
 from ttsnap import policies
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.cost import Budget, affordable, parse_budgets
-from ttsnap.core.grid import FloatArray, Query
+from ttsnap.core.grid import FloatArray, Policy, Query
 from ttsnap.core.ranking import WeightedSum
 from ttsnap.files.pictures import Pictures
 from ttsnap.live.settings import (
@@ -33,7 +33,6 @@ from ttsnap.live.settings import (
     check_ranges,
     read_numbers,
     reward_contents,
-    steps_of_file,
 )
 from ttsnap.policies import BestOfN, default_policy
 
@@ -59,13 +58,20 @@ class Contender:
         policy: its name.
         reward: what it searches by; None: the model's own.
         preview: what early looks see; None: what the model's settings say.
-        steps: denoiser calls of a finished image; None: what the model's settings say.
+        steps: denoiser calls of a finished image; None: what the policy file or the model's settings say.
     """
 
     policy: str
     reward: str | None
     preview: str | None
     steps: int | None
+
+    def chosen(self, budget: Budget | None) -> tuple[Policy | None, int | None]:
+        """The policy, if it is not the one that comes with model or steps, and the number of steps, if one is said."""
+        if self.policy.endswith(".json"):
+            policy, steps = policies.for_budget(self.policy, budget)
+            return policy, self.steps or steps
+        return None if self.policy == DEFAULT else policies.named(self.policy), self.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +101,7 @@ class ComparisonSettings:
     def __post_init__(self) -> None:
         check_ranges(draws=(self.draws, 1, 1000), pool=(self.pool, 2, MAX_CANDIDATES), seed=(self.seed, 0, MAX_SEED))
         for who in self.contenders():
-            if who.policy != DEFAULT:
-                policies.named(who.policy)
+            who.chosen(None)
             check_ranges(steps=(who.steps, 1, MAX_STEPS))
             SearchSettings(reward=who.reward, report_reward=self.report_reward)
             CallSettings(preview=who.preview)
@@ -112,7 +117,7 @@ class ComparisonSettings:
             name, count = (name, count) if at else (text, "")
             if at and not count.isdigit():
                 raise ValueError(f"a policy with a number of steps is such as svdd@8, got {text!r}")
-            found.append(Contender(name, reward, preview, int(count) if at else steps_of_file(name)))
+            found.append(Contender(name, reward, preview, int(count) if at else None))
         return found
 
     def plain(self) -> list[Contender]:
@@ -211,8 +216,7 @@ class Comparison:
     def file(self, part: Part) -> Path:
         """Where a part's measurements are kept; its name says what they depend on."""
         s = self.settings
-        name = part.contender.policy
-        policy = policies.named(name) if name != DEFAULT else None
+        policy, steps = part.contender.chosen(part.budget)
         key = {
             "model": self.model.key(),
             "pictures": {name: str(value) for name, value in asdict(self.pictures).items() if value},
@@ -224,6 +228,8 @@ class Comparison:
             "prompts": self.texts(part),
             "seeds": [s.seed, part.first, part.draw],
         }
+        if steps != part.contender.steps:
+            key["steps"] = steps  # of the policy file
         text = json.dumps(key, sort_keys=True, default=str)
         return self.folder / "measured" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
@@ -295,11 +301,10 @@ class Measuring:
     def _searched(self, part: Part, budget: Budget) -> dict[str, Any]:
         """Reward, cost and held-out rewards [prompts] of the images that searches choose."""
         who, prompts = part.contender, self.comparison.texts(part)
-        session = self.session(who.reward, who.preview, who.steps)
+        policy, asked = who.chosen(budget)
+        session = self.session(who.reward, who.preview, asked)
         steps = session.sampler.num_steps
-        policy = session.policy
-        if who.policy != DEFAULT:
-            policy = policies.named(who.policy) or default_policy(steps)
+        policy = policy or (session.policy if who.policy == DEFAULT else default_policy(steps))
         try:
             count = affordable(policy, budget, session.cost_model, steps)
         except ValueError as error:

@@ -364,7 +364,12 @@ def prepare(
         report = None
     if report is not None and (both := set(rewards.names_of(report)) & set(names)):
         raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
-    chosen = policies.named(policy) if isinstance(policy, str) else policy
+    chosen = None if isinstance(policy, str) else policy
+    if isinstance(policy, str) and policy.endswith(".json"):
+        chosen, steps = policies.for_budget(policy, budget)
+        options = ({"num_inference_steps": steps} if steps else {}) | options
+    elif isinstance(policy, str):
+        chosen = policies.named(policy)
     given = {**(own.arguments if own else {}), **options}
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
     placed = find_device(reward_device) if reward_device is not None else None

@@ -202,11 +202,11 @@ class SearchSettings:
 
     def chosen_policy(self) -> str | Policy | None:
         """The policy that is asked for; None: the model's own."""
-        return read_policy(self.policy, self.rungs, self.keep)
+        return read_policy(self.policy, self.rungs, self.keep, self.budget)
 
     def with_steps(self, model: ModelSettings) -> ModelSettings:
         """The model's settings with the number of steps that the policy file was tuned with, if no other is given."""
-        steps = steps_of_file(self.policy) if model.steps is None else None
+        steps = steps_of_file(self.policy, self.budget) if model.steps is None else None
         return model if steps is None else replace(model, steps=steps)
 
     def keywords(self) -> dict[str, Any]:
@@ -258,10 +258,33 @@ class SearchSettings:
         policy = self.chosen_policy()
         found = asdict(self) | {"policy": policy if isinstance(policy, str | None) else policies.to_dict(policy)}
         del found["rungs"], found["keep"]
-        found["steps_of_policy"] = steps_of_file(self.policy)
+        found["steps_of_policy"] = steps_of_file(self.policy, self.budget)
         report = None if self.report_reward in (AUTO, NONE) else self.report_reward
         found["contents"] = reward_contents(self.reward, report)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTuningSettings:
+    """What is tuned by searching, not on a recording.
+
+    Attributes:
+        policy: Live: the policy to begin with, by name or as a FILE.json; it says how many rungs there are.
+        prompts: Live: a file with prompts, or a list that comes with a model; half of them are held out.
+        prompt_range: Live: part of them, such as 0:60.
+        reward: Live: reward(s) to search by (default: the model's own).
+        try_steps: Live: numbers of steps to choose from, such as 6,12,20; the policy file then says how many.
+    """
+
+    policy: str | None = None
+    prompts: str | None = None
+    prompt_range: str | None = None
+    reward: str | None = None
+    try_steps: str | None = None
+
+    def given(self) -> list[str]:
+        """The options that were given."""
+        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
 
 
 def resume_key(*parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -372,18 +395,20 @@ def read_call(arguments: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def steps_of_file(policy: str | None) -> int | None:
-    """The number of steps that a policy file was tuned with, where that was tuned, too."""
+def steps_of_file(policy: str | None, budget: str | None = None) -> int | None:
+    """The number of steps that a policy file was tuned with for a budget, where that was tuned, too."""
     if policy is None or not policy.endswith(".json"):
         return None
     from ttsnap import policies
+    from ttsnap.core.cost import Budget
 
-    made = policies.load_with_notes(policy)[1].get("provenance", {})
-    return int(made["num_steps"]) if "steps" in made else None
+    return policies.for_budget(policy, Budget.parse(budget) if budget else None)[1]
 
 
-def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | Policy | None:
-    """The policy that the options describe: a name, what a file says, or halving with these rungs and ratios."""
+def read_policy(
+    name: str | None, rungs: str | None, keep: str | None, budget: str | None = None
+) -> str | Policy | None:
+    """The policy that the options describe: a name, what a file has for the budget, or halving with these rungs."""
     if rungs is None and keep is None:
         if name is not None and name.startswith("{"):
             from ttsnap import policies
@@ -391,8 +416,9 @@ def read_policy(name: str | None, rungs: str | None, keep: str | None) -> str | 
             return policies.parse(name)
         if name is not None and name.endswith(".json"):
             from ttsnap import policies
+            from ttsnap.core.cost import Budget
 
-            return policies.load(name)
+            return policies.for_budget(name, Budget.parse(budget) if budget else None)[0]
         return name
     if name not in (None, "halving"):
         raise ValueError(f"--rungs and --keep belong to the policy halving, not to {name}")

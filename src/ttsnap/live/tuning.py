@@ -66,9 +66,21 @@ class LiveTuning:
         found = policies.to_dict(self.policy) | {"provenance": self.provenance, "held_out": self.figures}
         return found | {"trials": self.trials}
 
-    def save(self, path: str | Path) -> None:
-        """Write a policy file that `generate --policy` reads."""
-        policies.save(self.policy, path, provenance=self.provenance, held_out=self.figures)
+
+def save(found: Sequence[LiveTuning], path: str | Path) -> None:
+    """Write a policy file that `generate --policy` reads, of what was tuned for one budget or several, ascending.
+
+    The file's own policy is that of the largest budget; each budget has its entry.
+    """
+    last = found[-1]
+    notes: dict[str, Any] = {"provenance": last.provenance, "held_out": last.figures}
+    if len(found) > 1:
+        notes["by_budget"] = [
+            {"budget": one.provenance["budget"], "policy": policies.to_dict(one.policy), "held_out": one.figures}
+            | ({"num_steps": one.num_steps} if "steps" in one.provenance else {})
+            for one in found
+        ]
+    policies.save(last.policy, path, **notes)
 
 
 def tune(

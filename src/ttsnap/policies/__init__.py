@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ttsnap.core.cost import Budget
 from ttsnap.core.grid import Policy
 from ttsnap.core.registry import Registry
 from ttsnap.policies.best_first import BestFirst
@@ -66,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # published settings by the name they ar
     "rbf": {"policy": "rollover"},  # arXiv 2503.19385
 }
 
-NOTES = ("provenance", "held_out")  # what a policy file may say about its policy: where it comes from, how good it is
+NOTES = ("provenance", "held_out", "by_budget")  # what a policy file may say beside the policy
 PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "UntilGood",
     "ZeroOrder",
     "default_policy",
+    "for_budget",
     "from_dict",
     "load",
     "load_with_notes",
@@ -206,7 +208,7 @@ def load(path: str | Path) -> Policy:
 
 
 def load_with_notes(path: str | Path) -> tuple[Policy, dict[str, Any]]:
-    """Read a policy file, and what it says about the policy: `provenance` and `held_out`, where given.
+    """Read a policy file, and what it says about the policy: `provenance`, `held_out` and `by_budget`, where given.
 
     Raises:
         ValueError: as `load`.
@@ -223,13 +225,35 @@ def load_with_notes(path: str | Path) -> tuple[Policy, dict[str, Any]]:
         raise ValueError(f"policy file {path}: {error}") from error
 
 
+def for_budget(path: str | Path, budget: Budget | None) -> tuple[Policy, int | None]:
+    """The policy that a file has for a budget, and the number of steps that it was tuned with, where that was tuned.
+
+    A file that was tuned for several budgets gives that of the largest one that is not above `budget`, else of the
+    least; of a budget in another unit, or without one, its own policy.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    policy, notes = load_with_notes(path)
+    made = notes.get("provenance", {})
+    steps = int(made["num_steps"]) if "steps" in made else None
+    entries = [(Budget.parse(entry["budget"]), entry) for entry in notes.get("by_budget", [])]
+    entries = sorted((e for e in entries if budget and e[0].unit == budget.unit), key=lambda entry: entry[0].amount)
+    if not entries or budget is None:
+        return policy, steps
+    within = [entry for limit, entry in entries if limit.amount <= budget.amount * (1 + 1e-9)]
+    chosen = within[-1] if within else entries[0][1]
+    return from_dict(chosen["policy"]), chosen.get("num_steps", steps)
+
+
 def save(policy: Policy, path: str | Path, **notes: Any) -> None:
     """Write a policy file, atomically.
 
     Args:
         policy: what to write.
         path: the file; its folder is made if needed.
-        **notes: `provenance` and `held_out`, JSON objects.
+        **notes: `provenance`, `held_out`, JSON objects; `by_budget`, a list of `budget`, `policy`, `num_steps` and
+            `held_out`.
 
     Raises:
         ValueError: other notes.
@@ -237,7 +261,7 @@ def save(policy: Policy, path: str | Path, **notes: Any) -> None:
     from ttsnap.files.storage import write_json
 
     if wrong := set(notes) - set(NOTES):
-        raise ValueError(f"a policy file has notes on {' and '.join(NOTES)}, not {', '.join(sorted(wrong))}")
+        raise ValueError(f"a policy file has notes on {', '.join(NOTES)}, not {', '.join(sorted(wrong))}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(to_dict(policy) | notes, path)
