@@ -16,7 +16,7 @@ from ttsnap.core.driver import run
 from ttsnap.core.grid import Query
 from ttsnap.core.ranking import WeightedSum, read_rule
 from ttsnap.live.reporting import HeldOut, report, second_reward, warning
-from ttsnap.policies import BestOfN, SuccessiveHalving
+from ttsnap.policies import BestOfN, Branching, SuccessiveHalving
 from ttsnap.replay.environment import ReplayEnvironment
 from ttsnap.rewards.sources import CLIPSCORE, HPSV2, HPSV21, IMAGEREWARD, PICKSCORE, local_only
 
@@ -40,6 +40,23 @@ def pipeline():
 
 def search(**options):
     return ttsnap.search(pipeline(), PROMPT, candidates=4, num_inference_steps=4, policy=BestOfN(), **options)
+
+
+def test_a_child_in_the_place_of_a_candidate_that_best_of_n_finishes_is_judged_itself():
+    """Both have one seed, and are two pictures."""
+    policy = Branching((0.25, 0.5), keep=(0.1, 0.1), grow=(1.0, 1.0), angle=90.0)
+    options = {"candidates": 4, "num_inference_steps": 4, "policy": policy, "compare": True}
+    shared = 0
+    for seed in range(0, 16, 4):
+        result = ttsnap.search(
+            pipeline(), PROMPT, reward={"dark": darkness}, report={"bright": brightness}, seed=seed, **options
+        )
+        (held_out,) = result.held_out
+        assert held_out.reward == pytest.approx(np.asarray(result.image, dtype=float).mean() / 255, abs=1e-6)
+        best = np.asarray(result.best_of_n.best.image, dtype=float).mean() / 255
+        assert held_out.best_of_n == pytest.approx(best, abs=1e-6)
+        shared += result.seed in result.lineage and result.seed < seed + result.best_of_n.candidates
+    assert shared
 
 
 def test_it_judges_the_finished_images_and_steers_nothing():
@@ -137,7 +154,7 @@ def test_a_published_one_is_at_hand_where_its_files_are_in_the_cache(tmp_path, m
 
 def test_one_image_has_nothing_to_be_compared_with():
     image = np.zeros((8, 8, 3), dtype=np.uint8)
-    (one,) = report({"dark": darkness}, {"dark": (0.5, 0.25)}, PROMPT, {7: image}, 7, None)
+    (one,) = report({"dark": darkness}, {"dark": (0.5, 0.25)}, PROMPT, {(7, False): image}, (7, False), None)
     assert (one.reward, one.parted, one.tflop) == (0.0, None, 0.75)
     assert warning([[one]], ["bright"]) is None
     with pytest.raises(ValueError, match=f"reward bad returned nan for prompt '{PROMPT}', seed 7"):
@@ -145,8 +162,8 @@ def test_one_image_has_nothing_to_be_compared_with():
             {"bad": lambda i, p, *, sigma: i.sum(dim=(1, 2, 3)) * torch.nan},
             {"bad": (0, 0)},
             PROMPT,
-            {7: image},
-            7,
+            {(7, False): image},
+            (7, False),
             None,
         )
 

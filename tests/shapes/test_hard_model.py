@@ -20,7 +20,7 @@ def pipe():
 
 
 def test_a_search_gives_what_the_stock_pipeline_makes_of_the_winning_seed(pipe):
-    result = ttsnap.search(pipe, PROMPTS[0], candidates=4, seed=3)
+    result = ttsnap.search(pipe, PROMPTS[0], candidates=4, seed=3, policy="halving")
     stock = pipe(PROMPTS[0], generator=torch.Generator("cpu").manual_seed(result.seed), **hard.OPTIONS).images[0]
     difference = np.abs(np.asarray(stock, dtype=int) - np.asarray(result.image, dtype=int))
     assert stock.size == (96, 96)

@@ -216,12 +216,13 @@ class Comparison:
     def file(self, part: Part) -> Path:
         """Where a part's measurements are kept; its name says what they depend on."""
         s = self.settings
+        name = part.contender.policy
         policy, steps = part.contender.chosen(part.budget)
         key = {
             "model": self.model.key(),
             "pictures": {name: str(value) for name, value in asdict(self.pictures).items() if value},
             "contender": asdict(part.contender),
-            "policy": policies.to_dict(policy) if policy else None,
+            "policy": policies.to_dict(policy) if policy else policies.shipped() if name == DEFAULT else None,
             "rewards": reward_contents(part.contender.reward, s.report_reward),
             "report": s.report_reward,
             "budget": str(part.budget) if part.budget else s.pool,

@@ -334,8 +334,8 @@ def name_of(row: Row, found: Sequence[Row]) -> str:
     searched = [other for other in found if other.policy[:9] != BASE]
     for value in ("reward", "preview"):
         if len({getattr(other, value) for other in searched}) > 1 and row in searched:
-            parts.append(str(getattr(row, value)))
-    if len({other.steps for other in found}) > 1 and row in searched:
+            parts.append(str(getattr(row, value) or "the model's own"))
+    if len({other.steps for other in searched}) > 1 and row in searched:
         parts.append(f"{row.steps} steps")
     return ", ".join(parts)
 

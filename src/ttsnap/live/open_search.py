@@ -240,18 +240,21 @@ class OpenSearch:
         """Let the held-out rewards judge the finished images, and warn where they part from the optimised ones."""
         s, reported = self.session, []
         for p, r in enumerate(found):
-            finished = {
-                int(place.seeds[row, c]): image[len(image) // 2] if image.ndim == 4 else image  # of a video, the middle
-                for place in (self.grid, self._compared)
-                if place
-                for (row, c), image in place.finished.items()
+            finished = {  # a fork's child is not what its seed makes: best-of-N may have finished that one
+                (int(grid.seeds[row, c]), (row, c) in grid.lineage): image[len(image) // 2]
+                if image.ndim == 4
+                else image
+                for grid in (self.grid, self._compared)
+                if grid
+                for (row, c), image in grid.finished.items()
                 if row == p
-            }
+            }  # of a video, the middle frame
             if r.images:
-                other = r.best_of_n.best.seed if r.best_of_n.best else None
+                other = (r.best_of_n.best.seed, False) if r.best_of_n.best else None
+                winner = r.seed, (p, int(self._result().chosen[p])) in self.grid.lineage
                 try:
                     s.load_second()
-                    work = (finished, r.seed, other, s.sampler.device, s.sampler.max_batch)
+                    work = (finished, winner, other, s.sampler.device, s.sampler.max_batch)
                     held_out = reporting.report(s.held_out, s.held_out_tflop, r.prompt, *work)
                 except Exception as error:
                     if s.second is None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 SECONDS = ("imagereward", "clipscore", "pickscore", "hpsv2.1", "hpsv2")  # the cheapest first; each reads the prompt
+Candidate = tuple[int, bool]  # its seed, and whether a fork began it
 AUTO, NONE = "auto", "none"  # what may be said in a held-out reward's place
 
 
@@ -75,9 +76,9 @@ def report(
     rewards: Mapping[str, Any],
     tflop: Mapping[str, tuple[float, float]],
     prompt: str,
-    finished: Mapping[int, np.ndarray],
-    winner: int,
-    best_of_n: int | None,
+    finished: Mapping[Candidate, np.ndarray],
+    winner: Candidate,
+    best_of_n: Candidate | None,
     device: Any = "cpu",
     batch: int = 32,
 ) -> list[HeldOut]:
@@ -87,9 +88,9 @@ def report(
         rewards: by name.
         tflop: of one look and of reading a prompt, by name.
         prompt: the prompt.
-        finished: images [h, w, 3] as uint8, by seed.
-        winner: seed of the search's choice.
-        best_of_n: seed of best-of-N's choice.
+        finished: images [h, w, 3] as uint8, by seed and whether a fork began them.
+        winner: the search's choice.
+        best_of_n: best-of-N's choice.
         device: where the rewards take their images.
         batch: most images in one look.
 
@@ -100,22 +101,23 @@ def report(
 
     from ttsnap.live.judging import judge
 
-    seeds = sorted(finished)
+    candidates = sorted(finished)
     reports = []
     for name, reward in rewards.items():
         values = []
-        for start in range(0, len(seeds), batch):
-            images = np.stack([finished[seed] for seed in seeds[start : start + batch]])
+        for start in range(0, len(candidates), batch):
+            images = np.stack([finished[candidate] for candidate in candidates[start : start + batch]])
             tensor = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
             values.append(judge(name, reward, tensor, [prompt] * len(images), 0.0))
-        by_seed = dict(zip(seeds, np.concatenate(values).tolist(), strict=True))
-        for seed, value in by_seed.items():
+        judged = dict(zip(candidates, np.concatenate(values).tolist(), strict=True))
+        for (seed, _), value in judged.items():
             if not np.isfinite(value):
                 raise ValueError(f"the reward {name} returned {value:g} for prompt {prompt!r}, seed {seed}, finished")
-        median = float(np.median(list(by_seed.values())))
-        other = None if best_of_n is None else by_seed[best_of_n]
+        median = float(np.median(list(judged.values())))
+        other = None if best_of_n is None else judged[best_of_n]
         look, text = tflop[name]
-        reports.append(HeldOut(name, by_seed[winner], median, len(seeds), other, look * len(seeds) + text))
+        tflop_paid = look * len(candidates) + text
+        reports.append(HeldOut(name, judged[winner], median, len(candidates), other, tflop_paid))
     return reports
 
 

@@ -16,6 +16,7 @@ from ttsnap import policies
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import FloatArray, Policy
 from ttsnap.core.ranking import WeightedSum
+from ttsnap.live.leaderboard import interval
 from ttsnap.live.session import Session, check_prompts
 from ttsnap.policies import BestOfN
 from ttsnap.policies.space import ranges, suggest, values
@@ -247,7 +248,5 @@ def _block(
 
 def _interval(differences: FloatArray) -> tuple[float, float, float]:
     """Mean and 95 % interval by bootstrap over prompts."""
-    rng = np.random.default_rng(0)
-    means = differences[rng.integers(len(differences), size=(4000, len(differences)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
+    low, high = interval(lambda who: float(differences[who].mean()), len(differences))
+    return float(differences.mean()), low, high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,7 @@ __all__ = [
     "named",
     "parse",
     "save",
+    "shipped",
     "to_dict",
     "tuned_policy",
 ]
@@ -146,6 +148,12 @@ def tuned_policy(model: str, rewards: Sequence[str], num_steps: int) -> Policy |
         if (made_for.get("guides", made_for["rewards"]), made_for["num_steps"]) == (list(rewards), num_steps):
             return policy
     return None
+
+
+def shipped() -> str:
+    """A fingerprint of the schedules that ship, for records of searches with whatever is the default."""
+    files = sorted((Path(__file__).parent / "tuned").glob("*.json"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:
