@@ -113,7 +113,7 @@ def interval(function: Callable[[Any], float], count: int, times: int = 2000) ->
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """What was found, budget by budget: best-of-N, best-of-N with its best number of steps, and the contenders."""
+    """Budget by budget: best-of-N, best-of-N with its best number of steps, and the contenders from the best down."""
     pools = {who.steps: _pool_of(comparison, who) for who in comparison.settings.plain()}
     base, unit = next(iter(pools.values())), comparison.unit
     found = []
@@ -122,6 +122,7 @@ def rows(comparison: Comparison) -> list[Row]:
         found.append(_best_of_n(BASE, base, base, budget))
         if best is not base:
             found.append(_best_of_n(f"{BASE}, its best number of steps", best, base, budget))
+        searched = []
         for who in comparison.settings.contenders():
             parts = list(_blocks(comparison, who, budget))
             one = parts[0][0]
@@ -130,7 +131,8 @@ def rows(comparison: Comparison) -> list[Row]:
             reward, paid = (_by_prompt(parts, name) for name in ("reward", unit.lower()))
             held_out = {name: float(_by_prompt(parts, HELD_OUT + name).mean()) for name in _held_out_names(one)}
             asked = who.policy, who.reward, who.preview, int(one["steps"]), str(budget), int(one["started"])
-            found.append(_row(asked, held_out, reward, paid, base, unit))
+            searched.append(_row(asked, held_out, reward, paid, base, unit))
+        found += sorted(searched, key=lambda row: -row.multiplier)
     return found
 
 
