@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Form:
             self.prompt: Any = gr.File(
                 label="Prompts: a .txt with one a line, or a table, JSON or JSON lines",
                 file_types=[".txt", ".csv", ".tsv", ".json", ".jsonl"],
-                height=110,
+                height=140,
                 elem_id=f"tt-{name}-file",
             )
         else:
@@ -86,8 +86,8 @@ class Form:
                 self.size = gr.Textbox(
                     label="Size (width x height, or 3:2)", placeholder=own["size"], min_width=150, max_length=20
                 )
-                self.steps = gr.Number(None, label="Steps", precision=0, min_width=100, placeholder=own["steps"])
-                self.guidance = gr.Number(None, label="Guidance", min_width=100, placeholder=OWN, step=0.5)
+                self.steps = gr.Textbox(label="Steps", min_width=100, placeholder=own["steps"], max_length=6)
+                self.guidance = gr.Textbox(label="Guidance", min_width=100, placeholder=OWN, max_length=12)
             self.negative = gr.Textbox(
                 label="Negative prompt", placeholder="what to stay away from", max_length=searches.limits.prompt
             )
@@ -98,7 +98,7 @@ class Form:
                 self.picture = gr.File(
                     label="Or a picture that ttsnap made: its settings",
                     file_types=list(FORMATS),
-                    height=110,
+                    height=140,
                     elem_id=f"tt-{name}-picture",
                 )
         self.hint = gr.HTML(elem_id=f"tt-{name}-hint")
@@ -122,8 +122,9 @@ class Form:
         self.dice.click(lambda: random.randrange(2**31), None, self.seed, **QUIET)
         self.model.change(self.of_model, self.model, [self.model, self.size, self.steps], **QUIET)
         if isinstance(self.prompt, gr.Textbox):
-            left = [field.blur for field in (self.prompt, self.size, self.negative)]
-            changed = [field.change for field in (self.amount, self.steps, self.guidance, self.model, self.rewards)]
+            typed = (self.prompt, self.size, self.steps, self.guidance, self.negative)
+            left = [field.blur for field in typed]
+            changed = [field.change for field in (self.amount, self.model, self.rewards)]
             gr.on([*left, *changed], self.told, self.fields, self.hint, **QUIET)
 
     def of_model(self, model: str) -> Update:
@@ -212,6 +213,16 @@ def restored(own: Mapping[str, Any], searches: Searches) -> tuple[list[Any], str
     return values, f"{said}, but for {', '.join(missing)}, which this page cannot set" if missing else said
 
 
+def _number(text: Any, kind: Callable[[str], Any], name: str, example: str) -> Any:
+    """The number in a field; None where it is empty."""
+    if text is None or not str(text).strip():
+        return None
+    try:
+        return kind(str(text).strip())
+    except ValueError:
+        raise ValueError(f"{name} takes a number such as {example}, got {text!r}") from None
+
+
 def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
     """What the fields of a form say, one request per policy."""
     prompt, unit, amount, model, rewards, seed, size, steps, guidance, negative, loras, *policies = values
@@ -230,8 +241,8 @@ def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
             candidates=int(amount) if kind is None else None,
             seed=int(seed or 0),
             size=str(size).strip() or None if size else None,
-            steps=int(steps) if steps else None,
-            guidance=None if guidance in (None, "") else float(guidance),
+            steps=_number(steps, int, "steps", "20"),
+            guidance=_number(guidance, float, "guidance", "3.5"),
             negative_prompt=str(negative).strip() or None if negative else None,
             loras=tuple(loras or ()),
             by_hand=by_hand,

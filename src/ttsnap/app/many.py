@@ -56,6 +56,7 @@ def build(searches: Searches, visitor: gr.BrowserState) -> tuple[Callable[..., A
             yield update
 
     async def resume(visitor: str | None) -> AsyncIterator[Update]:
+        yield {status: gr.skip()}  # where nothing is answered, all is emptied
         if jobs := searches.jobs(visitor, "many"):
             async for update in follow(jobs):
                 yield update

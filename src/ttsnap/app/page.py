@@ -181,6 +181,7 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> tupl
             yield update
 
     async def resume(visitor: str | None) -> AsyncIterator[Update]:
+        yield {status: gr.skip()}  # where nothing is answered, all fields are emptied
         for job in searches.jobs(visitor, name)[:1]:
             yield dict(zip(form.fields, form.values(job.request), strict=True))
             async for update in follow(job, max(0, len(job.frames) - 1)):

@@ -91,8 +91,9 @@ def build(
     said = gr.HTML(NOTHING, elem_id="tt-runs-said")
     gallery = gr.Gallery(
         label="Runs",
-        columns=5,
+        columns=None,
         height="auto",
+        fit_columns=False,
         allow_preview=False,
         object_fit="contain",
         elem_id="tt-runs-gallery",
