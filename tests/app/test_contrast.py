@@ -34,7 +34,7 @@ MEASURE = """() => {
 def test_all_text_stands_out_in_both_colour_schemes(visit, searches):
     page = visit()
     page.fill("#tt-search-amount input", "0")
-    page.get_by_role("alert").wait_for()  # an error has colours of its own
+    page.wait_for_selector("#tt-search-hint .tt-error")  # an error has colours of its own
     for name in ("Search", "Hand-picked", "Many prompts", "Compare", "Runs", "Explore"):
         page.get_by_role("tab", name=name).click()
         for fold in page.get_by_role("tabpanel").get_by_text("Model, reward, seed, size").all():

@@ -141,7 +141,7 @@ class Form:
         try:
             asked = [self.searches.check(request) for request in requests(values)]
         except Exception as error:
-            return view.error(sentence(error))
+            return view.hint(sentence(error), wrong=True)
         said = self.searches.models.unread(asked[0].model, asked[0].prompt)
         return view.hint(said) if said else ""
 

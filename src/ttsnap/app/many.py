@@ -69,7 +69,7 @@ def build(searches: Searches, visitor: gr.BrowserState) -> tuple[Callable[..., A
             for request in asked:
                 searches.check(request)
         except Exception as error:
-            return view.error(sentence(error))
+            return view.hint(sentence(error), wrong=True)
         odd = [said for one in asked if (said := searches.models.unread(one.model, one.prompt))]
         more = f"; {len(odd)} that the model does not read as they stand, the first: {odd[0]}" if odd else ""
         return view.hint(f"{len(asked)} prompts{more}")

@@ -112,9 +112,9 @@ def status(text: str) -> str:
     return f'<p class="tt-status" role="status">{escape(text)}</p>'
 
 
-def hint(text: str) -> str:
-    """What is to be said before a search runs, and does not hinder it."""
-    return f'<p class="tt-note" role="status">{escape(text)}</p>'
+def hint(text: str, *, wrong: bool = False) -> str:
+    """What is to be said before a search runs; `wrong` where it will not."""
+    return f'<p class="{"tt-error" if wrong else "tt-note"}" role="status">{escape(text)}</p>'
 
 
 def error(text: str) -> str:
