@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -305,3 +306,23 @@ def _lora(comfy):
     weights = {f"{name}.lora_down.weight": torch.randn(4, 320), f"{name}.lora_up.weight": torch.randn(320, 4)}
     save_file(weights, comfy.home / "models" / "loras" / "tiny.safetensors")
     return "tiny.safetensors"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["search", "search_with_lora"])
+def test_the_example_workflows_of_the_editor_are_those_of_the_api(comfy, name):
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("the editor needs Chromium: apt-get install chromium")
+    drawn, asked = (json.loads((NODES / "example_workflows" / f"{name}{end}.json").read_text()) for end in ("", "_api"))
+    with playwright.sync_playwright() as driver:
+        page = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        page.goto(comfy.url)
+        page.wait_for_function("() => window.app?.graph && document.querySelector('canvas')")
+        page.wait_for_function("() => 'TTSnapSearch' in LiteGraph.registered_node_types")
+        script = "async drawn => { await app.loadGraphData(drawn); return (await app.graphToPrompt()).output }"
+        made = page.evaluate(script, drawn)
+    assert {key: (one["class_type"], one["inputs"]) for key, one in made.items()} == {
+        key: (one["class_type"], one["inputs"]) for key, one in asked.items()
+    }
