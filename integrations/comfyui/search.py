@@ -23,6 +23,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor
 
+from ttsnap import policies
 from ttsnap.core.driver import run
 from ttsnap.core.grid import BoolArray, Combine, FloatArray, Fork, IntArray, Policy, Problem, Query
 from ttsnap.core.observers import Result, Seen
@@ -39,7 +40,7 @@ class Found:
 
     Attributes:
         prompt: what was judged.
-        policy: in words.
+        policy: its name.
         rewards: their names.
         seeds: of the candidates.
         ranks: finished candidates, the best first.
@@ -176,7 +177,7 @@ class SearchSampler(comfy.samplers.Sampler):  # type: ignore[misc]
         latents = torch.cat([grid.candidates[c].finished for c in ranks])  # type: ignore[misc]
         self.found = Found(
             self.prompt,
-            type(self.policy).__name__,
+            policies.to_dict(self.policy)["policy"],
             list(self.rewards),
             [candidate.seed for candidate in grid.candidates],
             ranks,

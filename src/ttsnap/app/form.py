@@ -147,7 +147,7 @@ class Form:
 
     def values(self, request: Request) -> list[Any]:
         """What the fields say of a request."""
-        unit, amount = "candidates", request.candidates
+        unit, amount = "candidates", float(request.candidates or 0)
         if request.budget is not None:
             kind = next(kind for kind in UNITS.values() if kind and request.budget.endswith(kind))
             unit, amount = next(u for u, k in UNITS.items() if k == kind), float(request.budget.removesuffix(kind))

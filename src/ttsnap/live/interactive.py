@@ -48,7 +48,8 @@ class Shown(Observer):
     """Shows a search as a bar of denoiser calls, with who is alive and the best reward; tells another observer, too."""
 
     def __init__(self, inner: Observer | None, progress: bool | None) -> None:
-        self.inner, self._progress, self._bar = inner or SILENT, progress, None
+        self.inner, self._progress = inner or SILENT, progress
+        self._bar: Any = None
 
     def started(self, start: Start) -> None:
         """A bar of all calls that are planned."""
