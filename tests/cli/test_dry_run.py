@@ -76,6 +76,9 @@ def test_replays_say_how_many_searches(ttsnap, made):
 def test_searches_of_other_verbs(ttsnap, made):
     bench = planned(ttsnap, made, "bench", "a red circle", "--candidates", "4", "--steps", "5", "--calls", "2")
     assert bench["calls"] == 4 * 5
+    compared = ("--policies", "halving,best-of-n", "--budget", "20NFE", "--pool", "4", "--steps", "5")
+    policies = planned(ttsnap, made, "bench", "a red circle", *compared)
+    assert 4 * 5 < policies["calls"] <= 4 * 5 + 2 * 20
     live = ("tune", "--policy", "svdd", "--budget", "40NFE", "--trials", "3", "--steps", "5")
     tuned = planned(ttsnap, made, *live, "--prompts", "shapes:held-out", "--prompt-range", ":4")
     assert 0 < tuned["calls"] <= 40 * (3 * 2 + 3 * 2)
