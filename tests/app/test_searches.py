@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 
@@ -14,6 +15,7 @@ from ttsnap.app import view
 from ttsnap.app.history import Tile
 from ttsnap.app.queue import Limits, Request
 from ttsnap.app.searches import Searches
+from ttsnap.app.service import Models
 from ttsnap.core.cost import CostModel
 from ttsnap.live.session import Session
 from ttsnap.policies import SuccessiveHalving
@@ -23,15 +25,18 @@ VISITOR = "a" * 22
 HALVING = SuccessiveHalving((1, 2), keep=(0.5, 0.5))
 
 
-class Toys:
+class Toys(Models):
     """Sessions of the toy pipeline; each denoiser call waits until the gate is open."""
 
     def __init__(self):
+        super().__init__()
         self.gate = threading.Event()
         self.gate.set()
-        self.begun = []
+        self.begun, self.hold = [], None
 
     def searcher(self, request):
+        if request.prompt == self.hold:
+            self.gate.clear()
         self.begun.append(request.prompt)
         if request.prompt == "broken":
             raise RuntimeError("secret detail")
@@ -49,6 +54,7 @@ class Toys:
 @pytest.fixture
 def searches(tmp_path):
     searches = Searches(tmp_path / "out", rewards=["shapes"], limits=Limits(waiting=3))
+    searches.GRACE = 0.05
     searches.models = Toys()
     return searches
 
@@ -57,8 +63,12 @@ def request(prompt="a", candidates=8, **options):
     return Request(prompt, "shapes", ("shapes",), candidates=candidates, **options)
 
 
-def begin(searches, *requests, session="s", tab="search", visitor=VISITOR):
-    return searches.begin(session, tab, visitor, requests)
+def begin(searches, *requests, session="a", tab="search"):
+    return searches.begin(session, tab, visitor(session), requests)
+
+
+def visitor(session):
+    return session * 22
 
 
 def wait(condition, seconds=20):
@@ -108,14 +118,15 @@ def test_one_at_a_time_and_the_others_see_their_place(searches):
     assert first.result.images
     assert second.result is None
     with pytest.raises(ValueError, match="no search yet"):
-        searches.job("2", "search")
+        searches.job(visitor("2"), "search")
 
 
 def test_a_closed_tab_stops_its_search_and_the_stopped_search_is_saved(searches):
     searches.models.gate.clear()
     (job,) = begin(searches, request())
     wait(lambda: job.phase == "searching")
-    searches.close("s")
+    searches.close("a")
+    wait(lambda: not searches.jobs(visitor("a"), "search"))
     searches.models.gate.set()
     wait(lambda: not job.active)
     assert job.result.stopped
@@ -123,6 +134,117 @@ def test_a_closed_tab_stops_its_search_and_the_stopped_search_is_saved(searches)
     assert json.loads((job.folder / "result.json").read_text())["reward"] is None
     assert "Stopped" in job.status()
     assert "before an image was finished" in view.outcome(job.result)
+
+
+def test_a_page_that_is_opened_again_finds_its_search_at_work(searches):
+    searches.models.gate.clear()
+    (job,) = begin(searches, request())
+    wait(lambda: job.phase == "searching")
+    searches.close("a")
+    searches.attach("a again", visitor("a"))
+    time.sleep(4 * searches.GRACE)
+    assert searches.jobs(visitor("a"), "search") == [job]
+    searches.models.gate.set()
+    wait(lambda: not job.active)
+    assert not job.result.stopped
+    assert searches.jobs("b" * 22, "search") == []
+
+
+def test_the_best_so_far_is_finished_when_there_is_no_time(searches):
+    searches.models.gate.clear()
+    (job,) = begin(searches, request(candidates=8))
+    wait(lambda: job.phase == "searching")
+    job.hurry()
+    searches.models.gate.set()
+    wait(lambda: not job.active)
+    assert job.result.finished == 1
+    assert len(job.result.images) == 1
+    assert job.result.cost.nfe <= 8 + 3
+    assert "Finished early" in job.status()
+    assert "Finished early" in view.outcome(job.result, job.said)
+
+
+def test_prompts_of_a_file_are_searched_for_one_after_the_other_and_others_come_between(searches):
+    searches.models.gate.clear()
+    jobs = searches.begin_all("a", "many", visitor("a"), [request(name) for name in ("one", "two", "three", "four")])
+    wait(lambda: searches.models.begun == ["one"])
+    other = begin(searches, request("other"), session="b")[0]
+    with pytest.raises(ValueError, match="one search at a time"):
+        begin(searches, request(), session="a")
+    searches.models.hold = "two"
+    searches.models.gate.set()
+    wait(lambda: "two" in searches.models.begun)
+    searches.stop(visitor("a"))
+    searches.models.gate.set()
+    wait(lambda: not any(job.active for job in [*jobs, other]))
+    assert searches.models.begun == ["one", "other", "two"]
+    assert jobs[-1].phase == "never"
+    assert jobs[0].result.images
+    assert other.result.images
+
+
+def test_spent_and_calls_agree_at_every_moment(searches):
+    (job,) = begin(searches, request(candidates=16))
+    wait(lambda: not job.active)
+    shown = [re.search(r"spent ([\d.]+) TFLOP of .* (\d+) of \d+ calls", frame.status) for frame in job.frames]
+    spent = [(float(found[1]), int(found[2])) for found in shown if found]
+    assert len(spent) > 3
+    assert all(tflop >= calls * MODEL.call_tflop for tflop, calls in spent)
+    assert f"spent {job.result.cost.tflop:.4g} TFLOP, {job.result.cost.nfe} calls" in job.status()
+    assert "<progress" not in job.status()
+
+
+def test_a_picture_that_misses_is_not_framed_as_a_winner(searches):
+    from dataclasses import replace
+
+    from ttsnap.live.reporting import HeldOut
+
+    (job,) = begin(searches, request())
+    wait(lambda: not job.active)
+    held_out = HeldOut("checker", 0.75, 0.5, 3, None, 0.0, perfect=1.0)
+    missed = replace(job.result, held_out=[held_out])
+    assert view.misses(missed)
+    assert "tt-win" not in view.outcome(missed)
+    assert "It misses something that was asked for. checker, which steered nothing: 0.750 of 1" in view.outcome(missed)
+    shown = replace(job.result, held_out=[replace(held_out, reward=1.0)])
+    assert "tt-win" in view.outcome(shown)
+    assert "It shows all that was asked for" in view.outcome(shown)
+    job.missed = True
+    assert "tt-missed" in view.board(job)
+
+
+def test_past_runs_are_found_by_words_and_shared_by_a_name_that_nobody_guesses(searches):
+    from ttsnap.app import runs
+
+    for prompt in ("a red circle", "a blue square"):
+        (job,) = begin(searches, request(prompt))
+        wait(lambda job=job: not job.active)
+    assert len(runs.past(searches, VISITOR)) == 2
+    (folder,) = runs.past(searches, VISITOR, "SQUARE blue")
+    assert folder == job.folder
+    assert runs.past(searches, "b" * 22) == []
+    token = runs.share(searches, folder)
+    assert runs.share(searches, folder) == token
+    assert runs.shared(searches, token) == folder
+    for wrong in ("x" * 22, "../" + token, "", token + "/"):
+        with pytest.raises(ValueError, match="no run by that link"):
+            runs.shared(searches, wrong)
+
+
+def test_a_prompt_that_the_model_was_not_made_for_is_told_before_anything_runs(searches):
+    import gradio as gr
+
+    from ttsnap.app.form import Form, requests
+
+    with gr.Blocks():
+        form = Form(searches, "x", ["tuned for the model"])
+    values = ["a dog", "candidates", 4, "shapes", ["shapes"], 0, "", None, None, "", [], "tuned for the model"]
+    assert requests(values)[0].size is None
+    assert "is not a prompt of the shapes world" in form.told(*values)
+    assert "tt-note" in form.told(*values)
+    assert form.told("a red circle", *values[1:]) == ""
+    assert "tt-error" in form.told("a red circle", *values[1:6], "3x", *values[7:])
+    assert not searches.models.begun
 
 
 def test_picking_lets_others_search_meanwhile(searches):
@@ -147,6 +269,14 @@ def test_picking_lets_others_search_meanwhile(searches):
     job.finish("3")
     wait(lambda: not job.active)
     assert {image.seed for image in job.result.images} == {0, 5, 3}
+    assert job.result.seed == 3  # what is picked is what comes out, whatever the reward says
+    worst = min(job.result.images, key=lambda image: image.reward).seed
+    job.finish(str(worst))
+    wait(lambda: not job.active)
+    assert job.result.seed == worst
+    assert f"manual_seed({worst})" in job.result.reproduce
+    assert [tile.seed for tile in job.tiles if tile.state == "winner"] == [worst]
+    assert json.loads((job.folder / "result.json").read_text())["seed"] == worst
     assert job.result.cost.nfe == 8 + 2 * 3 + 3
     job.compare()
     wait(lambda: not job.active)
@@ -184,7 +314,10 @@ BAD = {
     "long": ({"prompt": "x" * 601}, "has 601 characters; at most 600"),
     "many": ({"candidates": 129}, "1 to 128 candidates"),
     "none": ({"candidates": 0}, "1 to 128 candidates"),
-    "large": ({"size": 4096}, "size must be 1 to 2048"),
+    "large": ({"size": "64x4096"}, "size must be 1 to 2048"),
+    "no size": ({"size": "wide"}, "--size takes pixels"),
+    "guidance": ({"guidance": -1.0}, "guidance must be 0 to 100"),
+    "lora": ({"loras": ("/etc/passwd",)}, "there is no LoRA '/etc/passwd' here"),
     "steps": ({"steps": 101}, "steps must be 1 to 100"),
     "seed": ({"seed": -1}, "the seed must be"),
     "model": ({"model": "/etc"}, "there is no model '/etc' here"),
@@ -265,20 +398,25 @@ def test_a_child_looks_like_its_parent_and_is_named_after_it():
 
 
 def test_a_picture_sets_the_form(searches, tmp_path):
-    from ttsnap.app.page import restored
+    from ttsnap.app.form import restored
     from ttsnap.policies import to_dict, tuned_policy
 
     policy = to_dict(tuned_policy("shapes", ["shapes-aware"], 20))
     settings = {"model": "shapes", "reward": "shapes-aware", "steps": 20, "size": "64x64", "candidates": 9, "seed": 4}
     own = {"prompt": "a red circle", "settings": settings | {"policy": policy}}
     values, said = restored(own, searches)
-    assert values == ["a red circle", "candidates", 9, "shapes", ["shapes-aware"], 4, 64, 20, "tuned for the model"]
+    assert values == [
+        *("a red circle", "candidates", 9, "shapes", ["shapes-aware"], 4, "64x64", 20, None, None, []),
+        "tuned for the model",
+    ]
     assert said == "These are the settings of the picture"
     other = {"model": "flux", "reward": "hpsv2", "size": "64x32", "guidance": 3.0, "policy": {"policy": "steering"}}
+    other |= {"lora": ["style.safetensors"], "negative_prompt": "grey", "scheduler": "ddim"}
     values, said = restored({"prompt": "x", "settings": settings | other}, searches)
     assert values[3:5] == ["shapes", searches.rewards[:1]]
+    assert values[6:11] == ["64x32", 20, 3.0, "grey", []]
     assert said.endswith(
-        "but for the model flux, the reward hpsv2, the size 64x32, the schedule, guidance, which this page cannot set"
+        "but for the model flux, the reward hpsv2, the LoRAs, the schedule, scheduler, which this page cannot set"
     )
 
 

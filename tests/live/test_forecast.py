@@ -38,5 +38,5 @@ def test_a_dry_run_writes_nothing(ttsnap, tmp_path, monkeypatch):
     assert (told["model"], told["candidates"], told["prompts"]) == ("shapes", 8, 1)
     code, out, _ = ttsnap("generate", "a red circle", "a blue square", "--steps", "4", "--dry-run", "--candidates", "3")
     assert code == 0
-    assert "all 2 prompts:" in out
+    assert "each of 2 prompts:" in out
     assert not list(tmp_path.iterdir())

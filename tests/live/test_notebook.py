@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import ttsnap
+from ttsnap.core.observers import Observer
 from ttsnap.live.session import first_seed
 
 PROMPT = 'a red circle left of a "blue" <b>hut</b>'
@@ -72,3 +74,48 @@ def test_a_generator_says_the_first_seed():
         first_seed(0, generator)
     with pytest.raises(ValueError, match=r"one torch\.Generator.*got list"):
         ttsnap.search("shapes", "a", generator=[generator])
+
+
+def test_a_bar_counts_calls_and_tells_the_best_reward(session, capsys):
+    told = []
+
+    class Told(Observer):
+        def looked(self, look, ledger):
+            told.append(look.step)
+
+    result = session.search(PROMPT, seed=1, progress=True, observer=Told())
+    said = capsys.readouterr().err
+    assert f"/{result.cost.nfe} " in said
+    assert "alive=" in said
+    assert told
+    session.search(PROMPT, seed=1)
+    assert not capsys.readouterr().err  # no bar outside notebooks, unless one is asked for
+
+
+def test_results_can_be_waited_for_while_the_event_loop_goes_on(session):
+    ticks = []
+
+    async def main():
+        async def tick():
+            while True:
+                ticks.append(len(ticks))
+                await asyncio.sleep(0.005)
+
+        ticking = asyncio.create_task(tick())
+        stream = session.stream(["a red circle", "a blue square"], generator=torch.Generator().manual_seed(4))
+        found = {number: result async for number, result in stream}
+        ticking.cancel()
+        return found
+
+    found = asyncio.run(main())
+    assert sorted(found) == [0, 1]
+    assert len(ticks) > 3
+    plain = dict(session.stream(["a red circle", "a blue square"], seed=4))
+    assert {n: result.seed for n, result in found.items()} == {n: result.seed for n, result in plain.items()}
+    assert np.array_equal(np.asarray(found[0].image), np.asarray(plain[0].image))
+
+
+def test_steps_are_given_as_to_a_pipeline():
+    with ttsnap.prepare("shapes", candidates=2, num_inference_steps=3, policy="best-of-n") as session:
+        assert session.search("a red circle", num_inference_steps=4).num_steps == 4
+        assert session.search("a red circle", num_inference_steps=3).num_steps == 3

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 QUIET: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "concurrency_limit": 2}
 TUNE_SECONDS, TUNE_TRIALS, TRIALS = 20.0, 200, 20
+SKELETON = '<div class="tt-skeleton" role="status" aria-label="loading"></div>'
 NOTHING = (
     '<p class="tt-hint">Nothing to open yet. Runs of this page appear here, and so does what lies in the output '
     "folder: recordings of <code>ttsnap record</code> and <code>import-values</code>, runs of "
@@ -166,8 +168,16 @@ def one_prompt(recording: Recording, prompt: int, name: str, tuned: dict[str, An
     return view.status(facts) + history_svg(replayed.history, num_steps, " + ".join(recording.rewards))
 
 
-def tune_for(recording: Recording, place: int) -> tuple[str, dict[str, Any], str]:
-    """The schedule fitted for the budget of that place: the budget, the policy as JSON, and what it is worth."""
+def tune_for(
+    recording: Recording, place: int, proceed: Callable[[], bool] = lambda: True
+) -> tuple[str, dict[str, Any], str]:
+    """The schedule fitted for the budget of that place: the budget, the policy as JSON, and what it is worth.
+
+    Args:
+        recording: that it is fitted on.
+        place: of the budget.
+        proceed: asked after each schedule that was tried; where it says no, the best so far is taken.
+    """
     from ttsnap.replay import EveryCall, cost_model_of, default_budgets, tune
 
     model = cost_model_of(recording, None)
@@ -175,7 +185,14 @@ def tune_for(recording: Recording, place: int) -> tuple[str, dict[str, Any], str
     guide = "aware" if recording.has_aware else "clean"
     folds = max(2, min(4, len(recording.recorded()) // 2))
     tuning = tune(
-        recording, [budget], EveryCall(model), guide=guide, folds=folds, trials=TUNE_TRIALS, seconds=TUNE_SECONDS
+        recording,
+        [budget],
+        EveryCall(model),
+        guide=guide,
+        folds=folds,
+        trials=TUNE_TRIALS,
+        seconds=TUNE_SECONDS,
+        on_progress=lambda tried, trials, best: proceed(),
     )
     return str(budget), policies.to_dict(tuning.policy), tuning.sentence
 
@@ -198,6 +215,7 @@ def build(searches: Searches, visitor: gr.BrowserState, tab: gr.Tab) -> None:
         chart = gr.HTML(elem_id="tt-explore-chart", elem_classes="tt-figure")
         with gr.Row():
             fit = gr.Button("Tune a schedule for this budget", elem_id="tt-explore-tune")
+            halt = gr.Button("Stop tuning", variant="stop", interactive=False, elem_id="tt-explore-stop")
         schedule = gr.HTML(elem_id="tt-explore-schedule")
         gr.Markdown("### One prompt")
         with gr.Row():
@@ -217,18 +235,20 @@ def build(searches: Searches, visitor: gr.BrowserState, tab: gr.Tab) -> None:
             raise ValueError("that is not among what can be opened here")
         return items[name]
 
-    def pick(visitor: str | None, name: str | None) -> dict[Any, Any]:
+    def pick(visitor: str | None, name: str | None) -> Iterator[dict[Any, Any]]:
         empty = {run: "", controls: gr.update(visible=False), said: "", schedule: "", tuned: {}}
+        yield empty | {run: SKELETON if name else ""}
         if not name:
-            return empty
+            return
         try:
             path = path_of(visitor, name)
             if path.suffix != ".zarr":
-                return empty | {run: show_run(path)}
+                yield empty | {run: show_run(path)}
+                return
             recording = opened(path)
             names = [(recording.prompts[p], int(p)) for p in recording.recorded()]
             known = list(contenders(recording, {}))
-            return empty | {
+            yield empty | {
                 controls: gr.update(visible=True),
                 chart: curves(recording, {}, 4),
                 prompt: gr.update(choices=names, value=names[0][1]),
@@ -237,7 +257,7 @@ def build(searches: Searches, visitor: gr.BrowserState, tab: gr.Tab) -> None:
                 budget: 5,
             }
         except Exception as error:
-            return empty | {said: view.error(sentence(error))}
+            yield empty | {said: view.error(sentence(error))}
 
     def move(visitor: str | None, name: str, made: Any, place: float, who: int, what: str) -> dict[Any, Any]:
         try:
@@ -251,23 +271,38 @@ def build(searches: Searches, visitor: gr.BrowserState, tab: gr.Tab) -> None:
         except Exception as error:
             return {said: view.error(sentence(error))}
 
-    def fitted(visitor: str | None, name: str, made: Any, place: float, who: int) -> dict[Any, Any]:
+    stopped: dict[str, threading.Event] = {}  # of visitors who tune
+
+    def fitted(visitor: str | None, name: str, made: Any, place: float, who: int) -> Iterator[dict[Any, Any]]:
+        stop = stopped[str(visitor)] = threading.Event()
+        working = {fit: gr.update(interactive=False), halt: gr.update(interactive=True)}
+        ready = {fit: gr.update(interactive=True), halt: gr.update(interactive=False)}
+        yield {schedule: SKELETON, **working}
         try:
             recording = opened(path_of(visitor, name))
             at = min(max(int(place), 1), 10) - 1
-            amount, best, words = tune_for(recording, at)
+            amount, best, words = tune_for(recording, at, lambda: not stop.is_set())
             made = {**made, amount: best}
             known = contenders(recording, made)
-            return {
+            early = "Stopped early; the best so far, tuned" if stop.is_set() else "Tuned"
+            yield {
+                **ready,
                 tuned: made,
-                schedule: view.status(f"Tuned for {amount}: {describe(best)}. {words}."),
+                schedule: view.status(f"{early} for {amount}: {describe(best)}. {words}."),
                 policy: gr.update(choices=list(known), value=f"tuned at {amount}"),
                 chart: curves(recording, made, at),
                 single: one_prompt(recording, int(who), f"tuned at {amount}", made, at),
                 said: "",
             }
         except Exception as error:
-            return {said: view.error(sentence(error))}
+            yield {said: view.error(sentence(error)), schedule: "", **ready}
+        finally:
+            if stopped.get(str(visitor)) is stop:
+                del stopped[str(visitor)]
+
+    def stop_tuning(visitor: str | None) -> None:
+        if (stop := stopped.get(str(visitor))) is not None:
+            stop.set()
 
     tab.select(choices, [visitor, item], [item, said], **QUIET)
     item.input(pick, [visitor, item], [*every, budget], **QUIET)
@@ -280,4 +315,6 @@ def build(searches: Searches, visitor: gr.BrowserState, tab: gr.Tab) -> None:
         trigger_mode="always_last",
         **QUIET,
     )
-    fit.click(fitted, [visitor, item, tuned, budget, prompt], [tuned, schedule, policy, chart, single, said], **QUIET)
+    shown = [fit, halt, tuned, schedule, policy, chart, single, said]
+    fit.click(fitted, [visitor, item, tuned, budget, prompt], shown, **QUIET)
+    halt.click(stop_tuning, visitor, **{**QUIET, "concurrency_limit": None})

@@ -55,11 +55,12 @@ class History(Observer):
         rungs: the looks that are over.
         num_steps: denoiser calls of a finished image.
         planned: cost of the plan.
-        spent: cost so far, whole looks only.
+        spent: cost so far, up to the last look that is over.
         calls: denoiser calls made so far.
         goal: where those who are running are brought to.
         seconds: time spent searching, without the time a person took to pick.
         over: the policy has ended.
+        missed: the winner does not show what was asked for.
     """
 
     tiles: list[Tile] = field(default_factory=list)
@@ -70,6 +71,7 @@ class History(Observer):
     calls: int = 0
     goal: int = 0
     over: bool = False
+    missed: bool = False
     _model: CostModel | None = None
     _start: Start | None = None
     _ticking: float | None = None
@@ -105,6 +107,14 @@ class History(Observer):
         if not self.calls or self.planned is None:
             return None
         return self.seconds / self.calls * max(0, self.planned.nfe - self.calls)
+
+    @property
+    def tflop(self) -> float:
+        """Spent so far, the calls since the last look among it."""
+        if self._model is None:
+            return 0.0
+        nfe, tflop = (self.spent.nfe, self.spent.tflop) if self.spent else (0, 0.0)
+        return tflop + max(0, self.calls - nfe) * self._model.call_tflop
 
     @property
     def running(self) -> int:
@@ -159,6 +169,7 @@ class History(Observer):
         self.over = True
         assert self._model is not None
         self.spent = result.ledger.cost(self._model)
+        self.calls = self.spent.nfe
         for c, tile in enumerate(self.tiles):
             if tile.state == WINNER:
                 tile.state = FINISHED

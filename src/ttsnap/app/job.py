@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ttsnap.app import view
-from ttsnap.app.history import History
+from ttsnap.app.history import FINISHED, WINNER, History
 from ttsnap.app.queue import Request
 from ttsnap.core.errors import explain
 from ttsnap.core.observers import Observer, Start, Stop
@@ -46,7 +48,7 @@ class Job(History):
     Attributes:
         request: what was asked for.
         frames: what the page shows, one for every change of the board; none is dropped.
-        phase: queued, preparing, searching, picking, comparing or over.
+        phase: waiting (for another of his), never (begun), queued, preparing, searching, picking, comparing or over.
         result: what it came to, once it is over.
         folder: where it is saved, once it is.
         trouble: what went wrong, in one sentence.
@@ -62,7 +64,10 @@ class Job(History):
     trouble: str | None = None
     block: OpenSearch | None = None
     _busy: bool = False
+    _hurried: bool = False
+    _thread: threading.Thread | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
+    _hurry: threading.Event = field(default_factory=threading.Event)
     _answered: threading.Event = field(default_factory=threading.Event)
     _answer: Picked | None = None
 
@@ -77,9 +82,14 @@ class Job(History):
         self._work("comparing", self._compare)
 
     def finish(self, ticked: str) -> None:
-        """Finish dropped candidates after all; seeds such as `3,5`."""
+        """Finish dropped candidates after all, and let these come out first; seeds such as `3,5`."""
         mask = view.picked(ticked, [tile.seed for tile in self.tiles])
         self._work("searching", lambda: self._finish(mask))
+
+    def hurry(self) -> None:
+        """Drop all but the best so far, and finish that one."""
+        if self.phase == "searching":
+            self._hurry.set()
 
     def answer(self, ticked: str) -> None:
         """Who goes on, while the search waits for it."""
@@ -91,7 +101,9 @@ class Job(History):
         self._answered.set()
 
     def stop(self) -> None:
-        """End at the next denoiser call; what is finished stays."""
+        """End at the next denoiser call; what is finished stays. One that has not begun never will."""
+        if self.phase == "waiting":
+            self.phase = "never"
         self._stop.set()
         self._answered.set()
         self.searches.queue.nudge()
@@ -99,7 +111,12 @@ class Job(History):
     @property
     def active(self) -> bool:
         """Whether it wants the device, or has it, or waits for picks."""
-        return self._busy
+        return self._busy or self.phase == "waiting"
+
+    def wait(self) -> None:
+        """Until it is over."""
+        if self._thread is not None:
+            self._thread.join()
 
     def status(self) -> str:
         """The line above the board at this moment."""
@@ -107,20 +124,29 @@ class Job(History):
             return view.error(self.trouble)
         if self.phase == "queued":
             before = self.searches.queue.before(self)
+            if before and self.searches.warming:
+                return view.status("Warming up: the server loads its model; your search begins then")
             if before:
                 return view.status(
                     f"Waiting in the queue: {before} before you" if before > 1 else "Waiting in the queue: next"
                 )
             return view.status("Starting")
         if self.phase == "preparing":
-            return view.status("Loading and counting what a search costs")
+            return view.status("Warming up: loading what is not loaded yet, and counting what a search costs")
         if self.phase == "comparing":
             return view.status("Running best-of-N for the same cost")
         if self.phase == "picking":
             return view.progress(self, "Your turn: tick who goes on")
         if self.phase == "searching":
             return view.progress(self, "Stopping" if self._stop.is_set() else view.doing(self))
-        return view.progress(self, "Stopped" if self.result and self.result.stopped else "Done")
+        stopped = self.result is not None and self.result.stopped
+        return view.progress(self, self.said or ("Stopped" if stopped else "Done"))
+
+    @property
+    def said(self) -> str:
+        """How it ended, if not by its policy, nor by a stop."""
+        hurried = self._hurry.is_set() and self.result is not None and bool(self.result.images)
+        return "Finished early, as you asked." if hurried else ""
 
     # What runs in its thread.
 
@@ -129,9 +155,12 @@ class Job(History):
             raise ValueError("this search is still at work")
         self.trouble, self.phase, self._busy = None, "queued", True
         self._stop.clear()
+        self._hurry.clear()
+        self._hurried = False
         self.searches.queue.join(self)
         self._show()
-        threading.Thread(target=self._in_turn, args=(phase, work), daemon=True).start()
+        self._thread = threading.Thread(target=self._in_turn, args=(phase, work), daemon=True)
+        self._thread.start()
 
     def _in_turn(self, phase: str, work: Callable[[], None]) -> None:
         try:
@@ -158,7 +187,18 @@ class Job(History):
         self.block = searcher.open([self.request.prompt], seed=self.request.seed)
         self.phase = "searching"
         self.block.run(self)
+        if self._hurry.is_set() and not self._stop.is_set():
+            self._finish_best()
         self._save()
+
+    def _finish_best(self) -> None:
+        """Bring the best of those that came furthest to the end, where none is finished."""
+        assert self.block is not None
+        if any(tile.state in (FINISHED, WINNER) for tile in self.tiles):
+            return
+        looked = [c for c, tile in enumerate(self.tiles) if tile.reward is not None] or [0]
+        best = max(looked, key=lambda c: (self.tiles[c].step, self.tiles[c].reward or 0.0, -c))
+        self.block.finish(np.arange(len(self.tiles))[None] == best, self)
 
     def _compare(self) -> None:
         if self.block is None or self.block.result is None:
@@ -169,12 +209,17 @@ class Job(History):
     def _finish(self, mask: BoolArray) -> None:
         if self.block is None or self.block.result is None:
             raise ValueError("there is no search to go on with")
-        self.block.finish(mask, self)
+        if (mask & ~self.block.result.finished).any():
+            self.block.finish(mask, self)
+        if (mask & self.block.result.finished).any():
+            self.block.take(np.flatnonzero(mask[0] & self.block.result.finished[0]).tolist())
+            self.ended(self.block.result)
         self._save()
 
     def _save(self) -> None:
         assert self.block is not None
         self.result = self.block.results(top=3)[0]
+        self.missed = view.misses(self.result)
         if self.folder is None:
             slug = re.sub(r"[^a-z0-9]+", "-", self.request.prompt.lower()).strip("-")[:40] or "image"
             self.folder = self.home / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{secrets.token_hex(3)}"
@@ -203,14 +248,16 @@ class Job(History):
     # The observer: as the history goes, and a frame for every change of the board.
 
     def _check(self) -> None:
-        if self._stop.is_set():
+        hurried = self._hurry.is_set() and bool(self.rungs) and not self._hurried  # after a look: who is the best?
+        if self._stop.is_set() or hurried:
+            self._hurried = True
             raise Stop
 
     def _show(self, *, ticks: bool = False) -> None:
         late = self.phase == "over" and self.request.by_hand and self.block is not None and self.trouble is None
         sampler = self.block.session.sampler if self.block else None
         more = ticks and sampler is not None and not (sampler.diversity or sampler.probe.copies)
-        self.frames.append(Frame(view.board(self, ticks=ticks or late, more=more), self.status()))
+        self.frames.append(Frame(view.board(self, ticks=ticks, more=more, late=late), self.status()))
 
     def started(self, start: Start) -> None:
         """As the history, shown."""

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ttsnap import policies
-from ttsnap.app import explore, view
+from ttsnap.app import explore, many, runs, view
+from ttsnap.app.form import QUIET, Form, Update, requests, restored
 from ttsnap.app.job import Job, sentence
-from ttsnap.app.queue import POLICIES, Request
 from ttsnap.app.searches import Searches
 from ttsnap.files import metadata
-from ttsnap.files.metadata import FORMATS
-from ttsnap.live.rerun import options
 from ttsnap.pipelines.models import MODELS
 
 if TYPE_CHECKING:
     from ttsnap.live.result import SearchResult
 
-UNITS = {"candidates": None, "denoiser calls": "NFE", "GFLOP": "GFLOP", "TFLOP": "TFLOP", "seconds": "s"}
 HEAD = """<div class="tt-head"><h1>ttsnap</h1><p>Many candidates are started. Each is looked at early, the poor ones are
 dropped, and only the promising ones are finished: a better picture for the same compute.</p></div>"""
 PAUSE = 0.08  # seconds between glances at a search
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-Update = dict[Any, Any]
 
 
 def build(searches: Searches) -> gr.Blocks:
@@ -34,134 +28,35 @@ def build(searches: Searches) -> gr.Blocks:
     with gr.Blocks(title="ttsnap", analytics_enabled=False) as page:
         gr.HTML(HEAD)
         visitor = gr.BrowserState(None, storage_key="ttsnap-visitor", secret="ttsnap")
-        with gr.Tab("Search"):
-            _search_tab(searches, visitor, "search")
-        with gr.Tab("Hand-picked"):
-            _search_tab(searches, visitor, "hand")
-        with gr.Tab("Compare"):
-            _compare_tab(searches, visitor)
-        with gr.Tab("Explore") as tab:
-            explore.build(searches, visitor, tab)
-        page.load(searches.welcome, visitor, visitor, **QUIET)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Search", id="search"):
+                form, resume = _search_tab(searches, visitor, "search")
+            with gr.Tab("Hand-picked", id="hand"):
+                _, resume_hand = _search_tab(searches, visitor, "hand")
+            with gr.Tab("Many prompts", id="many"):
+                resume_many = many.build(searches, visitor)
+            with gr.Tab("Compare", id="compare"):
+                _compare_tab(searches, visitor)
+            with gr.Tab("Runs", id="runs") as mine:
+                shared = runs.build(searches, visitor, mine, tabs, form)
+            with gr.Tab("Explore", id="explore") as tab:
+                explore.build(searches, visitor, tab)
+
+        def come(visitor: str | None, request: gr.Request) -> str:
+            known = searches.welcome(visitor)
+            searches.attach(str(request.session_hash), known)
+            return known
 
         def leave(request: gr.Request) -> None:
             searches.close(str(request.session_hash))
 
+        page.load(form.of_model, form.model, [form.model, form.size, form.steps], **QUIET)
+        here = page.load(come, visitor, visitor, **QUIET)
+        for handler, outputs in (resume, resume_hand, resume_many):
+            here.then(handler, visitor, outputs, **QUIET)
+        page.load(shared[0], None, shared[1], **QUIET)
         page.unload(leave)
     return page
-
-
-class Form:
-    """The fields of a request, with these policies and this budget to begin with."""
-
-    def __init__(
-        self, searches: Searches, name: str, policies: Sequence[str], unit: str = "candidates", amount: float = 16
-    ) -> None:
-        first = searches.offered[0]
-        self.prompt = gr.Textbox(
-            MODELS[first].example if first in MODELS else "",
-            label="Prompt",
-            lines=1,
-            max_length=searches.limits.prompt,
-            elem_id=f"tt-{name}-prompt",
-            placeholder="what to paint",
-        )
-        with gr.Row():
-            self.unit = gr.Dropdown(list(UNITS), value=unit, label="Budget in", min_width=130)
-            self.amount = gr.Number(amount, label="Budget", minimum=0, min_width=100, elem_id=f"tt-{name}-amount")
-            self.policies = [
-                gr.Dropdown(list(POLICIES), value=value, label=label, min_width=180)
-                for label, value in zip(
-                    ["Policy"] if len(policies) == 1 else ["One policy", "The other"], policies, strict=True
-                )
-            ]
-        with gr.Accordion("Model, reward, seed, size", open=False):
-            with gr.Row():
-                self.model = gr.Dropdown(searches.offered, value=first, label="Model", min_width=160)
-                self.rewards = gr.Dropdown(
-                    searches.rewards, value=searches.rewards[:1], multiselect=True, label="Rewards", min_width=160
-                )
-            with gr.Row():
-                self.seed = gr.Number(0, label="First seed", precision=0, minimum=0, min_width=100)
-                self.size = gr.Number(None, label="Size in pixels (empty: the model's own)", precision=0, min_width=160)
-                self.steps = gr.Number(None, label="Steps (empty: the model's own)", precision=0, min_width=160)
-            if len(policies) == 1:
-                self.picture = gr.File(
-                    label="Or a picture that ttsnap made: its settings",
-                    file_types=list(FORMATS),
-                    height=110,
-                    elem_id=f"tt-{name}-picture",
-                )
-        self.fields = [
-            self.prompt,
-            self.unit,
-            self.amount,
-            self.model,
-            self.rewards,
-            self.seed,
-            self.size,
-            self.steps,
-            *self.policies,
-        ]
-
-
-def restored(own: Mapping[str, Any], searches: Searches) -> tuple[list[Any], str]:
-    """What the fields of a form with one policy are to say for a picture's settings, and what they cannot.
-
-    Args:
-        own: what the picture says of itself.
-        searches: what is offered.
-    """
-    settings, missing = options(own), []
-    model = settings.get("model")
-    if model not in searches.offered:
-        model = searches.offered[0]
-        missing.append(f"the model {settings.get('model')}")
-    rewards = [name for name in str(settings.get("reward", "")).split(",") if name in searches.rewards]
-    if ",".join(rewards) != settings.get("reward"):
-        missing.append(f"the reward {settings.get('reward')}")
-    width, _, height = str(settings.get("size", "")).partition("x")
-    size = int(width) if width.isdigit() and width == height else None
-    if settings.get("size") and size is None:
-        missing.append(f"the size {settings['size']}")
-    steps = settings.get("steps")
-    policy = policies.parse(settings["policy"])
-    kind = policies.to_dict(policy)["policy"]
-    tuned = policy == policies.tuned_policy(model, rewards, steps or 0)
-    label = next((label for label, name in POLICIES.items() if name == (None if tuned else kind)), None)
-    if label is None or (kind == "halving" and not tuned and policy != policies.default_policy(steps or 0)):
-        missing.append("the schedule")
-    also = ("guidance", "negative_prompt", "scheduler", "strength", "diversity", "weights", "look_frames")
-    missing += [name.replace("_", " ") for name in also if name in settings]
-    values = [own["prompt"], "candidates", settings["candidates"], model, rewards or searches.rewards[:1]]
-    values += [settings["seed"], size, steps, label or next(iter(POLICIES))]
-    said = "These are the settings of the picture"
-    return values, f"{said}, but for {', '.join(missing)}, which this page cannot set" if missing else said
-
-
-def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
-    """What the fields of a form say, one request per policy."""
-    prompt, unit, amount, model, rewards, seed, size, steps, *policies = values
-    if unit not in UNITS:
-        raise ValueError(f"there is no budget in {unit!r}; there is {', '.join(UNITS)}")
-    if amount is None or not 0 < float(amount) < 1e12:
-        raise ValueError("the budget must be a number above 0")
-    kind = UNITS[unit]
-    return [
-        Request(
-            prompt=str(prompt or ""),
-            model=str(model),
-            rewards=tuple(rewards or ()),
-            policy=str(policy),
-            budget=None if kind is None else f"{float(amount):.12g}{kind}",
-            candidates=int(amount) if kind is None else None,
-            seed=int(seed or 0),
-            size=int(size) if size else None,
-            steps=int(steps) if steps else None,
-            by_hand=by_hand,
-        )
-        for policy in policies
-    ]
 
 
 async def watch(jobs: Sequence[Job], shown: Sequence[int]) -> AsyncIterator[tuple[int, str | None, str]]:
@@ -196,6 +91,7 @@ class Result:
                 self.image = gr.DownloadButton("Image", size="sm", min_width=100)
                 self.board = gr.DownloadButton("Board", size="sm", min_width=100)
                 self.record = gr.DownloadButton("result.json", size="sm", min_width=100)
+                self.again = gr.Button("Use the winner's seed", size="sm", min_width=100)
             self.code = gr.Code(label="The same picture in the stock pipeline", language="python", interactive=False)
             self.plot = gr.HTML(elem_classes="tt-figure")
         self.all = [self.outcome, self.after, self.image, self.board, self.record, self.code, self.plot]
@@ -210,7 +106,7 @@ class Result:
             return self.clear()
         files = {name: str(job.folder / file) for name, file in _files(job.result).items()}
         return {
-            self.outcome: view.outcome(job.result),
+            self.outcome: view.outcome(job.result, job.said),
             self.after: gr.update(visible=True),
             self.image: gr.update(value=files.get("image"), interactive="image" in files),
             self.board: files["board"],
@@ -225,17 +121,27 @@ def _files(result: SearchResult) -> dict[str, str]:
     return files | {"image": "best.png"} if result.images else files
 
 
-def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None:
-    """Search, or with `name` hand the same with a person picking at each look."""
+Handler = tuple[Callable[..., Any], list[Any]]
+
+
+def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> tuple[Form, Handler]:
+    """Search, or with `name` hand the same with a person picking at each look.
+
+    Returns:
+        The form; and what shows a search that is on, or over, to a page that was opened again, and where.
+    """
     by_hand = name == "hand"
     if by_hand:
         gr.Markdown(
             "At each look the search waits. The candidates that the reward would keep are ticked; tick and untick as "
-            "you like, also those dropped earlier, then continue."
+            "you like, also those dropped earlier, then continue. What you tick is what comes out."
         )
     form = Form(searches, name, ["tuned for the model"])
     with gr.Row():
         go = gr.Button("Search", variant="primary", elem_id=f"tt-{name}-go", min_width=120)
+        now = gr.Button(
+            "Finish the best now", interactive=False, elem_id=f"tt-{name}-now", min_width=120, visible=not by_hand
+        )
         stop = gr.Button("Stop", variant="stop", interactive=False, elem_id=f"tt-{name}-stop", min_width=120)
     status = gr.HTML(elem_id=f"tt-{name}-status")
     result = Result(name)
@@ -243,15 +149,16 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None
     ticked = gr.Textbox(visible=False)
     with gr.Row(visible=by_hand):
         onward = gr.Button("Continue with the ticked", variant="primary", interactive=False, elem_id="tt-hand-continue")
-        finish = gr.Button("Finish the ticked after all", interactive=False, elem_id="tt-hand-finish")
+        finish = gr.Button("Finish and take the ticked", interactive=False, elem_id="tt-hand-finish")
     board = gr.HTML(view.EMPTY, elem_id=f"tt-{name}-board")
     result.below()
-    outputs = [status, board, go, stop, onward, finish, compare, *result.all]
+    outputs = [status, board, go, now, stop, onward, finish, compare, *result.all]
 
     def buttons(job: Job) -> Update:
         done = job.result is not None and not job.active
         return {
             go: gr.update(interactive=not job.active),
+            now: gr.update(interactive=job.phase == "searching"),
             stop: gr.update(interactive=job.active),
             onward: gr.update(interactive=job.phase == "picking"),
             finish: gr.update(interactive=done),
@@ -269,14 +176,21 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None
         except Exception as error:
             yield {status: view.error(sentence(error))}
             return
-        yield {board: view.EMPTY, status: "", **result.clear(), **buttons(job)}
+        yield {form.hint: "", board: view.EMPTY, status: "", **result.clear(), **buttons(job)}
         async for update in follow(job, 0):
             yield update
 
+    async def resume(visitor: str | None) -> AsyncIterator[Update]:
+        yield {status: gr.skip()}  # where nothing is answered, all fields are emptied
+        for job in searches.jobs(visitor, name)[:1]:
+            yield dict(zip(form.fields, form.values(job.request), strict=True))
+            async for update in follow(job, max(0, len(job.frames) - 1)):
+                yield update
+
     def again(work: Callable[[Job, str], None]) -> Callable[..., AsyncIterator[Update]]:
-        async def handle(ticks: str, request: gr.Request) -> AsyncIterator[Update]:
+        async def handle(ticks: str, visitor: str) -> AsyncIterator[Update]:
             try:
-                job = searches.job(str(request.session_hash), name)
+                job = searches.job(visitor, name)
                 shown = len(job.frames)
                 work(job, ticks)
             except Exception as error:
@@ -300,23 +214,29 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> None
             return {status: view.error(text.replace(file, "the picture"))}
         return {status: view.status(said), **dict(zip(form.fields, values, strict=True))}
 
-    def go_on(ticks: str, request: gr.Request) -> Update:
+    def go_on(ticks: str, visitor: str) -> Update:
         try:
-            searches.job(str(request.session_hash), name).answer(ticks)
+            searches.job(visitor, name).answer(ticks)
         except Exception as error:
             return {status: view.error(sentence(error))}
         return {onward: gr.update(interactive=False)}
 
-    def halt(request: gr.Request) -> None:
-        searches.stop(str(request.session_hash))
+    def winners_seed(visitor: str) -> int:
+        made = searches.job(visitor, name).result
+        return made.seed if made and made.images else 0
 
-    marks = f"() => [[...document.querySelectorAll('#tt-{name}-board input:checked')].map(e => e.value).join(',')]"
-    gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], outputs, **QUIET)
+    checked = f"[...document.querySelectorAll('#tt-{name}-board input:checked')].map(e => e.value).join(',')"
+    both = f"(_, visitor) => [{checked}, visitor]"
+    form.wire()
+    gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], [*outputs, form.hint], **QUIET)
     form.picture.change(restore, form.picture, [status, *form.fields], **QUIET)
-    stop.click(halt, **QUIET)
-    onward.click(go_on, ticked, [status, onward], js=marks, **QUIET)
-    finish.click(again(lambda job, ticks: job.finish(ticks)), ticked, outputs, js=marks, **QUIET)
-    compare.click(again(lambda job, ticks: job.compare()), ticked, outputs, **QUIET)
+    now.click(lambda visitor: searches.job(visitor, name).hurry(), visitor, **QUIET)
+    stop.click(searches.stop, visitor, **QUIET)
+    onward.click(go_on, [ticked, visitor], [status, onward], js=both, **QUIET)
+    finish.click(again(lambda job, ticks: job.finish(ticks)), [ticked, visitor], outputs, js=both, **QUIET)
+    compare.click(again(lambda job, ticks: job.compare()), [ticked, visitor], outputs, **QUIET)
+    result.again.click(winners_seed, visitor, form.seed, **QUIET)
+    return form, (resume, [*outputs, *form.fields])
 
 
 def _compare_tab(searches: Searches, visitor: gr.BrowserState) -> None:
@@ -360,8 +280,6 @@ def _compare_tab(searches: Searches, visitor: gr.BrowserState) -> None:
             yield update | ({outcome: view.outcome(ended)} if ended else {})
         yield {go: gr.update(interactive=True), stop: gr.update(interactive=False)}
 
-    def halt(request: gr.Request) -> None:
-        searches.stop(str(request.session_hash))
-
+    form.wire()
     gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], outputs, **QUIET)
-    stop.click(halt, **QUIET)
+    stop.click(searches.stop, visitor, **QUIET)

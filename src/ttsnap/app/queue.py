@@ -27,11 +27,12 @@ class Limits:
     side: int = 2048  # pixels
     steps: int = 100
     waiting: int = 20  # searches in the queue
+    file: int = 200  # prompts of a file
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks for; `by_hand`: he picks at each look."""
+    """What a visitor asks for; `by_hand`: he picks at each look; `size` as `ttsnap generate --size` takes it."""
 
     prompt: str
     model: str
@@ -40,9 +41,23 @@ class Request:
     budget: str | None = None
     candidates: int | None = None
     seed: int = 0
-    size: int | None = None
+    size: str | None = None
     steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    loras: tuple[str, ...] = ()
     by_hand: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """What was given for the pipeline's call, by its names."""
+        from ttsnap.live.settings import read_size
+
+        given = {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "negative_prompt": self.negative_prompt,
+        }
+        return {name: value for name, value in given.items() if value is not None} | read_size(self.size)
 
 
 class Queue:

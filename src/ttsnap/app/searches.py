@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from ttsnap.app.service import Service
 class Searches(Service):
     """The searches of all visitors; arguments are those of `Service`."""
 
+    GRACE = 15.0  # seconds in which a page that was closed may be opened again
+
     def __init__(self, *offered: Any, **more: Any) -> None:
         super().__init__(*offered, **more)
         self._jobs: dict[str, dict[str, list[Job]]] = {}
+        self._pages: dict[str, str] = {}
 
     def home(self, visitor: str | None) -> Path:
         """The folder of a visitor; a name that is not one of ours is refused."""
@@ -35,38 +39,79 @@ class Searches(Service):
         assert visitor
         return visitor
 
+    def attach(self, session: str, visitor: str | None) -> None:
+        """A page of a visitor is open; as long as one is, his searches go on."""
+        self.home(visitor)
+        self._pages[session] = str(visitor)
+
     def begin(self, session: str, tab: str, visitor: str | None, requests: Sequence[Request]) -> list[Job]:
-        """Search for these, in the queue; a session has one search at a time, and each of its tabs remembers its last.
+        """Search for these, in the queue; a visitor has one search at a time, and each of his tabs remembers its last.
 
         Raises:
             ValueError: what is wrong with a request.
         """
+        jobs = self._made(session, tab, visitor, requests, len(requests))
+        for job in jobs:
+            job.search()
+        return jobs
+
+    def begin_all(self, session: str, tab: str, visitor: str | None, requests: Sequence[Request]) -> list[Job]:
+        """The same for many, one after the other, so that others come between.
+
+        Raises:
+            ValueError: what is wrong with a request.
+        """
+        jobs = self._made(session, tab, visitor, requests, 1)
+        for job in jobs:
+            job.phase = "waiting"
+
+        def work() -> None:
+            for job in jobs:
+                if job.phase == "waiting":
+                    job.search()
+                    job.wait()
+
+        threading.Thread(target=work, daemon=True).start()
+        return jobs
+
+    def _made(self, session: str, tab: str, visitor: str | None, requests: Sequence[Request], places: int) -> list[Job]:
+        """Jobs that have not begun, `places` of which will wait in the queue at a time."""
         home = self.home(visitor)
         requests = [self.check(request) for request in requests]
-        mine = self._jobs.setdefault(session, {})
+        mine = self._jobs.setdefault(str(visitor), {})
         if any(job.active for jobs in mine.values() for job in jobs):
             raise ValueError("one search at a time: stop the one at work first")
-        if len(self.queue) + len(requests) > self.limits.waiting:
+        if len(self.queue) + places > self.limits.waiting:
             raise ValueError(f"{len(self.queue)} searches wait in the queue already; try again later")
+        self.attach(session, visitor)
         mine[tab] = [Job(searches=self, request=request, home=home) for request in requests]
-        for job in mine[tab]:
-            job.search()
         return mine[tab]
 
-    def job(self, session: str, tab: str) -> Job:
-        """A session's own search."""
-        jobs = self._jobs.get(session, {}).get(tab)
-        if not jobs:
+    def jobs(self, visitor: str | None, tab: str) -> list[Job]:
+        """What a visitor's tab searched for last, or does."""
+        return self._jobs.get(str(visitor), {}).get(tab, [])
+
+    def job(self, visitor: str | None, tab: str) -> Job:
+        """A visitor's own search."""
+        if not (jobs := self.jobs(visitor, tab)):
             raise ValueError("there is no search yet")
         return jobs[0]
 
-    def stop(self, session: str) -> None:
-        """Stop a session's searches."""
-        for jobs in self._jobs.get(session, {}).values():
+    def stop(self, visitor: str | None) -> None:
+        """Stop a visitor's searches."""
+        for jobs in self._jobs.get(str(visitor), {}).values():
             for job in jobs:
                 job.stop()
 
     def close(self, session: str) -> None:
-        """The tab is closed: its searches stop and are forgotten; what was saved stays."""
-        self.stop(session)
-        self._jobs.pop(session, None)
+        """A page is closed: if none of the visitor's is opened soon, his searches stop; what was saved stays."""
+        visitor = self._pages.pop(session, None)
+        if visitor is not None and visitor not in self._pages.values():
+            timer = threading.Timer(self.GRACE, self._forget, [visitor])
+            timer.daemon = True
+            timer.start()
+
+    def _forget(self, visitor: str) -> None:
+        if visitor not in self._pages.values():
+            self.stop(visitor)
+            self._jobs.pop(visitor, None)

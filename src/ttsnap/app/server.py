@@ -59,8 +59,14 @@ def serve(
         block_title_padding="0",
         block_title_text_color="*neutral_700",
         body_text_color_subdued="*neutral_500",
+        block_label_text_color="*primary_800",
+        block_label_background_fill_dark="*primary_700",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_300",
         button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_600",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
         button_primary_text_color="white",
     )
     _, url, _ = page.launch(

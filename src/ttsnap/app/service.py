@@ -10,46 +10,94 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.app.queue import POLICIES, Limits, Queue, Request
+from ttsnap.pipelines.models import MODELS
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Models:
-    """Pipelines and rewards, each loaded once, when it is first used; only in one's turn."""
+    """Pipelines and rewards, each loaded once, when it is first used; only in one's turn.
+
+    Attributes:
+        device: where they run.
+        dtype: of the pipelines.
+        own: by model, the size and the steps that it has unless told otherwise, once they are known.
+    """
 
     device: str | None = None
     dtype: str | None = None
-    _pipes: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _pipes: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
     _judges: dict[str, Any] = field(default_factory=dict)
 
     def searcher(self, request: Request) -> Any:
         """A prepared searcher for what was ordered."""
         from ttsnap import rewards
         from ttsnap.live.session import prepare
-        from ttsnap.pipelines.loading import Loading, find_device, load_model, quiet_libraries
+        from ttsnap.pipelines.loading import find_device, quiet_libraries
 
         quiet_libraries()
-        if request.model not in self._pipes:
-            self._pipes[request.model] = load_model(request.model, Loading(device=self.device, dtype=self.dtype))
-        pipe = self._pipes[request.model]
+        loaded = self._loaded(request.model, request.loras)
         for name in request.rewards:
             if name not in self._judges:
                 self._judges |= rewards.load([name], find_device(self.device))
-        sizes: dict[str, Any] = {}
-        if request.steps:
-            sizes["num_inference_steps"] = request.steps
-        if request.size:
-            sizes |= {"height": request.size, "width": request.size}
-        return prepare(
-            pipe,
+        made = prepare(
+            loaded.pipe,
             reward={name: self._judges[name] for name in request.rewards},
             budget=request.budget,
             candidates=request.candidates,
             policy=POLICIES[request.policy],
             prompt=request.prompt,
-            **sizes,
+            **request.arguments(),
         )
+        made.sampler.prelude = "; ".join(loaded.lines)
+        made.asked |= {"lora": list(request.loras)} if request.loras else {}
+        if not request.arguments().keys() & {"num_inference_steps", "width", "aspect_ratio"}:
+            size = f"{made.sampler.width}x{made.sampler.height}"
+            self.own[request.model] = {"size": size, "steps": made.sampler.num_steps}
+        return made
+
+    def defaults(self, model: str) -> dict[str, Any]:
+        """Size and steps that a model has unless told otherwise, where they are known."""
+        if model in self.own or model not in MODELS:
+            return self.own.get(model, {})
+        own = MODELS[model].arguments
+        return {"size": f"{own['width']}x{own['height']}", "steps": own["num_inference_steps"]}
+
+    def unread(self, model: str, prompt: str) -> str | None:
+        """What is to be said of a prompt that the model does not read as it stands; None if it does, or is not there.
+
+        Nothing is loaded for it.
+        """
+        import warnings
+
+        from ttsnap.pipelines.text import warn_if_cut
+
+        if (reads := getattr(MODELS.get(model), "reads", None)) is not None:
+            try:
+                reads(prompt)
+            except ValueError as error:
+                return str(error)
+        if (loaded := self._pipes.get((model, ()))) is None:
+            return None
+        kept = [part for name, part in loaded.pipe.components.items() if name.startswith("tokenizer") and part]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for tokenizer in kept:
+                if tokenizer.model_max_length < 1 << 20:
+                    warn_if_cut(tokenizer, prompt, tokenizer.model_max_length, "this model")
+        return str(said[-1].message) if kept and len(said) == len(kept) else None
+
+    def _loaded(self, model: str, loras: tuple[str, ...]) -> Any:
+        """A pipeline; of those with LoRAs only the last one stays."""
+        from ttsnap.pipelines.loading import Loading, load
+
+        if (model, loras) not in self._pipes:
+            for other in [key for key in self._pipes if key[1]]:
+                del self._pipes[other]
+            self._pipes[model, loras] = load(model, Loading(device=self.device, dtype=self.dtype, lora=loras))
+        return self._pipes[model, loras]
 
 
 class Service:
@@ -62,6 +110,7 @@ class Service:
         device: where the models run.
         dtype: their dtype.
         limits: of what a visitor may ask for.
+        loras: LoRAs on offer, as `ttsnap generate --lora` takes them.
     """
 
     def __init__(
@@ -72,34 +121,39 @@ class Service:
         device: str | None = None,
         dtype: str | None = None,
         limits: Limits | None = None,
+        loras: Sequence[str] = (),
     ) -> None:
-        from ttsnap.pipelines.loading import check_model
-        from ttsnap.pipelines.models import MODELS
+        from ttsnap.pipelines.loading import Loading, check_model
         from ttsnap.rewards import names_of
 
         for name in models:
             check_model(name)
+        Loading(lora=tuple(loras)).check_files()
         own = [MODELS[name].reward for name in models if name in MODELS and MODELS[name].reward]
         self.rewards = list(dict.fromkeys([*rewards, *own]))
         if not self.rewards:
             raise ValueError("name a reward with --reward; these models have none of their own")
         names_of(self.rewards)
-        self.out, self.offered = Path(out).resolve(), list(models)
+        self.out, self.offered, self.loras = Path(out).resolve(), list(models), list(loras)
+        self.warming = False
         self.out.mkdir(parents=True, exist_ok=True)
         self.models, self.limits, self.queue = Models(device, dtype), limits or Limits(), Queue()
 
     def warm(self) -> threading.Thread:
         """Load the first model on offer in the background; the thread that does it."""
 
+        self.warming = True
+        who = object()
+        self.queue.join(who)
+
         def load() -> None:
-            who = object()
-            self.queue.join(who)
             self.queue.wait(who, lambda: True)
             try:
                 self.models.searcher(Request("a", self.offered[0], (self.rewards[0],), candidates=1))
             except Exception as error:  # a search for it says so
                 logger.warning("%s could not be loaded: %s", self.offered[0], error)
             finally:
+                self.warming = False
                 self.queue.leave(who)
 
         thread = threading.Thread(target=load, daemon=True)
@@ -124,9 +178,17 @@ class Service:
             raise ValueError(f"choose one reward or more of {', '.join(self.rewards)}")
         if request.policy not in POLICIES:
             raise ValueError(f"there is no policy {request.policy!r} here; there is {', '.join(POLICIES)}")
-        for name, value, most in (("size", request.size, limits.side), ("steps", request.steps, limits.steps)):
-            if value is not None and not 1 <= value <= most:
-                raise ValueError(f"{name} must be 1 to {most}, got {value}")
+        if request.steps is not None and not 1 <= request.steps <= limits.steps:
+            raise ValueError(f"steps must be 1 to {limits.steps}, got {request.steps}")
+        sides = request.arguments()
+        if any(sides.get(side, 1) > limits.side for side in ("width", "height")):
+            raise ValueError(f"size must be 1 to {limits.side} pixels a side, got {request.size}")
+        if request.guidance is not None and not 0 <= request.guidance <= 100:
+            raise ValueError(f"guidance must be 0 to 100, got {request.guidance:g}")
+        if len(request.negative_prompt or "") > limits.prompt:
+            raise ValueError(f"the negative prompt is longer than {limits.prompt} characters; shorten it")
+        if wrong := set(request.loras) - set(self.loras):
+            raise ValueError(f"there is no LoRA {min(wrong)!r} here; --lora offers one")
         if not 0 <= request.seed < 2**31:
             raise ValueError(f"the seed must be 0 to {2**31 - 1}, got {request.seed}")
         if request.candidates is not None:

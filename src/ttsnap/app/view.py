@@ -18,6 +18,7 @@ from ttsnap.live.result import cost_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ttsnap.live.reporting import HeldOut
     from ttsnap.live.result import SearchResult
 
 MOST_PIXELS = 192  # longest side of a preview on the board
@@ -32,22 +33,23 @@ SAYS = {
 EMPTY = '<p class="tt-hint">The board fills here: every candidate, what it is about to become, and its reward.</p>'
 
 
-def board(history: History, *, ticks: bool = False, more: bool = False) -> str:
+def board(history: History, *, ticks: bool = False, more: bool = False, late: bool = False) -> str:
     """All candidates, in the order of their seeds, so that each keeps its place.
 
     Args:
         history: what happened so far.
         ticks: a box to tick on each candidate that is not finished; those proposed are ticked.
         more: beside it, a box for more like the candidate.
+        late: the search is over: those that are finished have a box, too.
     """
     if not history.tiles:
         return EMPTY
-    items = "".join(_tile(tile, history.num_steps, ticks, more) for tile in history.tiles)
-    many = " tt-many" if len(history.tiles) > 16 else ""
-    return f'<ol class="tt-board{many}" aria-label="Candidates">{items}</ol>{_rungs(history)}'
+    items = "".join(_tile(tile, history.num_steps, ticks or late, more, late) for tile in history.tiles)
+    kind = (" tt-many" if len(history.tiles) > 16 else "") + (" tt-missed" if history.missed else "")
+    return f'<ol class="tt-board{kind}" aria-label="Candidates">{items}</ol>{_rungs(history)}'
 
 
-def _tile(tile: Tile, num_steps: int, ticks: bool, more: bool) -> str:
+def _tile(tile: Tile, num_steps: int, ticks: bool, more: bool, late: bool) -> str:
     reward = "" if tile.reward is None else f"{tile.reward:.2f}"
     child = "" if tile.parent is None else f", child of {tile.parent}"
     says = f"seed {tile.seed}{child}, {SAYS[tile.state]}"
@@ -61,7 +63,7 @@ def _tile(tile: Tile, num_steps: int, ticks: bool, more: bool) -> str:
         inside = f'<img src="{uri(tile.picture)}" alt="{says}">'
     name = f"#{tile.seed}" if tile.parent is None else f"#{tile.seed}&lt;{tile.parent}"
     caption = f'<span class="tt-seed">{name}</span><span class="tt-reward">{reward}</span>'
-    if ticks and tile.state not in (FINISHED, WINNER):
+    if ticks and (late or tile.state not in (FINISHED, WINNER)):
         on = " checked" if tile.proposed else ""
         box = f'<input type="checkbox" value="{tile.seed}"{on} aria-label="keep {says}">'
         like = ""
@@ -86,27 +88,33 @@ def _rungs(history: History) -> str:
 
 def progress(history: History, what: str) -> str:
     """One line that says what goes on, what is spent and how long it takes."""
-    parts = [what]
+    parts, bar = [what], ""
     if history.planned is not None:
-        spent = format_amount(history.spent.tflop if history.spent else 0.0, "TFLOP")
-        if history.calls <= history.planned.nfe:
-            parts.append(f"spent {spent} of {format_amount(history.planned.tflop, 'TFLOP')}")
-            parts.append(f"{history.calls} of {history.planned.nfe} calls")
-        else:  # more was kept than the policy proposes, or finished after all
-            parts.append(f"spent {spent}, {format_amount(history.planned.tflop, 'TFLOP')} were planned")
-            parts.append(f"{history.calls} calls")
-        if not history.over and (left := history.seconds_left) is not None:
-            parts.append(f"about {left:.0f} s left")
-    bar = ""
-    if history.planned is not None:
-        share = min(1.0, history.calls / max(1, history.planned.nfe))
-        bar = f'<progress max="1" value="{share:.3f}" aria-label="denoiser calls made"></progress>'
+        planned, spent = history.planned, format_amount(history.tflop, "TFLOP")
+        beyond = history.calls > planned.nfe  # more was kept than the policy proposes, or finished after all
+        if history.over or beyond:
+            parts.append(f"spent {spent}, {history.calls} calls")
+            if history.calls != planned.nfe:
+                parts.append(f"planned were {format_amount(planned.tflop, 'TFLOP')}, {planned.nfe} calls")
+        else:
+            parts.append(f"spent {spent} of {format_amount(planned.tflop, 'TFLOP')}")
+            parts.append(f"{history.calls} of {planned.nfe} calls")
+            if (left := history.seconds_left) is not None:
+                parts.append(f"about {left:.0f} s left")
+        if not history.over:
+            share = min(1.0, history.calls / max(1, planned.nfe))
+            bar = f'<progress max="1" value="{share:.3f}" aria-label="denoiser calls made"></progress>'
     return status(" · ".join(parts)) + bar
 
 
 def status(text: str) -> str:
     """A line that screen readers are told of."""
     return f'<p class="tt-status" role="status">{escape(text)}</p>'
+
+
+def hint(text: str, *, wrong: bool = False) -> str:
+    """What is to be said before a search runs; `wrong` where it will not."""
+    return f'<p class="{"tt-error" if wrong else "tt-note"}" role="status">{escape(text)}</p>'
 
 
 def error(text: str) -> str:
@@ -123,19 +131,27 @@ def doing(history: History) -> str:
     return f"Bringing {history.running} of {len(history.tiles)} to call {history.goal} of {history.num_steps}"
 
 
-def outcome(result: SearchResult) -> str:
-    """The winner, large, and what it cost."""
+def outcome(result: SearchResult, said: str = "") -> str:
+    """The winner, large, what rewards that steered nothing say of it, and what it cost.
+
+    Args:
+        result: of a search that is over.
+        said: how it ended, if not by its policy.
+    """
     if not result.images:
         return status("Stopped before an image was finished; nothing is lost but the calls: " + cost_line(result.cost))
     best = result.best
     rewards = ", ".join(f"{name} {value:.3f}" for name, value in best.rewards.items())
-    stopped = " The search was stopped; this is the best of what was finished." if result.stopped else ""
+    stopped = "The search was stopped; this is the best of what was finished." if result.stopped else ""
     facts = (
-        f"{rewards} · seed {best.seed} · {result.finished} of {result.started} finished · {cost_line(result.cost)}."
-        + stopped
+        f"{rewards} · seed {best.seed} · {result.finished} of {result.started} finished · {cost_line(result.cost)}. "
     )
+    facts += said or stopped
     notes = "".join(f"<p>Note: {escape(note)}</p>" for note in result.notes)
-    figures = _figure(best.image, f"The winner, seed {best.seed}", result.prompt, facts, "tt-win")
+    missed = misses(result)
+    verdicts = "".join(f"<br>{escape(_verdict(held_out))}" for held_out in result.held_out)
+    title = f"The best that was found, seed {best.seed}" if missed else f"The winner, seed {best.seed}"
+    figures = _figure(best.image, title, result.prompt, facts, "tt-miss" if missed else "tt-win", verdicts)
     other = result.best_of_n
     if other.best:
         title = f"Best of {other.candidates} for the same cost"
@@ -144,10 +160,25 @@ def outcome(result: SearchResult) -> str:
     return f'<div class="tt-outcome">{figures}</div>{notes}'
 
 
-def _figure(image: Image, title: str, prompt: str, text: str, kind: str) -> str:
+def misses(result: SearchResult) -> bool:
+    """Whether a reward that steered nothing finds that the winner does not show what was asked for."""
+    return any(held_out.missed for held_out in result.held_out)
+
+
+def _verdict(held_out: HeldOut) -> str:
+    value = f"{held_out.name}, which steered nothing: {held_out.reward:.3f}"
+    if held_out.missed:
+        return f"It misses something that was asked for. {value} of {held_out.perfect:g}"
+    if held_out.perfect is not None:
+        return f"It shows all that was asked for. {value} of {held_out.perfect:g}"
+    worse = "; worse than the median of the finished, so the rewards may part" if held_out.parted else ""
+    return f"{value} (median of {held_out.images} finished: {held_out.median:.3f}){worse}"
+
+
+def _figure(image: Image, title: str, prompt: str, text: str, kind: str, verdicts: str = "") -> str:
     return (
         f'<figure class="{kind}"><img src="{_png(image)}" alt="{escape(title)}: {escape(prompt, quote=True)}">'
-        f"<figcaption><strong>{escape(title)}</strong><br>{escape(text)}</figcaption></figure>"
+        f"<figcaption><strong>{escape(title)}</strong>{verdicts}<br>{escape(text)}</figcaption></figure>"
     )
 
 

@@ -16,6 +16,7 @@ def open_page(
     *,
     model: Annotated[tuple[str, ...], Offer] = (),
     reward: Annotated[tuple[str, ...], Offer] = (),
+    lora: Annotated[tuple[str, ...], Offer] = (),
     out: Annotated[Path, Parameter(group=OUTPUT)] = Path("app"),
     host: Annotated[str, Server] = "127.0.0.1",
     port: Annotated[int, Server] = 7860,
@@ -34,6 +35,7 @@ def open_page(
     Args:
         model: `shapes`, a hub id, or a diffusers directory; may be repeated.
         reward: Reward on offer; may be repeated.
+        lora: LoRA on offer: FILE, directory or hub id, with :WEIGHT at its end or not; may be repeated.
         out: Results are written here, and recordings and runs are opened from here.
         host: Address to listen on; 127.0.0.1: only this machine.
         port: Port.
@@ -75,6 +77,7 @@ def open_page(
             device,
             dtype,
             Limits(candidates=max_candidates, side=max_size),
+            lora,
         )
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; give another --out") from error

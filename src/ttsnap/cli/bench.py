@@ -13,6 +13,7 @@ from ttsnap.cli.options import (
     SEARCH,
     AsJson,
     Budgets,
+    DryRun,
     ModelOptions,
     PictureOptions,
     WorkerOptions,
@@ -20,6 +21,7 @@ from ttsnap.cli.options import (
     read_calls,
     read_prompts,
     read_range,
+    tell,
 )
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.files.pictures import Pictures
@@ -27,6 +29,7 @@ from ttsnap.live.comparison import Comparison, ComparisonSettings
 from ttsnap.live.settings import ModelSettings, check_ranges
 
 if TYPE_CHECKING:
+    from ttsnap.live.forecast import Work
     from ttsnap.live.looks import Looked
 
 What = Parameter(group=SEARCH)
@@ -48,6 +51,7 @@ def bench(
     workers: WorkerOptions = Workers(),
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     compare: Annotated[tuple[Path, Path] | None, Parameter(group=OUTPUT)] = None,
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Compare policies at equal cost on a model of one's own, or measure which early look is worth its cost.
@@ -85,11 +89,35 @@ def bench(
         comparison = Comparison.of(
             model, pictures, compared, budget, [texts[p] for p in part], part.start, folder.absolute()
         )
+        if dry_run:
+            tell(_planned(comparison), json)
+            return
         _policies(comparison, workers, json)
         return
     if budget or out is not None:
         raise ValueError("--budget and --out compare searches; say which with --policies, such as halving,svdd")
-    _looks(model, pictures, compared, [texts[p] for p in part], looks, candidates, calls, json)
+    _looks(model, pictures, compared, [texts[p] for p in part], looks, candidates, calls, dry_run, json)
+
+
+def _planned(comparison: Comparison) -> Work:
+    """What would be measured: all that best-of-N needs, and searches that spend their whole budgets."""
+    from ttsnap.cli.workers import quietly
+    from ttsnap.live.forecast import Work, sampled
+    from ttsnap.live.session import reward_of
+
+    asked, model, prompt = comparison.settings, comparison.model, comparison.prompts[0]
+    sampler = quietly(model.sampler, prompt, comparison.pictures)
+    named = ",".join(asked.reward) if asked.reward else None
+    judges = model.load_rewards(str(reward_of(model.model, named)), sampler.device)
+    plain, searches = asked.plain(), asked.contenders()
+    times = len(comparison.prompts) * asked.draws
+    what = f"{times} prompts: {asked.pool} candidates finished in {len(plain)} ways for best-of-N; {len(searches)} "
+    what += f"searches at each of {len(comparison.budgets)} budgets"
+    pool = sampled(what, sampler, judges, prompt, times * len(plain), asked.pool, [sampler.num_steps], 0)
+    spent = times * len(searches) * sum(budget.amount for budget in comparison.budgets)
+    more = 1 + spent / (pool.calls if comparison.unit == "NFE" else pool.tflop)
+    amounts = (round(pool.calls * more), round(pool.looks * more), pool.tflop * more, pool.seconds * more)
+    return Work(what, *amounts, pool.weights, 2000 * len(comparison.parts()))
 
 
 def _policies(comparison: Comparison, workers: Workers, silent: bool) -> None:
@@ -134,6 +162,7 @@ def _looks(
     looks: str | None,
     candidates: int,
     calls: str | None,
+    dry_run: bool,
     silent: bool,
 ) -> None:
     """Measure what each kind of look is worth, and show it."""
@@ -156,6 +185,16 @@ def _looks(
     try_own(name, texts[0], None)
     sampler = quietly(model.sampler, texts[0], pictures)
     (judge,) = model.load_rewards(name, sampler.device).values()
+    if dry_run:
+        from ttsnap.core.grid import early_calls
+        from ttsnap.live.forecast import sampled
+        from ttsnap.live.looks import KINDS
+
+        after, ways = read_calls(calls) or early_calls(sampler.num_steps), looks.split(",") if looks else KINDS
+        what = f"{len(texts)} prompts x {candidates} candidates, looked at in up to {len(ways)} ways"
+        plan = (what, sampler, {name: judge}, texts[0], len(texts), candidates, after, 0, len(ways))
+        tell(sampled(*plan), silent)
+        return
     with ImageProgress("looking", silent=silent, unit="candidates") as progress:
         found = compare_looks(
             sampler,

@@ -13,6 +13,7 @@ from ttsnap.cli.options import (
     OUTPUT,
     SEARCH,
     AsJson,
+    DryRun,
     ModelOptions,
     PictureOptions,
     SearchOptions,
@@ -42,7 +43,7 @@ def generate(
     compare: Annotated[bool, Parameter(group=OUTPUT)] = False,
     board: Annotated[bool, Parameter(group=OUTPUT, negative="--no-board")] = True,
     metadata: Annotated[bool, Parameter(group=OUTPUT, negative="--no-metadata")] = True,
-    dry_run: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    dry_run: DryRun = False,
     workers: WorkerOptions = Workers(),
     json: AsJson = False,
 ) -> None:
@@ -59,7 +60,6 @@ def generate(
         top: Save this many of the best finished images.
         compare: Also run best-of-N at the same cost and show it.
         board: Draw the pruning board.
-        dry_run: Only say what would run, and its calls, TFLOP, seconds, memory and disk.
         metadata: Let the pictures say how they were made, for `--from`, `ttsnap show` and other programs.
     """
     from ttsnap.cli.workers import quietly
@@ -102,7 +102,7 @@ def _say_only(session: Session, texts: list[str], top: int, board: bool, as_json
     """What would run."""
     import json
 
-    from ttsnap.cli.progress import duration
+    from ttsnap.cli.options import tell
     from ttsnap.core.cost import format_amount
     from ttsnap.live.forecast import forecast
 
@@ -110,12 +110,10 @@ def _say_only(session: Session, texts: list[str], top: int, board: bool, as_json
     if as_json:
         print(json.dumps(found.to_dict(), allow_nan=False))
         return
-    looks = ", ".join(f"{rung.size} after {rung.step} calls" for rung in found.plan if rung.size)
-    print(f"{found.model}: {found.policy['policy']}, {found.candidates} candidates per prompt; looks at {looks}")
-    for what, cost in (("a prompt", found.prompt), (f"all {found.prompts} prompts", found.total))[: len(texts)]:
-        parts = [f"{cost.nfe} denoiser calls", f"{cost.looks} looks", format_amount(cost.tflop, "TFLOP")]
-        print(f"{what}: {', '.join(parts)}, about {duration(cost.seconds)}")
-    print(f"weights {found.weights / 2**30:.3g} GiB; pictures about {found.disk / 2**20:.3g} MiB on the disk")
+    tell(found.work, as_json)
+    if len(texts) > 1:
+        cost = found.prompt
+        print(f"each of {len(texts)} prompts: {cost.nfe} denoiser calls, {format_amount(cost.tflop, 'TFLOP')}")
 
 
 def _one(job: Generate, as_json: bool) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import LABELS, AsJson, WorkerOptions, Workers, read_prompts
+from ttsnap.cli.options import LABELS, AsJson, DryRun, WorkerOptions, Workers, read_prompts, tell
 
 if TYPE_CHECKING:
     from ttsnap.files.storage import AnyPath
+    from ttsnap.live.forecast import Work
 
 Published = Parameter(group=LABELS)
 
@@ -30,6 +31,7 @@ def label(
     ground_truth: Annotated[tuple[str, ...], Published] = (),
     steps: Annotated[int, Published] = 20,
     workers: WorkerOptions = Workers(),
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Judge the images of a tree into a recording, which simulate, tune and train read.
@@ -62,6 +64,11 @@ def label(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     texts = read_prompts([], prompts) if prompts else None
+    if dry_run:
+        if reward is None:
+            raise ValueError("--dry-run is for --reward; importing labels computes nothing")
+        tell(_planned(location(tree, absolute=True), reward, texts, final_only, max_batch, device), json)
+        return
     if reward is None:
         report = _imported(location(tree), location(out), ground_truth, texts, steps)
         names = ", ".join(report["rewards"])
@@ -75,6 +82,23 @@ def label(
         from ttsnap.cli.workers import PARTLY
 
         raise SystemExit(PARTLY)
+
+
+def _planned(
+    source: AnyPath, reward: str, texts: list[str] | None, final_only: bool, max_batch: int, device: str | None
+) -> Work:
+    """What would be judged."""
+    from ttsnap import rewards
+    from ttsnap.live.forecast import judged
+    from ttsnap.pipelines.loading import find_device
+    from ttsnap.recordings.image_tree import ImageTree
+
+    tree, place = ImageTree.open(source, texts), find_device(device)
+    judges = rewards.load(reward, place)
+    prompts = sum(tree.begun(p) for p in range(len(tree.prompts)))
+    images = prompts * tree.num_candidates * (1 if final_only else len(tree.calls))
+    what = f"{images} images of {prompts} prompts, judged by {', '.join(judges)}"
+    return judged(what, judges, images, tree.size, place, images * 8 * len(judges), max_batch)
 
 
 def _judged(

@@ -15,6 +15,7 @@ from ttsnap.live.settings import ModelSettings, SearchSettings, read_numbers
 
 if TYPE_CHECKING:
     from ttsnap.cluster.scheduling import Pool
+    from ttsnap.live.forecast import Work
 
 MAX_PROMPT = 10_000  # characters
 
@@ -95,6 +96,24 @@ Rule = Annotated[
         help='How several rewards become one: rank-sum, weighted-sum, minimum, or such as "hpsv2 where vqascore>=.8".',
     ),
 ]
+
+
+DryRun = Annotated[
+    bool,
+    Parameter(
+        name="--dry-run",
+        negative="",
+        group=OUTPUT,
+        help="Only say what would run, and its calls, TFLOP, seconds, memory and disk.",
+    ),
+]
+
+
+def tell(work: Work, as_json: bool) -> None:
+    """Print what would run."""
+    import json
+
+    print(json.dumps(work.to_dict(), allow_nan=False) if as_json else work)
 
 
 def read_prompts(

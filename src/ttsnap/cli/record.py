@@ -11,6 +11,7 @@ from ttsnap.cli.options import (
     OUTPUT,
     RECORDED,
     AsJson,
+    DryRun,
     ModelOptions,
     PictureOptions,
     WorkerOptions,
@@ -18,12 +19,14 @@ from ttsnap.cli.options import (
     read_calls,
     read_prompts,
     read_range,
+    tell,
 )
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.files.pictures import LONGEST_SIDE, Pictures
 from ttsnap.live.settings import MAX_SEED, ModelSettings, check_ranges, reward_contents
 
 if TYPE_CHECKING:
+    from ttsnap.live.forecast import Work
     from ttsnap.pipelines.sampler import Sampler
 
 What = Parameter(group=RECORDED)
@@ -45,6 +48,7 @@ def record(
     model: ModelOptions = ModelSettings(),
     pictures: PictureOptions = Pictures(),
     workers: WorkerOptions = Workers(),
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.
@@ -92,6 +96,10 @@ def record(
     elif features:
         raise ValueError("--features are kept beside rewards: add --reward NAME")
     workers.check_device(model.device, model.reward_device)
+    if dry_run:
+        looked = (read_calls(calls), features, image_format, store_size)
+        tell(_planned(model, texts, part, per_prompt, reward, pictures, *looked), json)
+        return
     job = Record(
         load_sampler=partial(quietly, model.sampler, texts[0], pictures),
         load_rewards=partial(model.load_rewards, reward) if reward else None,
@@ -119,6 +127,35 @@ def record(
         print(f"{place}: {len(part)} prompts x {per_prompt} candidates; {show.summary()}")
     if failures:
         raise SystemExit(PARTLY)
+
+
+def _planned(
+    model: ModelSettings,
+    texts: list[str],
+    part: range,
+    per_prompt: int,
+    reward: str | None,
+    pictures: Pictures,
+    calls: list[int] | None,
+    features: bool,
+    image_format: str,
+    store_size: int | None,
+) -> Work:
+    """What would be recorded."""
+    from ttsnap.cli.workers import quietly
+    from ttsnap.live.forecast import sampled
+    from ttsnap.recordings.recorder import chosen_calls, looks
+
+    sampler = quietly(model.sampler, texts[0], pictures)
+    judges = model.load_rewards(reward, sampler.device) if reward else {}
+    steps = looks(calls, features, sampler.num_steps) if judges else chosen_calls(calls, sampler.num_steps)
+    images = len(part) * per_prompt * len(steps)
+    scale = min(1.0, (store_size or 1e9) / min(sampler.width, sampler.height))
+    picture = round(2 * sampler.width * sampler.height * scale**2 * (0.7 if image_format == "webp" else 1))
+    disk = images * 8 * len(judges) if judges else images * picture
+    kept = ", ".join(judges) if judges else f"{images} images"
+    what = f"{len(part)} prompts x {per_prompt} candidates, {kept} after {len(steps)} of {sampler.num_steps} calls"
+    return sampled(what, sampler, judges, texts[0], len(part), per_prompt, steps, disk)
 
 
 def described(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import OUTPUT, SEARCH, AsJson, read_prompts
+from ttsnap.cli.options import OUTPUT, SEARCH, AsJson, DryRun, read_prompts, tell
 from ttsnap.live.scoring import ScoreSettings
 
 if TYPE_CHECKING:
+    from ttsnap.live.forecast import Work
     from ttsnap.live.scoring import Scores
 
 ScoreOptions = Annotated[ScoreSettings, Parameter(name="*", group=SEARCH)]
@@ -27,6 +28,7 @@ def score(
     best: Annotated[int | None, Out] = None,
     copy_to: Annotated[Path | None, Out] = None,
     sheet: Annotated[bool, Parameter(group=OUTPUT, negative="--no-sheet")] = True,
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Judge pictures that are there already: a table, a CSV file, a contact sheet, copies of the best.
@@ -58,6 +60,9 @@ def score(
     folder = out or Path("out") / f"score-{_slug(source[0])}"
     given = settings.prompt if prompts is None else _prompts(Path(prompts))
     found = find_pictures(source, skip=[path for path in (folder, copy_to) if path], marker=JOURNAL)
+    if dry_run:
+        tell(_planned(found, settings), json)
+        return
     check_writable(folder)
     scores = _scored(found, settings, given, folder, silent=json)
     files = save(scores, folder, sheet=sheet) | _copied(scores, best, copy_to)
@@ -72,6 +77,28 @@ def score(
         from ttsnap.cli.workers import PARTLY
 
         raise SystemExit(PARTLY)
+
+
+def _planned(found: Any, settings: ScoreSettings) -> Work:
+    """What would be judged, as if all pictures were of the size of the first that can be read."""
+    from ttsnap import rewards
+    from ttsnap.files.pictures import read_picture
+    from ttsnap.live.forecast import judged
+    from ttsnap.pipelines.loading import find_device
+
+    if settings.reward is None:
+        raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
+    size, count = (512, 512), len(found.files)
+    for file in found.files:
+        try:
+            size = read_picture(file).size
+        except ValueError:
+            continue
+        break
+    place = find_device(settings.device)
+    judges = rewards.load(settings.reward, place)
+    what = f"{count} pictures, judged by {', '.join(judges)}"
+    return judged(what, judges, count, size, place, count * 200 * len(judges), settings.max_batch)
 
 
 def _scored(found: Any, settings: ScoreSettings, prompt: Any, folder: Path, *, silent: bool) -> Scores:

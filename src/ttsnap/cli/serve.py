@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import OUTPUT, SERVER, ModelOptions, SearchOptions
+from ttsnap.cli.options import OUTPUT, SERVER, AsJson, DryRun, ModelOptions, SearchOptions
 from ttsnap.live.settings import ModelSettings, SearchSettings
 from ttsnap.server.settings import ServerSettings
 
@@ -19,6 +20,8 @@ def serve(
     search: SearchOptions = SearchSettings(),
     model: ModelOptions = ModelSettings(),
     metadata: Annotated[bool, Parameter(group=OUTPUT, negative="--no-metadata")] = True,
+    dry_run: DryRun = False,
+    json: AsJson = False,
 ) -> None:
     """Serve pictures as OpenAI's images API does, each the best that a search found.
 
@@ -33,6 +36,16 @@ def serve(
     import prometheus_client  # noqa: F401
     import uvicorn  # noqa: F401
 
+    if dry_run:
+        from ttsnap.cli.options import tell
+        from ttsnap.cli.workers import quietly
+        from ttsnap.files.pictures import Pictures
+        from ttsnap.live.forecast import forecast
+
+        session = quietly(search.prepare, model, "a", Pictures(), None)
+        work = forecast(session, ["a"], board=False).work
+        tell(replace(work, what=f"a server; of each picture {work.what}"), json)
+        return
     from ttsnap.cli.progress import say
     from ttsnap.server.running import serving
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +18,11 @@ from ttsnap.cli.options import (
     Budgets,
     CallTflop,
     CostModelName,
+    DryRun,
     LookTflop,
     Rule,
     Weights,
+    tell,
 )
 from ttsnap.live.settings import read_numbers, read_policy
 
@@ -54,6 +57,7 @@ def simulate(
     seed: int = 0,
     plots: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     csv: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Replay policies on recorded rewards and compare them with best-of-N at equal cost.
@@ -94,6 +98,17 @@ def simulate(
     model = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
     charged = accounting_of(accounting, model)
     field = contenders(opened, policy, rungs, keep, guide)
+    if dry_run:
+        from ttsnap.live.forecast import Work
+
+        settings = (budget or default_budgets(model, opened.shape[2]), charged)
+        begun = time.monotonic()
+        replay(opened, field, *settings, trials=1, seed=seed, weights=numbers, combine=combine)
+        each, searches = time.monotonic() - begun, len(field) * len(settings[0]) * len(opened.recorded()) * trials
+        what = f"{len(field)} policies at {len(settings[0])} budgets, {searches} searches replayed from {opened.path}"
+        disk = 1 << 20 if plots else 0
+        tell(Work(what, tflop=0.0, seconds=each * trials, disk=disk + (200 * searches // trials if csv else 0)), json)
+        return
     shown = console(json)
     with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
         task = bar.add_task(f"{len(field)} policies", total=None)

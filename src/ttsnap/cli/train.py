@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import DATA, OUTPUT, TRAINING, AsJson, read_calls
+from ttsnap.cli.options import DATA, OUTPUT, TRAINING, AsJson, DryRun, read_calls, tell
 
 if TYPE_CHECKING:
     from ttsnap.cli.progress import ImageProgress
+    from ttsnap.live.forecast import Work
     from ttsnap.training import Report
     from ttsnap.training.judges import JudgeReport
 
@@ -39,6 +41,7 @@ def train(
     seed: Annotated[int | None, How] = None,
     more: Annotated[tuple[str, ...], Parameter(name="--set", group=TRAINING)] = (),
     cpu: bool = False,
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Train a reward to foretell, from noisy x0 estimates, what the finished image will be worth (TTSnap).
@@ -104,6 +107,9 @@ def train(
     for name, option in given.items():
         if option is not None:
             values[name] = str(option) if isinstance(option, Path) else option
+    if dry_run:
+        tell(_planned(values, judge, cpu=cpu), json)
+        return
     if judge == "features":
         _train_judge(values, out, cpu=cpu, json=json)
         return
@@ -126,6 +132,34 @@ def train(
         print(encoder.dumps(plain, indent=1))
         return
     _show(report, progress)
+
+
+def _planned(values: dict[str, Any], judge: str, *, cpu: bool) -> Work:
+    """What would be trained."""
+    import torch
+
+    from ttsnap.live.forecast import TRAINED, Work, judged
+    from ttsnap.rewards.trainable import load_trainable
+    from ttsnap.training.config import Config, settings_of
+    from ttsnap.training.curriculum import levels_of
+    from ttsnap.training.data import open_data, updates_in_level
+    from ttsnap.training.judges import JudgeSettings
+
+    if judge == "features":
+        settings = settings_of(JudgeSettings, {key: value for key, value in values.items() if key != "tree"})
+        return Work(f"a judge of features: up to {settings.updates} updates of {settings.batch} candidates each")
+    config = Config.of(values)
+    data, test = open_data(config)
+    levels = levels_of(data.tree, config.levels)
+    device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
+    reward = load_trainable(config.reward, device)
+    updates = updates_in_level(data, config) * len(levels)
+    looked_at = test.targets.size * (2 * len(data.tree.calls) + len(levels))
+    images = updates * config.batch + looked_at // TRAINED
+    what = f"{len(levels)} noise levels, {updates} updates of {config.batch} images; {looked_at} looks to evaluate"
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in reward.parameters())
+    work = judged(what, {config.reward: reward}, images, data.tree.size, device, weights * 3, config.batch, TRAINED)
+    return replace(work, weights=weights)
 
 
 def _train_judge(values: dict[str, Any], out: Path, *, cpu: bool, json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +17,11 @@ from ttsnap.cli.options import (
     Budgets,
     CallTflop,
     CostModelName,
+    DryRun,
     LookTflop,
     ModelOptions,
     Weights,
+    tell,
 )
 from ttsnap.live.settings import LiveTuningSettings, ModelSettings, read_numbers
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ttsnap.core.cost import Budget
+    from ttsnap.live.forecast import Work
+    from ttsnap.live.session import Session
     from ttsnap.live.tuning import LiveTuning
     from ttsnap.replay.tuning import Tuning
 
@@ -47,6 +53,7 @@ def tune(
     trials: int | None = None,
     seconds: float | None = None,
     seed: int = 0,
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Find the best schedule for a budget or a range of budgets, and say what it is worth on held-out prompts.
@@ -82,12 +89,19 @@ def tune(
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
     if recording is None:
-        _live(live, model, weights, budgets, out, trials or 40, seconds, seed, json)
+        _live(live, model, weights, budgets, out, trials or 40, seconds, seed, dry_run, json)
         return
     if given := live.given():
         raise ValueError(f"{', '.join(given)} tune live; leave out the recording {recording}")
     opened = Recording.open(recording)
     costs = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
+    if dry_run:
+        from ttsnap.live.forecast import Work
+
+        count = 3200 if trials is None else trials
+        what = f"{count} schedules of halving, replayed on {len(opened.recorded())} prompts of {opened.path}"
+        tell(Work(what, tflop=0.0, seconds=math.nan if seconds is None else seconds, disk=4096 if out else 0), json)
+        return
     shown = console(json)
     with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
         task = bar.add_task("tuning", total=None)
@@ -122,6 +136,7 @@ def _live(
     trials: int,
     seconds: float | None,
     seed: int,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Tune a policy by searching with it, for each budget."""
@@ -148,6 +163,9 @@ def _live(
     settings = SearchSettings(reward=asked.reward, weights=weights, policy=asked.policy if base else None)
     session = quietly(settings.prepare, model, texts[0], Pictures(), None)
     base = base or policies.default_policy(session.sampler.num_steps)
+    if dry_run:
+        tell(_planned(replace(session, policy=base), texts, budgets, trials, out is not None), as_json)
+        return
     shown, found = console(as_json), []
     with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
         for budget in budgets:
@@ -178,6 +196,22 @@ def _live(
         _show_live(one)
     if out is not None:
         print(f"written: {out}")
+
+
+def _planned(session: Session, texts: Sequence[str], budgets: Sequence[Budget], trials: int, kept: bool) -> Work:
+    """What tuning live would run at most: all trials on half of the prompts, three policies on the others."""
+    from ttsnap.core.cost import affordable
+    from ttsnap.live.forecast import Work, forecast
+
+    parts = []
+    for budget in budgets:
+        count = affordable(session.policy, budget, session.cost_model, session.sampler.num_steps)
+        parts.append(forecast(replace(session, candidates=count), texts, board=False).work)
+    half, times = len(texts) // 2, (trials + 3) / 2
+    what = f"{trials} trials on {half} prompts at most, the best of them on the others; {parts[0].what}"
+    calls, looks = (round(times * sum(getattr(part, name) for part in parts)) for name in ("calls", "looks"))
+    tflop, seconds = (times * sum(getattr(part, name) for part in parts) for name in ("tflop", "seconds"))
+    return Work(what, calls, looks, tflop, seconds, parts[0].weights, 4096 * kept)
 
 
 def _show_live(tuning: LiveTuning) -> None:

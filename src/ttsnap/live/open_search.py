@@ -114,6 +114,7 @@ class OpenSearch:
     _best_of_n: list[BestOfNComparison] | None = None
     _compared: Grid | None = None
     _said: str | None = None
+    _taken: list[int] = field(default_factory=list)
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -142,6 +143,22 @@ class OpenSearch:
         if not (candidates & ~self.result.finished).any():
             raise ValueError("no candidate is left to finish: all of these are finished already")
         self._run(_Finish(candidates & ~self.result.finished), observer)
+
+    def take(self, candidates: Sequence[int]) -> None:
+        """Of a search for one prompt: these finished candidates come first, whatever the rewards say of the others.
+
+        Raises:
+            ValueError: one of them is not finished.
+        """
+        result = self._result()
+        if not all(result.finished[0, c] for c in candidates):
+            raise ValueError("only finished candidates can be taken")
+        self._taken = list(candidates)
+        final = _final(result, self.session.sampler.num_steps)
+        among = np.zeros_like(result.finished[:1])
+        among[0, self._taken] = True
+        best = choose(self.session.combine(final[:1], among), among)
+        self.result = replace(result, chosen=best, rewards=final[:1][np.arange(1), best])
 
     def _run(self, policy: Policy, observer: Observer | None) -> None:
         s, grid = self.session, self.grid
@@ -337,6 +354,8 @@ class OpenSearch:
         chosen = order(combined, finished)[0, :count].tolist()
         if self.session.different and count > 1:
             chosen = self.grid.differing(self.session.combine).choose(p, finished[0], combined[0], count)
+        if self._taken:
+            chosen = sorted(np.flatnonzero(finished[0]), key=lambda c: (c not in self._taken, -combined[0, c], c))[:top]
         return [self._finished(self.grid, p, c, final[0, c], combined[0, c]) for c in chosen]
 
     def _finished(self, grid: Grid, p: int, c: int, values: Any, combined: float) -> Finished:

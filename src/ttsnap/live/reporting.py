@@ -53,6 +53,7 @@ class HeldOut:
         images: finished images that were judged.
         best_of_n: of best-of-N's choice; None if it was not run.
         tflop: of these looks and of reading the prompt, which are not in the cost of the search.
+        perfect: what a picture gets that shows all that is asked for; None where the reward has no such mark.
     """
 
     name: str
@@ -61,6 +62,12 @@ class HeldOut:
     images: int
     best_of_n: float | None
     tflop: float
+    perfect: float | None = None
+
+    @property
+    def missed(self) -> bool:
+        """Whether the winner does not show all that is asked for."""
+        return self.perfect is not None and self.reward < self.perfect
 
     @property
     def parted(self) -> bool | None:
@@ -69,7 +76,7 @@ class HeldOut:
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self) | {"parted": self.parted}
+        return asdict(self) | {"parted": self.parted, "missed": self.missed}
 
 
 def report(
@@ -116,8 +123,8 @@ def report(
         median = float(np.median(list(judged.values())))
         other = None if best_of_n is None else judged[best_of_n]
         look, text = tflop[name]
-        tflop_paid = look * len(candidates) + text
-        reports.append(HeldOut(name, judged[winner], median, len(candidates), other, tflop_paid))
+        paid, perfect = look * len(candidates) + text, getattr(reward, "perfect", None)
+        reports.append(HeldOut(name, judged[winner], median, len(candidates), other, paid, perfect))
     return reports
 
 

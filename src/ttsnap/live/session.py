@@ -14,6 +14,7 @@ from ttsnap.core.grid import Combine, IntArray, Policy
 from ttsnap.core.observers import Observer
 from ttsnap.core.ranking import Minimum, WeightedSum, read_rule
 from ttsnap.live import reporting
+from ttsnap.live.interactive import Shown, Stream, bar
 from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
@@ -163,36 +164,46 @@ class Session(Setup):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def search(self, prompt: str, **options: Any) -> SearchResult:
-        """Search for one prompt; options are those of `block`."""
+    def search(self, prompt: str, *, num_inference_steps: int | None = None, **options: Any) -> SearchResult:
+        """Search for one prompt; options are those of `block`, and another number of steps."""
+        if num_inference_steps not in (None, self.sampler and self.sampler.num_steps):
+            return self.with_steps(int(num_inference_steps or 0)).block([prompt], **options)[0]
         return self.block([prompt], **options)[0]
 
     def block(
         self,
         prompts: Sequence[str],
         *,
-        seed: int = 0,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
         top: int = 1,
         compare: bool = False,
         previews: bool = True,
         observer: Observer | None = None,
         place: int = 0,
+        progress: bool | None = None,
     ) -> list[SearchResult]:
         """Search for several prompts together, so that batches stay full.
 
         Args:
             prompts: the prompts; each gets the candidates `seed`, `seed` + 1, ...
-            seed: first seed.
+            seed: first seed (default: 0).
+            generator: or, as the stock call takes it, a generator; the seed that it was given is the first seed.
             top: how many of the best finished images to return.
             compare: also run best-of-N at the same cost, on the first of the same seeds.
             previews: keep small pictures of every look, for the pruning board.
             observer: is told what happens, and may raise `ttsnap.core.observers.Stop`.
+            progress: show a bar (default: in notebooks).
             place: of the first prompt among all that there are, where these are a part: a policy's randomness depends
                 on it.
         """
         check_top(top)
-        block = self.open(prompts, seed=seed, previews=previews, place=place)
-        block.run(observer)
+        block = self.open(prompts, seed=first_seed(seed, generator), previews=previews, place=place)
+        shown = Shown(observer, progress)
+        try:
+            block.run(shown)
+        finally:
+            shown.close()
         if compare:
             block.compare(observer)
         return block.results(top)
@@ -206,24 +217,43 @@ class Session(Setup):
         self,
         prompts: Sequence[str],
         *,
-        seed: int = 0,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
         top: int = 1,
         compare: bool = False,
         previews: bool = True,
         observers: Callable[[int], Observer] | None = None,
         places: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, SearchResult | Exception]]:
+        progress: bool | None = None,
+    ) -> Stream[tuple[int, SearchResult | Exception]]:
         """Search for many prompts; candidates of the next fill the places of those that were dropped.
 
         Each prompt gets the choice and the ledger that it gets alone. Arguments are those of `block`; `observers`
         answers with who is told of the prompt of that index (asked, looked and ended only); `places` are those of the
         prompts among all that there are, where these are a part: a policy's randomness depends on them.
 
-        Yields:
-            Index of a prompt and its result, or why it failed, in the order in which they end.
+        Returns:
+            Index of a prompt and its result, or why it failed, in the order in which they end; for `for` and for
+            `async for`.
         """
         check_top(top)
+        first = first_seed(seed, generator)
+        return Stream(self._stream(prompts, first, top, compare, previews, observers, places, progress))
+
+    def _stream(
+        self,
+        prompts: Sequence[str],
+        seed: int,
+        top: int,
+        compare: bool,
+        previews: bool,
+        observers: Callable[[int], Observer] | None,
+        places: Sequence[int] | None,
+        progress: bool | None,
+    ) -> Iterator[tuple[int, SearchResult | Exception]]:
+        """What `stream` yields."""
         seeds = self._seeds(prompts, seed)
+        shown = bar(progress, total=len(prompts), unit="prompt", leave=False)
         ends = self.engine().stream(
             prompts,
             seeds,
@@ -236,6 +266,8 @@ class Session(Setup):
             different=bool(self.different),
         )
         for ended in ends:
+            if shown is not None:
+                shown.update()
             if ended.result is None:
                 assert ended.error is not None
                 yield ended.number, ended.error
@@ -250,6 +282,8 @@ class Session(Setup):
                 yield ended.number, error
             else:
                 yield ended.number, results[0]
+        if shown is not None:
+            shown.close()
         self.sampler.forget_prompts()
 
     def block_size(self) -> int:
@@ -442,6 +476,7 @@ def search(
     top: int = 1,
     compare: bool = False,
     observer: Observer | None = None,
+    progress: bool | None = None,
     **settings: Any,
 ) -> SearchResult | list[SearchResult]:
     """Find the best image for a prompt under a compute budget.
@@ -457,6 +492,7 @@ def search(
         top: how many of the best finished images to return; with `different=True` those that are also different.
         compare: also run best-of-N at the same cost, on the first of the same seeds.
         observer: is told what happens, and may raise `ttsnap.core.observers.Stop`: what is finished by then is kept.
+        progress: show a bar (default: in notebooks).
         **settings: those of `prepare` (`reward`, `budget` or `candidates`, `policy`, `preview`, `device`, `dtype` ...),
             and all that the pipeline's own call takes, by its own names: `num_inference_steps`, `guidance_scale`,
             `negative_prompt`, `image`, `callback_on_step_end` ...
@@ -474,7 +510,7 @@ def search(
     if settings.get("different") is True:
         settings["different"] = top
     session = prepare(pipe, prompt=prompts[0], **settings)
-    results = session.block(prompts, seed=first, top=top, compare=compare, observer=observer)
+    results = session.block(prompts, seed=first, top=top, compare=compare, observer=observer, progress=progress)
     return results[0] if isinstance(prompt, str) else results
 
 

@@ -25,6 +25,7 @@ class Model:
         preview: directory of its tiny decoder.
         prompts: lists of prompts by name, such as `train`.
         example: a prompt to begin with.
+        reads: complains (ValueError) of a prompt that the model was not made for.
     """
 
     load: Callable[[Any], Any]
@@ -37,6 +38,7 @@ class Model:
     preview: Path | None = None
     prompts: Mapping[str, Callable[[], list[str]]] = field(default_factory=dict)
     example: str = ""
+    reads: Callable[[str], Any] | None = None
 
 
 MODELS = Registry("ttsnap.models")

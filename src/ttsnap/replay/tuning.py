@@ -123,7 +123,7 @@ def tune(
     seconds: float | None = None,
     seed: int = 0,
     threads: int | None = None,
-    on_progress: Callable[[int, int, float], None] | None = None,
+    on_progress: Callable[[int, int, float], bool | None] | None = None,
 ) -> Tuning:
     """The best schedule of successive halving (rungs, their steps, keep ratios) at equal and honest cost.
 
@@ -143,7 +143,8 @@ def tune(
         seconds: stop the search early after so long; the result then depends on the machine.
         seed: of folds, draws and proposals; the same seed gives the same result.
         threads: worker threads (default: one per core).
-        on_progress: called with the schedules tried, their number, and the best gain so far.
+        on_progress: called with the schedules tried, their number, and the best gain so far; where it answers False,
+            no more are tried and the best so far is taken.
 
     Raises:
         ValueError: what was wrong and what would work.
@@ -180,8 +181,9 @@ def tune(
             nonlocal done, highest
             with lock:
                 done, highest = done + 1, max(highest, best)
-                if on_progress:
-                    on_progress(done, studies * per_study, highest)
+                if on_progress and on_progress(done, studies * per_study, highest) is False:
+                    limited.set()
+                    stop.set()
             late = limit is not None and time.monotonic() - began > limit
             if late:
                 limited.set()

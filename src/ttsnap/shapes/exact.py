@@ -20,8 +20,10 @@ class CheckerReward:
     Attributes:
         check: an image [h, w, 3] (uint8) and a prompt -> a verdict.
         kinds: those of a verdict that count.
+        perfect: what a picture gets that shows all of it.
     """
 
+    perfect = 1.0
     tflop = text_tflop = 0.0  # image analysis, no network
     perfect = 1.0  # nothing is wrong
 

@@ -135,4 +135,5 @@ MODEL = Model(
     preview=WEIGHTS / "preview",
     prompts={"train": train_prompts, "held-out": held_out_prompts},
     example="a hollow red circle left of a blue square above a green triangle",
+    reads=parse,
 )

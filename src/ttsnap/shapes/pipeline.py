@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.pipelines.models import Model
-from ttsnap.shapes.scenes import held_out_prompts, train_prompts
+from ttsnap.shapes.scenes import held_out_prompts, parse, train_prompts
 
 WEIGHTS = Path(__file__).parent / "weights" / "pipeline"
 PREVIEW_WEIGHTS = WEIGHTS.with_name("preview")  # its tiny decoder for early looks
@@ -44,4 +44,5 @@ MODEL = Model(
     preview=PREVIEW_WEIGHTS,
     prompts={"train": train_prompts, "held-out": held_out_prompts},
     example="a red circle left of a blue square",
+    reads=parse,
 )
