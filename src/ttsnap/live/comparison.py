@@ -34,6 +34,7 @@ from ttsnap.live.settings import (
     read_numbers,
     reward_contents,
 )
+from ttsnap.pipelines.models import MODELS
 from ttsnap.policies import BestOfN, default_policy
 
 if TYPE_CHECKING:
@@ -216,14 +217,17 @@ class Comparison:
     def file(self, part: Part) -> Path:
         """Where a part's measurements are kept; its name says what they depend on."""
         s = self.settings
-        name = part.contender.policy
+        name, reward = part.contender.policy, part.contender.reward
+        own = MODELS.get(self.model.model)
+        if part.budget is None and own and reward in (own.reward, own.pushed_reward):
+            reward = None  # a model's own rewards judge finished images alike
         policy, steps = part.contender.chosen(part.budget)
         key = {
             "model": self.model.key(),
             "pictures": {name: str(value) for name, value in asdict(self.pictures).items() if value},
-            "contender": asdict(part.contender),
+            "contender": asdict(replace(part.contender, reward=reward)),
             "policy": policies.to_dict(policy) if policy else policies.shipped() if name == DEFAULT else None,
-            "rewards": reward_contents(part.contender.reward, s.report_reward),
+            "rewards": reward_contents(reward, s.report_reward),
             "report": s.report_reward,
             "budget": str(part.budget) if part.budget else s.pool,
             "prompts": self.texts(part),
@@ -305,7 +309,9 @@ class Measuring:
         policy, asked = who.chosen(budget)
         session = self.session(who.reward, who.preview, asked)
         steps = session.sampler.num_steps
-        policy = policy or (session.policy if who.policy == DEFAULT else default_policy(steps))
+        if policy is None and who.policy == DEFAULT:
+            policy = policies.tuned_policy(session.model, list(session.judges), steps)
+        policy = policy or default_policy(steps)
         try:
             count = affordable(policy, budget, session.cost_model, steps)
         except ValueError as error:
