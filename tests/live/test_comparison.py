@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ttsnap.core.cost import Budget
-from ttsnap.files.pictures import Pictures
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.live import comparison as module
 from ttsnap.live import leaderboard
 from ttsnap.live.comparison import Comparison, ComparisonSettings, Measuring

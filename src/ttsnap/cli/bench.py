@@ -22,7 +22,7 @@ from ttsnap.cli.options import (
     read_range,
 )
 from ttsnap.core import MAX_CANDIDATES
-from ttsnap.files.pictures import Pictures
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.live.comparison import Comparison, ComparisonSettings
 from ttsnap.live.settings import ModelSettings, check_ranges
 

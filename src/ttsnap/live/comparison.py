@@ -23,7 +23,7 @@ from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.cost import Budget, affordable, parse_budgets
 from ttsnap.core.grid import FloatArray, Policy, Query
 from ttsnap.core.ranking import WeightedSum
-from ttsnap.files.pictures import Pictures
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.live.settings import (
     MAX_SEED,
     MAX_STEPS,

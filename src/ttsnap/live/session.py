@@ -18,9 +18,11 @@ from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.loading import Loading, check_model, find_device, load, warm_up
 from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.pipelines.schedulers import check_fits, check_scheduler, with_scheduler
+from ttsnap.pipelines.single_file import Loaded
 from ttsnap.pipelines.sizes import rounded, sized
 from ttsnap.policies import SuccessiveHalving, UntilGood, default_policy, tuned_policy
 
@@ -72,8 +74,9 @@ def load_sampler(
         preview: what early looks judge: `full` (default), `tiny[=DIR]`, `small[=PIXELS]`, `linear` or `auto` (see
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
-            those of `ttsnap.pipelines.loading.Loading` for a model that is named; `pictures` (a `Pictures`) are
-            given to the pipeline, or to its variant that takes them; `aspect_ratio`, such as `3:2`, in place of
+            those of `ttsnap.pipelines.loading.Loading` for a model that is named; pictures by their files are
+            given to the pipeline, or to its variant that takes them: `image`, `mask_image`, `strength`, `control`,
+            `ip_adapter` and so on, or all of them as `pictures` (a `ttsnap.pipelines.conditions.Pictures`); `aspect_ratio`, such as `3:2`, in place of
             height and width, at the model's own area; `scheduler` is one in place of the pipeline's own,
             see `ttsnap.pipelines.schedulers`.
 
@@ -87,28 +90,35 @@ def load_sampler(
     name = model_name(pipe)
     loads = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in loads if (value := options.pop(key)) is not None}
-    scheduler, lines, notes = options.pop("scheduler", None), [], []
+    scheduler = options.pop("scheduler", None)
     if scheduler:
         check_scheduler(scheduler)
+    pictures = options.pop("pictures", None) or Pictures.taken_from(options)
     if isinstance(pipe, str):
         if scheduler:
             check_fits(str(MODELS[pipe].weights) if pipe in MODELS else pipe, scheduler)
         loading = Loading(device=device, dtype=dtype, **given)
-        loaded = load(pipe, loading)
-        pipe, lines, notes = loaded.pipe, loaded.lines, loaded.notes
+        loaded = load(pipe, loading, pictures)
     else:
-        loading = Loading()
+        loading, loaded = Loading(), Loaded(pipe)
         if unfit := [key for key, value in given.items() if value != getattr(loading, key)]:
             raise ValueError(f"{', '.join(unfit)} is for a model that is named; a pipeline is used as it is")
+        if pictures.ip_adapter:
+            raise ValueError(
+                "ip_adapter is for a model that is named; load it with the pipeline's own load_ip_adapter, and give "
+                "ip_adapter_image"
+            )
+        pictures.dress(loaded)
+    pipe, lines, notes = loaded.pipe, loaded.lines, loaded.notes
     if scheduler:
         pipe, line = with_scheduler(pipe, scheduler)
         lines = [*lines, line]
-    if pictures := options.pop("pictures", None):
-        pipe, options = pictures.give(pipe, options)
     if name in MODELS:
         options = {**MODELS[name].arguments, **options}
     if ratio := options.pop("aspect_ratio", None):
         options |= sized(pipe, ratio, options)
+    if pictures:
+        options = pictures.arguments(pipe, options)
     sampler = sampler_of(pipe, prompt, options)
     sampler.prelude = "; ".join(lines)
     for note in notes:
@@ -378,6 +388,7 @@ def prepare(
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
     asked |= {"dtype": dtype, "config": options.get("config"), "quantize": options.get("quantize")}
     asked |= {field.name: options.get(field.name) for field in fields(Additions)}
+    options["pictures"] = options.get("pictures") or Pictures.taken_from(options)
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)
@@ -424,7 +435,8 @@ def prepare(
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
         second,
-        {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)},
+        {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)}
+        | {"pictures": options["pictures"]},
     )
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.values import read_value
-from ttsnap.files.pictures import LONGEST_SIDE, Pictures, parse_frames
+from ttsnap.files.pictures import LONGEST_SIDE, parse_frames
 from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.loading import Loading
 from ttsnap.pipelines.schedulers import check_scheduler
 from ttsnap.pipelines.sizes import read_ratio
@@ -104,7 +105,7 @@ class ModelSettings(Loading, CallSettings):
     def keywords(self, pictures: Pictures) -> dict[str, Any]:
         """Keywords of `prepare` and `load_sampler`, but for the model itself."""
         loading = {field.name: getattr(self, field.name) for field in fields(Loading)}
-        given = self.arguments() | ({"pictures": pictures} if pictures.files() else {})
+        given = self.arguments() | ({"pictures": pictures} if pictures else {})
         return loading | given | {"diversity": self._negtome(), "preview": self.preview}
 
     def sampler(self, prompt: str, pictures: Pictures) -> Sampler:
@@ -287,6 +288,13 @@ class LiveTuningSettings:
         return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
 
 
+def pictures_key(pictures: Pictures) -> dict[str, Any]:
+    """What of pictures decides the result, as a JSON object, with the contents of the models that read them."""
+    return pictures.settings() | {
+        "contents": contents({name: Path(source) for name, source in pictures.sources().items()})
+    }
+
+
 def resume_key(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides a result, as a JSON object; a run is resumed only where it is the same."""
     merged: dict[str, Any] = {"contents": {}}
@@ -436,6 +444,7 @@ __all__: Sequence[str] = [
     "SearchSettings",
     "changes",
     "fingerprint",
+    "pictures_key",
     "resume_key",
     "reward_contents",
 ]

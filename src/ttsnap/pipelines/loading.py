@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.hub_errors import explain
 from ttsnap.pipelines.models import MODELS
 from ttsnap.pipelines.quantization import (
@@ -89,8 +90,13 @@ def load_model(model: str, loading: Loading | None = None) -> Any:
     return load(model, loading or Loading()).pipe
 
 
-def load(model: str, loading: Loading) -> Loaded:
+def load(model: str, loading: Loading, pictures: Pictures | None = None) -> Loaded:
     """A stock pipeline with what is to be added to it, and the lines that make the stock pipeline this one.
+
+    Args:
+        model: see `check_model`.
+        loading: device, dtype and so on.
+        pictures: that it is to take; it becomes the variant of the model that does.
 
     Raises:
         ValueError: no such model, device, dtype or option; the message says what would work.
@@ -115,10 +121,14 @@ def load(model: str, loading: Loading) -> Loaded:
     else:
         check_model(model)
         loading.check_against(model)
+        if pictures:
+            pictures.check_against(model)
         loaded = _load(model, dtype, loading)
         loaded.pipe.set_progress_bar_config(disable=True)
+    loading.add(loaded, loaded.pipe.dtype)
+    if pictures:
+        pictures.dress(loaded)
     pipe = loaded.pipe
-    loading.add(loaded, pipe.dtype)
     if loading.quantize and not KINDS[read_quantize(loading.quantize)[0]].package:
         loaded.lines += cast(pipe, parts_of(loading.quantize, _model_names(pipe)))
     place(pipe, where, loading.offload)

@@ -250,7 +250,7 @@ class Worker:
         self._lanes[search.options] = Lane(session, self._room, self.limits.max_candidates)
 
     def _session(self, options: CallOptions, prompt: str) -> Session:
-        from ttsnap.files.pictures import Pictures
+        from ttsnap.pipelines.conditions import Pictures
         from ttsnap.live.session import prepare
         from ttsnap.pipelines.negtome import parse
 
@@ -264,7 +264,7 @@ class Worker:
                 mask = None
                 if edit.mask is not None:
                     (mask := Path(folder) / "mask").write_bytes(edit.mask)
-                arguments["pictures"] = Pictures(image=image, mask=mask, strength=edit.strength)
+                arguments["pictures"] = Pictures(image=(image,), mask=mask, strength=edit.strength)
             session = prepare(
                 self._pipe,
                 reward=self._judges,
