@@ -85,6 +85,18 @@ class Form:
                 self.seed = gr.Number(0, label="First seed", precision=0, minimum=0, min_width=100)
                 self.size = gr.Number(None, label="Size in pixels (empty: the model's own)", precision=0, min_width=160)
                 self.steps = gr.Number(None, label="Steps (empty: the model's own)", precision=0, min_width=160)
+            with gr.Row():
+                self.image = gr.Image(
+                    type="filepath",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    label="Start from a picture, or show it to an editing model",
+                    height=180,
+                    elem_id=f"tt-{name}-image",
+                )
+                self.strength = gr.Number(
+                    None, label="Strength: how far from it, 0 to 1 (empty: the model's own)", min_width=160
+                )
             if len(policies) == 1:
                 self.picture = gr.File(
                     label="Or a picture that ttsnap made: its settings",
@@ -101,6 +113,8 @@ class Form:
             self.seed,
             self.size,
             self.steps,
+            self.image,
+            self.strength,
             *self.policies,
         ]
 
@@ -131,17 +145,19 @@ def restored(own: Mapping[str, Any], searches: Searches) -> tuple[list[Any], str
     label = next((label for label, name in POLICIES.items() if name == (None if tuned else kind)), None)
     if label is None or (kind == "halving" and not tuned and policy != policies.default_policy(steps or 0)):
         missing.append("the schedule")
-    also = ("guidance", "negative_prompt", "scheduler", "strength", "diversity", "weights", "look_frames")
+    also = ("guidance", "negative_prompt", "scheduler", "diversity", "weights", "look_frames")
     missing += [name.replace("_", " ") for name in also if name in settings]
+    missing += ["the picture that it started from"] if "image" in own.get("local", ()) else []
     values = [own["prompt"], "candidates", settings["candidates"], model, rewards or searches.rewards[:1]]
-    values += [settings["seed"], size, steps, label or next(iter(POLICIES))]
+    values += [settings["seed"], size, steps, None, settings.get("strength")]
+    values.append(label or next(iter(POLICIES)))
     said = "These are the settings of the picture"
     return values, f"{said}, but for {', '.join(missing)}, which this page cannot set" if missing else said
 
 
 def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
     """What the fields of a form say, one request per policy."""
-    prompt, unit, amount, model, rewards, seed, size, steps, *policies = values
+    prompt, unit, amount, model, rewards, seed, size, steps, image, strength, *policies = values
     if unit not in UNITS:
         raise ValueError(f"there is no budget in {unit!r}; there is {', '.join(UNITS)}")
     if amount is None or not 0 < float(amount) < 1e12:
@@ -158,6 +174,8 @@ def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
             seed=int(seed or 0),
             size=int(size) if size else None,
             steps=int(steps) if steps else None,
+            image=str(image) if image else None,
+            strength=None if strength is None else float(strength),
             by_hand=by_hand,
         )
         for policy in policies

@@ -31,7 +31,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks for; `by_hand`: he picks at each look."""
+    """What a visitor asks for; `by_hand`: he picks at each look; `image`: a file to start from, or for an editing model."""
 
     prompt: str
     model: str
@@ -42,6 +42,8 @@ class Request:
     seed: int = 0
     size: int | None = None
     steps: int | None = None
+    image: str | None = None
+    strength: float | None = None
     by_hand: bool = False
 
 

@@ -27,6 +27,7 @@ class Models:
         """A prepared searcher for what was ordered."""
         from ttsnap import rewards
         from ttsnap.live.session import prepare
+        from ttsnap.pipelines.conditions import Pictures
         from ttsnap.pipelines.loading import Loading, find_device, load_model, quiet_libraries
 
         quiet_libraries()
@@ -41,7 +42,9 @@ class Models:
             sizes["num_inference_steps"] = request.steps
         if request.size:
             sizes |= {"height": request.size, "width": request.size}
-        return prepare(
+        if request.image:
+            sizes["pictures"] = Pictures(image=(Path(request.image),), strength=request.strength)
+        session = prepare(
             pipe,
             reward={name: self._judges[name] for name in request.rewards},
             budget=request.budget,
@@ -50,6 +53,10 @@ class Models:
             prompt=request.prompt,
             **sizes,
         )
+        if request.image:  # a visitor has no use for where the server keeps it
+            picture = session.sampler.arguments["image"]
+            picture.filename = Path(picture.filename).name
+        return session
 
 
 class Service:
@@ -127,11 +134,29 @@ class Service:
         for name, value, most in (("size", request.size, limits.side), ("steps", request.steps, limits.steps)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} must be 1 to {most}, got {value}")
+        if request.image:
+            self._check_image(request)
+        elif request.strength is not None:
+            raise ValueError("strength needs a picture to start from")
         if not 0 <= request.seed < 2**31:
             raise ValueError(f"the seed must be 0 to {2**31 - 1}, got {request.seed}")
         if request.candidates is not None:
             self.check_candidates(request.candidates)
         return replace(request, prompt=prompt)
+
+    def _check_image(self, request: Request) -> None:
+        """ValueError where a picture cannot be read, or makes pictures that are too large."""
+        from ttsnap.files.pictures import read_picture
+
+        assert request.image
+        try:
+            sides = read_picture(request.image).size
+        except ValueError as error:
+            raise ValueError(str(error).replace(request.image, "the picture")) from error
+        if request.size is None and max(sides) > self.limits.side:
+            raise ValueError(f"the picture has {sides[0]} x {sides[1]} pixels; give a size of at most {self.limits.side}")
+        if request.strength is not None and not 0 < request.strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {request.strength:g}")
 
     def check_candidates(self, count: int) -> None:
         """ValueError where these are too many, or none."""

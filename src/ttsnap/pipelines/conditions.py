@@ -186,7 +186,7 @@ class Pictures:
 
         kind = getattr(diffusers, str(read_json(Path(model) / "model_index.json").get("_class_name")), None)
         if kind is not None:
-            self._kind(kind, {_role(kind_of_control(model)) for _, model, _ in self.controls()})
+            self._kind(kind, {model: kind_of_control(model) for _, model, _ in self.controls()})
 
     def dress(self, loaded: Loaded) -> None:
         """Make of a pipeline the one that takes these pictures, with the models that read them.
@@ -201,7 +201,7 @@ class Pictures:
     def _find(self, loaded: Loaded) -> None:
         pipe = loaded.pipe
         kinds = {model: kind_of_control(model) for _, model, _ in self.controls()}
-        kind = self._kind(type(pipe), {_role(name) for name in kinds.values()})
+        kind = self._kind(type(pipe), kinds)
         if kind is type(pipe):
             return
         parts, more = dict[str, Any](), ""
@@ -212,8 +212,11 @@ class Pictures:
                 used = used[:1]  # reads all the pictures
             name = "adapter" if "Adapter" in kind.__name__ else "controlnet"
             alone = len(self.control) == 1 or "Union" in kind.__name__
-            parts = {name: used[0][0] if alone else [model for model, _ in used]}
-            more = f", {name}=" + (used[0][1] if alone else f"[{', '.join(line for _, line in used)}]")
+            several, line = [model for model, _ in used], f"[{', '.join(line for _, line in used)}]"
+            if not alone and (multi := _multi_of(kind)) is not None:
+                several, line = multi(several), f"diffusers.{multi.__name__}({line})"
+            parts = {name: used[0][0] if alone else several}
+            more = f", {name}={used[0][1] if alone else line}"
         try:
             loaded.pipe = _of_the_same_parts(kind, pipe, parts)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -222,10 +225,11 @@ class Pictures:
             f"pipe = diffusers.{kind.__name__}.from_pipe(pipe, torch_dtype=pipe.dtype{more})"
         )
 
-    def _kind(self, kind: type, roles: set[str]) -> type:
-        """The class of the pipeline that takes all this."""
+    def _kind(self, kind: type, models: Mapping[str, str]) -> type:
+        """The class of the pipeline that takes all this; `models`: classes of the control models, by their source."""
         import diffusers
 
+        roles = {_role(name) for name in models.values()}
         if len(roles) > 1:
             raise ValueError(f"control models of one kind go together, got {' and '.join(sorted(roles))}")
         role, taken = next(iter(roles), ""), _taken(kind)
@@ -241,9 +245,11 @@ class Pictures:
         tasks = ("Inpaint", "Inpainting") if self.mask else ("Img2Img",) if self.image and not _edits(kind) else ("",)
         for name in [f"{family}{control}{pag}{task}Pipeline" for control in controls for task in tasks]:
             if hasattr(diffusers, name):
-                return getattr(diffusers, name)  # type: ignore[no-any-return]
-        if not role and (found := _by_auto(kind, masked=self.mask is not None)) is not None:
-            return found
+                found: type = getattr(diffusers, name)
+                _check_models(found, models)
+                return found
+        if not role and (other := _by_auto(kind, masked=self.mask is not None)) is not None:
+            return other
         raise ValueError(f"diffusers has no variant of {kind.__name__} that {self._wish(role)}")
 
     def _wish(self, role: str) -> str:
@@ -337,6 +343,26 @@ def _digest(path: Path | str) -> str:
 
 def _taken(kind: type) -> list[str]:
     return list(inspect.signature(kind.__call__).parameters)  # type: ignore[operator]
+
+
+def _check_models(kind: type, models: Mapping[str, str]) -> None:
+    """ValueError where a pipeline takes control models of another class."""
+    parts = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    wanted = str(next((parts[name].annotation for name in ("controlnet", "adapter") if name in parts), ""))
+    for source, name in models.items():
+        if name and not re.search(rf"\b{name}\b", wanted):
+            known = next((word for word in re.findall(r"\w+", wanted) if re.search("ControlNet|Adapter", word)), "model")
+            raise ValueError(f"{source} is a {name}; {kind.__name__} takes a {known}")
+
+
+def _multi_of(kind: type) -> Any:
+    """The class that makes several control models one, of a pipeline that does not do so itself."""
+    import diffusers
+
+    parts = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    wanted = str(parts["controlnet"].annotation) if "controlnet" in parts else "list["
+    name = next((word for word in re.findall(r"\w+", wanted) if "MultiControlNet" in word), "")
+    return None if "list[" in wanted else getattr(diffusers, name, None)
 
 
 def _mask_of(taken: Sequence[str]) -> str | None:
