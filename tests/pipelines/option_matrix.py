@@ -27,7 +27,9 @@ from PIL import Image
 from tests.pipelines import conditioned, tiny, tiny_flow, tiny_sd
 from tests.pipelines.test_quantization import write_gguf
 from ttsnap.live.session import load_sampler
+from ttsnap.pipelines.caches import Cache, read_cache
 from ttsnap.pipelines.loading import load_model, place, quiet_libraries
+from ttsnap.pipelines.outputs import as_images
 from ttsnap.pipelines.sampler import Sampler
 
 BEGIN, END = "<!-- options -->", "<!-- end -->"
@@ -130,6 +132,25 @@ def torchao(kind: str, config: str):
     return quantize
 
 
+def cache(text: str):
+    def attached(pipe: Any, folder: Path) -> dict[str, Any]:
+        model = denoiser_of(pipe)[1]
+        if hasattr(model, "enable_cache"):
+            with suppress(Exception):  # what does not fit, ttsnap should say
+                model.enable_cache(Cache(*read_cache(text)).config(lambda: pipe.current_timestep))
+        return {"cache": text}
+
+    return attached
+
+
+def attention(pipe: Any, folder: Path) -> dict[str, Any]:
+    model = denoiser_of(pipe)[1]
+    processors = getattr(model, "attn_processors", {}).values()
+    if processors and all(hasattr(one, "_attention_backend") for one in processors):
+        model.set_attention_backend("_native_math")
+    return {"attention": "_native_math"}
+
+
 def group(pipe: Any, folder: Path) -> dict[str, Any]:
     place(pipe, torch.device("cpu"), "group")
     return {"placed": "group"}
@@ -187,7 +208,7 @@ def control(pipe: Any, folder: Path) -> dict[str, Any]:
 
 def union(pipe: Any, folder: Path) -> dict[str, Any]:
     paths = [conditioned.picture(folder, f"{seed}.png", seed) for seed in (1, 2)]
-    model = conditioned.union_of(pipe if hasattr(pipe, "unet") else tiny_sd.sdxl())
+    model = conditioned.union_of(pipe if type(pipe).__name__ == "StableDiffusionXLPipeline" else tiny_sd.sdxl())
     model.save_pretrained(folder / "control")
     given = {"control": [f"{path}:{folder / 'control'}" for path in paths], "control_mode": [0, 2]}
     if type(pipe).__name__ != "StableDiffusionXLPipeline":
@@ -237,6 +258,10 @@ OPTIONS = {
     "`--quantize int8`": torchao("int8", "Int8WeightOnlyConfig"),
     "`--quantize fp8`": torchao("fp8", "Float8WeightOnlyConfig"),
     "`--offload group`": group,
+    "`--attention _native_math`": attention,
+    "`--cache FirstBlock`": cache("FirstBlock,threshold=.5"),
+    "`--cache TaylorSeer`": cache("TaylorSeer,cache_interval=2,disable_cache_before_step=1,taylor_factors_dtype=float32"),
+    "`--cache PAB`": cache("PAB,spatial_attention_block_skip_range=2"),
     "`--image` with `--strength`": image,
     "`--image` twice": reference,
     "`--image` with `--mask`": inpaint,
@@ -252,8 +277,9 @@ def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) 
 
     def stock() -> torch.Tensor:
         generator = torch.Generator("cpu").manual_seed(3)
+        torch.manual_seed(3)  # some encode their picture with noise of torch's own generator
         given = {name: value for name, value in (arguments | more).items() if name in signature(type(pipe).__call__).parameters}
-        return pipe(prompt=PROMPT, generator=generator, output_type="pt", **given).images
+        return as_images(pipe(prompt=PROMPT, generator=generator, output_type="np", **given), torch.device("cpu"))
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(str(directory))
     pipe.set_progress_bar_config(disable=True)

@@ -61,6 +61,7 @@ def load_sampler(
     prompt: str = "a",
     diversity: Negtome | None = None,
     preview: str | Preview | None = None,
+    cache: str | None = None,
     **options: Any,
 ) -> Sampler:
     """The sampler of a model, which is loaded where it is named.
@@ -73,6 +74,8 @@ def load_sampler(
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         preview: what early looks judge: `full` (default), `tiny[=DIR]`, `small[=PIXELS]`, `linear` or `auto` (see
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
+        cache: let denoiser calls do without a part of their work, such as `FirstBlock,threshold=.1` (see
+            `ttsnap.pipelines.caches`).
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; pictures by their files are
             given to the pipeline, or to its variant that takes them: `image`, `mask_image`, `strength`, `control`,
@@ -83,10 +86,14 @@ def load_sampler(
     Raises:
         ValueError: no such model, device, dtype or option value.
     """
-    from ttsnap.pipelines import previews
+    from ttsnap.pipelines import caches, previews
 
     if isinstance(preview, str):
         previews.parse(preview)  # complains here, before a model is loaded
+    if cache:
+        caches.read_cache(cache)
+        if diversity or options.get("compile"):
+            raise ValueError(f"a cache does not go with {'diversity' if diversity else 'compile'}; leave one of them out")
     name = model_name(pipe)
     loads = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in loads if (value := options.pop(key)) is not None}
@@ -129,6 +136,8 @@ def load_sampler(
         from ttsnap.pipelines.negtome import attach
 
         attach(sampler, diversity)
+    if cache:
+        caches.attach(sampler, cache)
     previews.attach(sampler, preview)
     return sampler
 
@@ -281,12 +290,14 @@ class Session(Setup):
         before = self.sampler
         if before.diversity:
             raise ValueError("candidates that are pushed apart keep their number of steps; prepare another session")
+        if before.cache and "num_inference_steps" in before.cache.options:
+            raise ValueError("the cache Mag is made for a number of steps; prepare another session")
         arguments = {**before.arguments, "num_inference_steps": steps}
         frames = before.look_frames or None
         sampler = Sampler(
             before.pipe, max_batch=before.max_batch, look_frames=frames, example=before.some_prompt, **arguments
         )
-        sampler.prelude, sampler.preview = before.prelude, before.preview
+        sampler.prelude, sampler.preview, sampler.cache = before.prelude, before.preview, before.cache
         features.attach(sampler, self.judges)
         model = cost_model(sampler, self.judges, before.some_prompt)
         return replace(self, sampler=sampler, cost_model=model)
@@ -386,7 +397,7 @@ def prepare(
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
-    asked |= {"dtype": dtype, "config": options.get("config"), "quantize": options.get("quantize")}
+    asked |= {"cache": options.get("cache"), "attention": options.get("attention"), "dtype": dtype, "config": options.get("config"), "quantize": options.get("quantize")}
     asked |= {field.name: options.get(field.name) for field in fields(Additions)}
     options["pictures"] = options.get("pictures") or Pictures.taken_from(options)
     preview = options.pop("preview", None) or "auto"
@@ -408,6 +419,8 @@ def prepare(
     judges = rewards.load(reward, place)
     held_out = rewards.load(report, place) if report is not None else {}
     features.attach(sampler, judges)  # complains here where features cannot be read
+    if sampler.cache and sampler.tap:
+        raise ValueError("a reward that reads what the denoiser knows needs whole calls; leave out the cache, or take another reward")
     if automatic and not any(trained_on_decodes(judge) for judge in judges.values()):
         previews.attach(sampler, "auto")
     model = cost_model(sampler, judges, prompt)

@@ -48,6 +48,8 @@ class CallSettings:
         preview: What early looks see: auto, full, tiny[=DIR], small[=PIXELS] or linear (finished images: always full).
         diversity: Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).
         diversity_options: Its parameters, such as merging_alpha=1.2,t_end=800.
+        cache: Reuse parts of denoiser calls: FirstBlock, TaylorSeer, Mag, PAB, Faster or Sea, with options of diffusers'
+            own, such as FirstBlock,threshold=.1.
         look_frames: Of videos, the frames that are judged: first,middle,last or 0,8.
         max_batch: Most candidates in one batch (halved when memory runs out).
     """
@@ -62,6 +64,7 @@ class CallSettings:
     preview: str | None = None
     diversity: str | None = None
     diversity_options: str | None = None
+    cache: str | None = None
     look_frames: str | None = None
     max_batch: int | None = None
 
@@ -69,6 +72,10 @@ class CallSettings:
         check_ranges(steps=(self.steps, 1, MAX_STEPS), max_batch=(self.max_batch, 1, MAX_CANDIDATES))
         if self.scheduler is not None:
             check_scheduler(self.scheduler)
+        if self.cache is not None:
+            from ttsnap.pipelines.caches import read_cache
+
+            read_cache(self.cache)
         self.arguments()
 
     def arguments(self) -> dict[str, Any]:
@@ -106,7 +113,7 @@ class ModelSettings(Loading, CallSettings):
         """Keywords of `prepare` and `load_sampler`, but for the model itself."""
         loading = {field.name: getattr(self, field.name) for field in fields(Loading)}
         given = self.arguments() | ({"pictures": pictures} if pictures else {})
-        return loading | given | {"diversity": self._negtome(), "preview": self.preview}
+        return loading | given | {"diversity": self._negtome(), "preview": self.preview, "cache": self.cache}
 
     def sampler(self, prompt: str, pictures: Pictures) -> Sampler:
         """Load the model."""
@@ -136,6 +143,8 @@ class ModelSettings(Loading, CallSettings):
             "dtype": self.dtype,
             "quantize": self.quantize,
             "preview": self.preview,
+            "cache": self.cache,
+            "attention": self.attention,
             **options,
         }
         found["diversity"] = negtome.to_dict() if negtome else None

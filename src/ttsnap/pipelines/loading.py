@@ -34,6 +34,7 @@ from ttsnap.pipelines.single_file import (
     check_directory,
     check_gguf,
     check_weights,
+    first_line,
     load_file,
     load_gguf,
     parts_in,
@@ -56,6 +57,7 @@ class Loading(Additions):
         quantize: Weights in fewer bits: nf4, bnb-int8 (bitsandbytes), int8, fp8 (torchao), fp8-cast; of the denoiser,
             or such as int8:transformer,text_encoder_2.
         compile: Compile the denoiser's repeated blocks (torch.compile).
+        attention: How attention is computed: a backend of diffusers, such as flash, sage, xformers or native.
         attention_slicing: Attention in slices (UNets), for less memory.
         vae_slicing: Decode image by image, for less memory.
         vae_tiling: Decode large images in tiles.
@@ -67,6 +69,7 @@ class Loading(Additions):
     offload: str = "none"
     quantize: str | None = None
     compile: bool = False
+    attention: str | None = None
     attention_slicing: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
@@ -82,6 +85,8 @@ class Loading(Additions):
             )
         if self.quantize is not None:
             check_quantize(self.quantize)
+        if self.attention is not None:
+            check_attention(self.attention)
         self.check_files()
 
 
@@ -133,6 +138,8 @@ def load(model: str, loading: Loading, pictures: Pictures | None = None) -> Load
         loaded.lines += cast(pipe, parts_of(loading.quantize, _model_names(pipe)))
     place(pipe, where, loading.offload)
     save_memory(pipe, loading)
+    if loading.attention:
+        loaded.lines += set_attention(pipe, loading.attention)
     if loading.compile:
         compile_denoiser(pipe)
     return loaded
@@ -229,6 +236,38 @@ def save_memory(pipe: Any, loading: Loading) -> None:
             if enable is None:
                 raise ValueError(f"{type(pipe).__name__} has no VAE {name}; leave it out")
             enable()
+
+
+def check_attention(name: str) -> None:
+    """ValueError where diffusers has no such attention backend."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        plain = ", ".join(one for one in known if not one.startswith("_"))
+        raise ValueError(f"unknown attention {name!r}; diffusers has {plain}")
+
+
+def set_attention(pipe: Any, name: str) -> list[str]:
+    """Let the denoisers compute attention by another backend; the lines of Python that do so.
+
+    Raises:
+        ValueError: it cannot be used here, or the denoiser's attention does not ask for one.
+    """
+    lines = []
+    for part in ("transformer", "transformer_2", "unet"):
+        model = getattr(pipe, part, None)
+        processors = getattr(model, "attn_processors", None)
+        if processors is None or not all(hasattr(one, "_attention_backend") for one in processors.values()):
+            continue
+        try:
+            model.set_attention_backend(name)
+        except (RuntimeError, ImportError, ValueError) as error:
+            raise ValueError(f"attention {name!r} cannot be used here: {first_line(error)}") from error
+        lines.append(f"pipe.{part}.set_attention_backend({name!r})")
+    if not lines:
+        raise ValueError(f"the denoiser of {type(pipe).__name__} takes no attention backend in diffusers; leave it out")
+    return lines
 
 
 def compile_denoiser(pipe: Any, **options: Any) -> None:
