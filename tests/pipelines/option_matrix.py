@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from functools import partial
 from inspect import signature
@@ -307,7 +308,7 @@ def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) 
         return str(error).replace(str(folder), "").replace(str(directory), "the model").lstrip("/")
     if expected is None:
         return f"works, and the stock pipeline does not: {failed}"
-    if how is None and torch.equal(expected, plain):
+    if how is None and "attention" not in given and torch.equal(expected, plain):
         return "has no effect"
     if (apart := (made - expected).abs().max().item()) > 0:
         return f"{apart:.1e} apart"
@@ -315,7 +316,7 @@ def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) 
     return "exact" if apart < ROUNDED else f"{apart:.1e} apart in a batch"
 
 
-def matrix(only: str = "", options: str = "") -> Iterator[tuple[str, str, str]]:
+def matrix(only: str = "", options: str = "", done: Container[tuple[str, str]] = ()) -> Iterator[tuple[str, str, str]]:
     """Option, family and what was found, for all of them."""
     for family, (build, arguments) in FAMILIES.items():
         if only not in family:
@@ -324,7 +325,7 @@ def matrix(only: str = "", options: str = "") -> Iterator[tuple[str, str, str]]:
             directory = Path(name) / "model"
             build().save_pretrained(directory)
             for title, option in OPTIONS.items():
-                if not any(part in title for part in options.split(",")):
+                if (title, family) in done or not any(part in title for part in options.split(",")):
                     continue
                 folder = Path(name) / str(len(title))
                 folder.mkdir(exist_ok=True)
@@ -349,14 +350,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of a family's name")
     parser.add_argument("--options", default="", help="parts of options' names, by commas")
+    parser.add_argument("--log", type=Path, help="keep what was found there, a JSON object a line, and go on from it")
     parser.add_argument("--write", type=Path, help="a Markdown file with the marks between which the table goes")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     quiet_libraries()
     found = {}
-    for title, family, text in matrix(asked.only, asked.options):
+    if asked.log and asked.log.exists():
+        found = {(t, f): text for t, f, text in map(json.loads, asked.log.read_text().splitlines())}
+    for title, family, text in matrix(asked.only, asked.options, found):
         found[title, family] = text
         print(f"{family}, {title}: {text}", flush=True)
+        if asked.log:
+            with asked.log.open("a") as log:
+                print(json.dumps([title, family, text]), file=log)
     if asked.write:
         before, rest = asked.write.read_text().split(BEGIN)
         asked.write.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.split(END, 1)[1]}")

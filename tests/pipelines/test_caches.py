@@ -82,6 +82,7 @@ def test_passes_of_guidance_have_states_of_their_own(text):
     assert 0 < cache.computed < cache.asked
 
 
+@torch.no_grad()
 def test_a_fork_goes_on_with_what_its_parent_kept():
     pipe, text = flux(), WHOLE[1]
     sampler = load_sampler(pipe, cache=text, **CALL)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ttsnap.core.values import read_options
 from ttsnap.pipelines.batching import join, split
+from ttsnap.pipelines.single_file import first_line
 from ttsnap.pipelines.standing import own_tree
 
 if TYPE_CHECKING:
@@ -218,10 +219,15 @@ def attach(sampler: Sampler, text: str) -> None:
     if cache.joined:  # which arguments are rows has to be sure by then
         count = min(2, sampler.max_batch)
         sampler.advance(sampler.start([sampler.some_prompt] * count, list(range(count))), 1)
-        sampler.forget_prompts()
     else:
         sampler.note(f"the cache {kind} runs one candidate at a time, as each decides by itself what it computes")
     sampler.cache = cache
+    try:  # the second call is the first that could reuse anything
+        sampler.advance(sampler.start([sampler.some_prompt], [0]), min(2, sampler.num_steps))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the cache {kind} does not fit {name} in diffusers: {first_line(error.__cause__ or error)}") from error
+    sampler.forget_prompts()
+    cache.asked = cache.computed = 0
     lines = [f"pipe.{model}.enable_cache({cache.written})" for model in models]
     sampler.prelude = "; ".join(filter(None, [sampler.prelude, *lines]))
 
