@@ -430,7 +430,9 @@ def write_tables(path: Path) -> None:
     """Put the tables between their marks."""
     text = path.read_text(encoding="utf-8")
     for name, table in tables().items():
-        text, count = re.subn(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S)
+        text, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S
+        )
         assert count == 1, name
     path.write_text(text, encoding="utf-8")
 
@@ -439,7 +441,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of names (default: all)")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {catalogue.FIGURES.name}")
-    parser.add_argument("--docs", type=Path, help="write the tables of the families into this file, and measure nothing")
+    parser.add_argument(
+        "--docs", type=Path, help="write the tables of the families into this file, and measure nothing"
+    )
     arguments = parser.parse_args()
     if arguments.docs:
         write_tables(arguments.docs)

@@ -273,7 +273,19 @@ def test_a_picture_sets_the_form(searches, tmp_path):
     settings = {"model": "shapes", "reward": "shapes-aware", "steps": 20, "size": "64x64", "candidates": 9, "seed": 4}
     own = {"prompt": "a red circle", "settings": settings | {"policy": policy}}
     values, said = restored(own, searches)
-    assert values == ["a red circle", "candidates", 9, "shapes", ["shapes-aware"], 4, 64, 20, None, None, "tuned for the model"]
+    assert values == [
+        "a red circle",
+        "candidates",
+        9,
+        "shapes",
+        ["shapes-aware"],
+        4,
+        64,
+        20,
+        None,
+        None,
+        "tuned for the model",
+    ]
     assert said == "These are the settings of the picture"
     other = {"model": "flux", "reward": "hpsv2", "size": "64x32", "guidance": 3.0, "policy": {"policy": "steering"}}
     values, said = restored({"prompt": "x", "settings": settings | other}, searches)

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 def picture(folder: Path, name: str = "picture.png", seed: int = 0, size: tuple[int, int] = (32, 32)) -> Path:
     """A file with a random picture."""
     width, height = size
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+        folder / name
+    )
     return folder / name
 
 
@@ -48,7 +50,9 @@ def control_of(pipe: Any) -> Any:
         case "FluxTransformer2DModel":
             made = diffusers.FluxControlNetModel.from_transformer(denoiser, 1, 1, **heads)
         case "SD3Transformer2DModel":
-            made = diffusers.SD3ControlNetModel.from_config(config | {"num_layers": 1, "extra_conditioning_channels": 0})
+            made = diffusers.SD3ControlNetModel.from_config(
+                config | {"num_layers": 1, "extra_conditioning_channels": 0}
+            )
         case "QwenImageTransformer2DModel":
             made = diffusers.QwenImageControlNetModel.from_transformer(denoiser, 1, **heads)
         case "ZImageTransformer2DModel":
@@ -97,7 +101,7 @@ def ip_adapter(pipe: Any, folder: Path) -> Path:
     weights: dict[str, torch.Tensor] = {}
     if hasattr(pipe, "unet"):
         width = denoiser.config.cross_attention_dim
-        for number, (name, processor) in enumerate(denoiser.attn_processors.items()):
+        for number, name in enumerate(denoiser.attn_processors):
             if "attn2" in name:
                 out = denoiser.get_submodule(name.removesuffix(".processor")).to_k.out_features
                 for part in ("k", "v"):

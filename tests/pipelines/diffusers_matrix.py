@@ -393,7 +393,11 @@ def classes_table(docs: Path) -> str:
     for file in (Path(diffusers.__file__).parent / "pipelines").rglob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
-                of = {m.name: {a.arg for a in (*m.args.args, *m.args.kwonlyargs)} for m in node.body if isinstance(m, ast.FunctionDef)}
+                of = {
+                    m.name: {a.arg for a in (*m.args.args, *m.args.kwonlyargs)}
+                    for m in node.body
+                    if isinstance(m, ast.FunctionDef)
+                }
                 names = [ast.unparse(base).split(".")[-1] for base in node.bases]
                 bases[node.name] = names, of.get("__call__", set()), of.get("__init__", set())
 
@@ -402,7 +406,9 @@ def classes_table(docs: Path) -> str:
         return own[which] or set().union(*(taken(base, which) for base in names))
 
     known = {name for name in dir(diffusers) if name.endswith("Pipeline")} & bases.keys()
-    fitting = {n for n in known if {"prompt", "generator"} <= taken(n, 0) and any("scheduler" in a for a in taken(n, 1))}
+    fitting = {
+        n for n in known if {"prompt", "generator"} <= taken(n, 0) and any("scheduler" in a for a in taken(n, 1))
+    }
     text = docs.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     batched = set(re.findall(r"`(\w+Pipeline)`", text.split("In batches:")[1]))
     others = set(re.findall(r"^\| `(\w+Pipeline)` \| (?:one by one|not exact)", text, re.M))
@@ -411,8 +417,21 @@ def classes_table(docs: Path) -> str:
         "searched, one by one or apart by rounding": fitting & others - batched,
         "not run here: diffusers' tests have no tiny model of it that runs without a hub": fitting - batched - others,
     }
-    lines = [f"{len(fitting)} classes take a prompt, a generator and a scheduler (diffusers {diffusers.__version__}).", "", "| what | classes | |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {what} | {len(names)} | {', '.join(f'`{n[:-8]}`' for n in sorted(names))} |" for what, names in rows.items())])
+    lines = [
+        f"{len(fitting)} classes take a prompt, a generator and a scheduler (diffusers {diffusers.__version__}).",
+        "",
+        "| what | classes | |",
+        "|---|---|---|",
+    ]
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| {what} | {len(names)} | {', '.join(f'`{n[:-8]}`' for n in sorted(names))} |"
+                for what, names in rows.items()
+            ),
+        ]
+    )
 
 
 def write(path: Path, begin: str, table: str) -> None:

@@ -2,8 +2,8 @@
 
     python -m tests.pipelines.option_matrix --write docs/models.md
 
-A cell is `exact` where the picture of a seed is that of the stock call, bit for bit, and the same but for rounding where
-the seed runs in a batch; else it is what ttsnap says.
+A cell is `exact` where the picture of a seed is that of the stock call, bit for bit, and the same but for rounding
+where the seed runs in a batch; else it is what ttsnap says.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from PIL import Image
 from tests.pipelines import conditioned, tiny, tiny_flow, tiny_sd
 from tests.pipelines.test_quantization import write_gguf
 from ttsnap.live.session import load_sampler
@@ -261,7 +261,9 @@ OPTIONS = {
     "`--offload group`": group,
     "`--attention _native_math`": attention,
     "`--cache FirstBlock`": cache("FirstBlock,threshold=.5"),
-    "`--cache TaylorSeer`": cache("TaylorSeer,cache_interval=2,disable_cache_before_step=1,taylor_factors_dtype=float32"),
+    "`--cache TaylorSeer`": cache(
+        "TaylorSeer,cache_interval=2,disable_cache_before_step=1,taylor_factors_dtype=float32"
+    ),
     "`--cache PAB`": cache("PAB,spatial_attention_block_skip_range=2"),
     "`--image` with `--strength`": image,
     "`--image` twice": reference,
@@ -279,7 +281,11 @@ def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) 
     def stock() -> torch.Tensor:
         generator = torch.Generator("cpu").manual_seed(3)
         torch.manual_seed(3)  # some encode their picture with noise of torch's own generator
-        given = {name: value for name, value in (arguments | more).items() if name in signature(type(pipe).__call__).parameters}
+        given = {
+            name: value
+            for name, value in (arguments | more).items()
+            if name in signature(type(pipe).__call__).parameters
+        }
         return as_images(pipe(prompt=PROMPT, generator=generator, output_type="np", **given), torch.device("cpu"))
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(str(directory))

@@ -49,7 +49,7 @@ def stock(pipe, text, arguments):
 
 
 def compared(pipe, text, arguments):
-    """How far candidates that are pruned on the way end from the stock calls, and how far these are from whole calls."""
+    """How far candidates, pruned on the way, end from the stock calls, and how far these are from whole calls."""
     expected = stock(pipe, text, arguments)
     plain = Sampler(pipe, example="a", **arguments)
     whole = plain.look(plain.advance(plain.start(PROMPTS, SEEDS), 6))
@@ -99,7 +99,9 @@ def test_a_search_says_what_the_cache_computed_and_gives_the_line():
     result = ttsnap.search(
         flux(), "a red circle", reward=tiny.redness, candidates=3, policy="best-of-n", cache=WHOLE[0], **CALL
     )
-    assert result.reproduce.startswith("pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.3)); ")
+    assert result.reproduce.startswith(
+        "pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.3)); "
+    )
     assert any("of the blocks that it watches were computed" in note for note in result.notes)
     assert any("one candidate at a time" in note for note in result.notes)
 
@@ -113,7 +115,7 @@ def test_what_does_not_fit_is_one_sentence():
     ):
         with pytest.raises(ValueError, match=message):
             caches.read_cache(text)
-    with pytest.raises(ValueError, match="StableDiffusionXLPipeline takes no cache in diffusers|does not"):
+    with pytest.raises(ValueError, match=r"StableDiffusionXLPipeline (takes no cache in diffusers|does not)"):
         load_sampler(tiny_sd.sdxl(), cache="FirstBlock", **CALL)
     with pytest.raises(ValueError, match="does not go with compile"):
         load_sampler("shapes", cache="FirstBlock", compile=True)

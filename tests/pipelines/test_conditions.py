@@ -134,7 +134,11 @@ def test_what_does_not_fit_is_one_sentence_before_a_model_is_loaded(here):
             Pictures(**given).check_against(str(folder))
     for pipe, given, message in (
         (tiny.flux(), {"control": (f"{picture}:{here / 'control'}",)}, "is a ControlNetModel; FluxControlNetPipeline"),
-        (tiny.flux(), {"control": (f"{picture}:{here / 'adapter'}",)}, "no variant of FluxPipeline that is led by a T2I"),
+        (
+            tiny.flux(),
+            {"control": (f"{picture}:{here / 'adapter'}",)},
+            "no variant of FluxPipeline that is led by a T2I",
+        ),
         (tiny_flow.pixart(), {"image": (picture,)}, "no variant of PixArtSigmaPipeline that starts from an image"),
     ):
         with pytest.raises(ValueError, match=message):

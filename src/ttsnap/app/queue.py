@@ -31,7 +31,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks for; `by_hand`: he picks at each look; `image`: a file to start from, or for an editing model."""
+    """What a visitor asks for; `by_hand`: he picks at each look; `image`: a file to start from, or to be edited."""
 
     prompt: str
     model: str

@@ -154,7 +154,9 @@ class Service:
         except ValueError as error:
             raise ValueError(str(error).replace(request.image, "the picture")) from error
         if request.size is None and max(sides) > self.limits.side:
-            raise ValueError(f"the picture has {sides[0]} x {sides[1]} pixels; give a size of at most {self.limits.side}")
+            raise ValueError(
+                f"the picture has {sides[0]} x {sides[1]} pixels; give a size of at most {self.limits.side}"
+            )
         if request.strength is not None and not 0 < request.strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, got {request.strength:g}")
 

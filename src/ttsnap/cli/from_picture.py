@@ -12,8 +12,8 @@ from cyclopts.config import Dict
 if TYPE_CHECKING:
     from cyclopts import App, ArgumentCollection
 
-    from ttsnap.pipelines.conditions import Pictures
     from ttsnap.live.settings import ModelSettings
+    from ttsnap.pipelines.conditions import Pictures
 
 INSTEAD = {  # an option that is given takes the place of these of the picture
     "budget": ("candidates",),

@@ -20,8 +20,8 @@ from ttsnap.cli.options import (
     Workers,
     read_prompts,
 )
-from ttsnap.pipelines.conditions import Pictures
 from ttsnap.live.settings import ModelSettings, SearchSettings, changes, pictures_key, resume_key
+from ttsnap.pipelines.conditions import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.cluster.generate import Generate

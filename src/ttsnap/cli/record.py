@@ -136,5 +136,16 @@ def described(
     settings = {"model": model.model, "dtype": dtype, **found, "seed": seed}
     settings |= {"preview": model.preview} if sampler.preview else {}
     settings |= {"look_frames": list(sampler.look_frames)} if sampler.look_frames else {}
-    names = ("scheduler", "cache", "attention", "diversity", "lora", "embedding", "vae", "text_encoder", "quantize", "contents")
+    names = (
+        "scheduler",
+        "cache",
+        "attention",
+        "diversity",
+        "lora",
+        "embedding",
+        "vae",
+        "text_encoder",
+        "quantize",
+        "contents",
+    )
     return settings | {name: asked[name] for name in names if asked.get(name)}

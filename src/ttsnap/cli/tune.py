@@ -137,6 +137,7 @@ def _live(
     from ttsnap.live.settings import SearchSettings
     from ttsnap.live.tuning import save
     from ttsnap.live.tuning import tune as fit
+    from ttsnap.pipelines.conditions import Pictures
 
     if asked.policy is None or asked.prompts is None or not budgets:
         raise ValueError(

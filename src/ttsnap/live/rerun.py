@@ -117,7 +117,11 @@ def origin_of(setup: Setup, seed: int, place: int = 0) -> Origin:
     found["reward"] = asked.get("reward") or ",".join(setup.judges)
     if not all(re.split("[=+:]", name)[0] in REWARDS or ":" in name for name in found["reward"].split(",")):
         local.add("reward")  # a callable of one's own
-    found |= {name: asked[name] for name in ("scheduler", "cache", "attention", "config", "quantize", "vae") if asked.get(name)}
+    found |= {
+        name: asked[name]
+        for name in ("scheduler", "cache", "attention", "config", "quantize", "vae")
+        if asked.get(name)
+    }
     for name in ("lora", "embedding", "text_encoder"):
         given = listed(asked.get(name, ()))
         found[name] = [_public_source(text) for text in given]

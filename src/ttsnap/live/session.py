@@ -79,9 +79,9 @@ def load_sampler(
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; pictures by their files are
             given to the pipeline, or to its variant that takes them: `image`, `mask_image`, `strength`, `control`,
-            `ip_adapter` and so on, or all of them as `pictures` (a `ttsnap.pipelines.conditions.Pictures`); `aspect_ratio`, such as `3:2`, in place of
-            height and width, at the model's own area; `scheduler` is one in place of the pipeline's own,
-            see `ttsnap.pipelines.schedulers`.
+            `ip_adapter` and so on, or all of them as `pictures` (a `ttsnap.pipelines.conditions.Pictures`);
+            `aspect_ratio`, such as `3:2`, in place of height and width, at the model's own area; `scheduler` is one in
+            place of the pipeline's own, see `ttsnap.pipelines.schedulers`.
 
     Raises:
         ValueError: no such model, device, dtype or option value.
@@ -93,7 +93,9 @@ def load_sampler(
     if cache:
         caches.read_cache(cache)
         if diversity or options.get("compile"):
-            raise ValueError(f"a cache does not go with {'diversity' if diversity else 'compile'}; leave one of them out")
+            raise ValueError(
+                f"a cache does not go with {'diversity' if diversity else 'compile'}; leave one of them out"
+            )
     name = model_name(pipe)
     loads = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in loads if (value := options.pop(key)) is not None}
@@ -397,7 +399,13 @@ def prepare(
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
-    asked |= {"cache": options.get("cache"), "attention": options.get("attention"), "dtype": dtype, "config": options.get("config"), "quantize": options.get("quantize")}
+    asked |= {
+        "cache": options.get("cache"),
+        "attention": options.get("attention"),
+        "dtype": dtype,
+        "config": options.get("config"),
+        "quantize": options.get("quantize"),
+    }
     asked |= {field.name: options.get(field.name) for field in fields(Additions)}
     options["pictures"] = options.get("pictures") or Pictures.taken_from(options)
     preview = options.pop("preview", None) or "auto"
@@ -420,7 +428,9 @@ def prepare(
     held_out = rewards.load(report, place) if report is not None else {}
     features.attach(sampler, judges)  # complains here where features cannot be read
     if sampler.cache and sampler.tap:
-        raise ValueError("a reward that reads what the denoiser knows needs whole calls; leave out the cache, or take another reward")
+        raise ValueError(
+            "a reward that reads what the denoiser knows needs whole calls; leave out the cache, or take another reward"
+        )
     if automatic and not any(trained_on_decodes(judge) for judge in judges.values()):
         previews.attach(sampler, "auto")
     model = cost_model(sampler, judges, prompt)

@@ -48,8 +48,8 @@ class CallSettings:
         preview: What early looks see: auto, full, tiny[=DIR], small[=PIXELS] or linear (finished images: always full).
         diversity: Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).
         diversity_options: Its parameters, such as merging_alpha=1.2,t_end=800.
-        cache: Reuse parts of denoiser calls: FirstBlock, TaylorSeer, Mag, PAB, Faster or Sea, with options of diffusers'
-            own, such as FirstBlock,threshold=.1.
+        cache: Reuse parts of denoiser calls: FirstBlock, TaylorSeer, Mag, PAB, Faster or Sea, with options such as
+            FirstBlock,threshold=.1.
         look_frames: Of videos, the frames that are judged: first,middle,last or 0,8.
         max_batch: Most candidates in one batch (halved when memory runs out).
     """

@@ -1,10 +1,10 @@
 """Caches of diffusers that let denoiser calls do without a part of their work, with a state for each candidate.
 
-diffusers keeps what a cache reuses in hooks on the denoiser, one state for the call that runs. Candidates are calls that
-run in turns; so each has a state of its own, which is put into the hooks while its call is answered. Caches that decide
-by the step alone are answered in batches, whose states are joined and split as the arguments are; those that decide by
-what the denoiser sees (FirstBlock, Sea), or split their batch (Faster), one by one: in a batch one candidate would
-decide for another.
+diffusers keeps what a cache reuses in hooks on the denoiser, one state for the call that runs. Candidates are calls
+that run in turns; so each has a state of its own, which is put into the hooks while its call is answered. Caches that
+decide by the step alone are answered in batches, whose states are joined and split as the arguments are; those that
+decide by what the denoiser sees (FirstBlock, Sea), or split their batch (Faster), one by one: in a batch one candidate
+would decide for another.
 """
 
 from __future__ import annotations
@@ -206,8 +206,14 @@ def attach(sampler: Sampler, text: str) -> None:
         raise ValueError(f"{name} does not say which pass a call is, as the cache {kind} needs; take PAB or Mag")
     if kind in ("PAB", "Faster") and not hasattr(type(sampler.pipe), "current_timestep"):
         raise ValueError(f"{name} does not tell the time of a step, as the cache {kind} needs; take another")
-    if kind == "Faster" and not options.get("is_guidance_distilled") and any(f.rows < 2 for f in sampler.probe.forwards if f.ask in asks):
-        raise ValueError(f"{name} makes no batch of two for guidance, which Faster skips half of; add is_guidance_distilled=true")
+    if (
+        kind == "Faster"
+        and not options.get("is_guidance_distilled")
+        and any(f.rows < 2 for f in sampler.probe.forwards if f.ask in asks)
+    ):
+        raise ValueError(
+            f"{name} makes no batch of two for guidance, which Faster skips half of; add is_guidance_distilled=true"
+        )
     for model in models.values():
         try:
             with cache._enabled(model) as places:
@@ -225,7 +231,9 @@ def attach(sampler: Sampler, text: str) -> None:
     try:  # the second call is the first that could reuse anything
         sampler.advance(sampler.start([sampler.some_prompt], [0]), min(2, sampler.num_steps))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the cache {kind} does not fit {name} in diffusers: {first_line(error.__cause__ or error)}") from error
+        raise ValueError(
+            f"the cache {kind} does not fit {name} in diffusers: {first_line(error.__cause__ or error)}"
+        ) from error
     sampler.forget_prompts()
     cache.asked = cache.computed = 0
     lines = [f"pipe.{model}.enable_cache({cache.written})" for model in models]
@@ -308,7 +316,12 @@ def _plain_sizes() -> type:
 
 def _is_state(value: Any) -> bool:
     """Whether an object is one in which diffusers' hooks keep what they know."""
-    return type(value).__module__.startswith("diffusers.hooks") and not isinstance(value, type) and hasattr(value, "__dict__") and "Context" not in type(value).__name__
+    return (
+        type(value).__module__.startswith("diffusers.hooks")
+        and not isinstance(value, type)
+        and hasattr(value, "__dict__")
+        and "Context" not in type(value).__name__
+    )
 
 
 __all__ = ["CACHES", "Cache", "attach", "read_cache"]

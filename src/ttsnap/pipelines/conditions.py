@@ -65,7 +65,9 @@ class Control(NamedTuple):
         image, _, rest = text.partition(":")
         model, scale = split(rest)
         if not image or not model:
-            raise ValueError(f"--control takes IMAGE:MODEL or IMAGE:MODEL:SCALE, such as edges.png:DIR:.8, got {text!r}")
+            raise ValueError(
+                f"--control takes IMAGE:MODEL or IMAGE:MODEL:SCALE, such as edges.png:DIR:.8, got {text!r}"
+            )
         return cls(image, model, None if scale is None else _number(scale, "--control"))
 
 
@@ -111,7 +113,8 @@ class Pictures:
             check_source(weights, "IP-Adapter")
             if not weights.endswith(".safetensors"):
                 raise ValueError(
-                    f"--ip-adapter-weights takes FILE.safetensors or owner/name/folder/file.safetensors, got {weights!r}"
+                    "--ip-adapter-weights takes FILE.safetensors or owner/name/folder/file.safetensors, got "
+                    f"{weights!r}"
                 )
 
     def __bool__(self) -> bool:
@@ -221,9 +224,7 @@ class Pictures:
             loaded.pipe = _of_the_same_parts(kind, pipe, parts)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise unfit(next(iter(kinds), kind.__name__), pipe, error) from error
-        loaded.lines.append(
-            f"pipe = diffusers.{kind.__name__}.from_pipe(pipe, torch_dtype=pipe.dtype{more})"
-        )
+        loaded.lines.append(f"pipe = diffusers.{kind.__name__}.from_pipe(pipe, torch_dtype=pipe.dtype{more})")
 
     def _kind(self, kind: type, models: Mapping[str, str]) -> type:
         """The class of the pipeline that takes all this; `models`: classes of the control models, by their source."""
@@ -320,7 +321,9 @@ class Pictures:
             yield use, fitted(pictures[0])
             yield "image_reference", pictures[1]
         else:
-            raise ValueError(f"{name} takes one image, got {len(pictures)}; FLUX.2 and Qwen-Image-Edit-Plus take several")
+            raise ValueError(
+                f"{name} takes one image, got {len(pictures)}; FLUX.2 and Qwen-Image-Edit-Plus take several"
+            )
 
 
 def _number(text: str, option: str) -> float:
@@ -351,7 +354,9 @@ def _check_models(kind: type, models: Mapping[str, str]) -> None:
     wanted = str(next((parts[name].annotation for name in ("controlnet", "adapter") if name in parts), ""))
     for source, name in models.items():
         if name and not re.search(rf"\b{name}\b", wanted):
-            known = next((word for word in re.findall(r"\w+", wanted) if re.search("ControlNet|Adapter", word)), "model")
+            known = next(
+                (word for word in re.findall(r"\w+", wanted) if re.search("ControlNet|Adapter", word)), "model"
+            )
             raise ValueError(f"{source} is a {name}; {kind.__name__} takes a {known}")
 
 
@@ -460,7 +465,9 @@ def _load_control(source: str, name: str, pipe: Any) -> tuple[Any, str]:
         name = "ControlNetModel" if family.startswith("UNet") else f"{family}ControlNetModel"
         method, options = "from_single_file", {}
         if not hasattr(getattr(diffusers, name, None), method):
-            raise ValueError(f"diffusers reads no single file of a control model of {type(pipe).__name__}; give a directory")
+            raise ValueError(
+                f"diffusers reads no single file of a control model of {type(pipe).__name__}; give a directory"
+            )
     try:
         model = getattr(getattr(diffusers, name), method)(place, torch_dtype=pipe.dtype, **options)
     except Exception as error:
@@ -494,7 +501,9 @@ def _add_ip_adapter(loaded: Loaded, adapters: Sequence[tuple[str, float]], weigh
     except Exception as error:
         raise unfit(sources[0], pipe, error) from error
     if getattr(pipe, "image_encoder", None) is None:
-        raise ValueError(f"{sources[0]} has no image encoder beside it, and {name} has none: put its folder image_encoder there")
+        raise ValueError(
+            f"{sources[0]} has no image encoder beside it, and {name} has none: put its folder image_encoder there"
+        )
     pipe.image_encoder.eval()
     written = ", ".join(f"{key}={value!r}" for key, value in given.items())
     loaded.lines.append(f"pipe.load_ip_adapter({written}); pipe.set_ip_adapter_scale({scale})")
@@ -506,7 +515,9 @@ def _ip_adapter_options(source: str, pipe: Any) -> dict[str, Any]:
     path, own = Path(source), getattr(pipe, "image_encoder", None) is not None
     if path.is_file():
         root, folder = path.absolute().parent, ""
-        encoder = next((f for f in (root / "image_encoder", root.parent / "models" / "image_encoder") if f.is_dir()), None)
+        encoder = next(
+            (f for f in (root / "image_encoder", root.parent / "models" / "image_encoder") if f.is_dir()), None
+        )
         if encoder is not None and encoder.parent != root:
             root, folder = root.parent, root.name
         place, inside = str(root), str(encoder.relative_to(root)) if encoder else None

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ttsnap.pipelines import batching
 from ttsnap.pipelines.batching import Layout, Unlike, Values
+from ttsnap.pipelines.caches import Cache
 from ttsnap.pipelines.call import (
     Ask,
     Call,
@@ -31,7 +32,6 @@ from ttsnap.pipelines.call import (
     stand_ins,
     taken_by,
 )
-from ttsnap.pipelines.caches import Cache
 from ttsnap.pipelines.features import Tap
 from ttsnap.pipelines.limits import Limits
 from ttsnap.pipelines.probe import Probe, zeros

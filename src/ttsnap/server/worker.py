@@ -250,8 +250,8 @@ class Worker:
         self._lanes[search.options] = Lane(session, self._room, self.limits.max_candidates)
 
     def _session(self, options: CallOptions, prompt: str) -> Session:
-        from ttsnap.pipelines.conditions import Pictures
         from ttsnap.live.session import prepare
+        from ttsnap.pipelines.conditions import Pictures
         from ttsnap.pipelines.negtome import parse
 
         given = {name: getattr(options, name) for name in ("size", "steps", "guidance", "negative_prompt")}
