@@ -311,7 +311,8 @@ def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) 
             for seeds in (alone, batch)
         )
     except ValueError as error:
-        return str(error).replace(str(folder), "").replace(str(directory), "the model").lstrip("/")
+        said = str(error).partition(". If you were trying")[0]  # transformers' advice about hubs
+        return said.replace(str(folder), "").replace(str(directory), "the model").lstrip("/")
     if expected is None:
         return f"works, and the stock pipeline does not: {failed}"
     if how is None and "attention" not in given and torch.equal(expected, plain):
@@ -343,11 +344,12 @@ def matrix(only: str = "", options: str = "", done: Container[tuple[str, str]] =
 
 def table(found: dict[tuple[str, str], str]) -> str:
     """Markdown: exact or the number of the sentence below."""
-    sentences = list(dict.fromkeys(text for text in found.values() if text != "exact"))
+    order = [(title, family) for family in FAMILIES for title in OPTIONS if (title, family) in found]
+    sentences = list(dict.fromkeys(found[cell] for cell in order if found[cell] != "exact"))
     lines = [f"| option | {' | '.join(FAMILIES)} |", "|---" * (len(FAMILIES) + 1) + "|"]
     for title in OPTIONS:
-        row = [found.get((title, family), "") for family in FAMILIES]
-        shown = [text if text in ("exact", "") else f"({sentences.index(text) + 1})" for text in row]
+        row = [found.get((title, family), "-") for family in FAMILIES]  # -: not run
+        shown = [text if text in ("exact", "-") else f"({sentences.index(text) + 1})" for text in row]
         lines.append(f"| {title} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", *(f"{number}. {text}" for number, text in enumerate(sentences, 1))])
 
