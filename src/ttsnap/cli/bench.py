@@ -22,9 +22,9 @@ from ttsnap.cli.options import (
     read_range,
 )
 from ttsnap.core import MAX_CANDIDATES
-from ttsnap.pipelines.conditions import Pictures
 from ttsnap.live.comparison import Comparison, ComparisonSettings
 from ttsnap.live.settings import ModelSettings, check_ranges
+from ttsnap.pipelines.conditions import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.live.looks import Looked

@@ -133,7 +133,6 @@ def _live(
     from ttsnap.cli.options import read_calls, read_prompts, read_range
     from ttsnap.cli.progress import console
     from ttsnap.cli.workers import quietly
-    from ttsnap.pipelines.conditions import Pictures
     from ttsnap.live.settings import SearchSettings
     from ttsnap.live.tuning import save
     from ttsnap.live.tuning import tune as fit

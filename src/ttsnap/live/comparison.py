@@ -23,7 +23,6 @@ from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.cost import Budget, affordable, parse_budgets
 from ttsnap.core.grid import FloatArray, Policy, Query
 from ttsnap.core.ranking import WeightedSum
-from ttsnap.pipelines.conditions import Pictures
 from ttsnap.live.settings import (
     MAX_SEED,
     MAX_STEPS,
@@ -31,9 +30,11 @@ from ttsnap.live.settings import (
     ModelSettings,
     SearchSettings,
     check_ranges,
+    pictures_key,
     read_numbers,
     reward_contents,
 )
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.policies import BestOfN, default_policy
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ class Comparison:
         policy, steps = part.contender.chosen(part.budget)
         key = {
             "model": self.model.key(),
-            "pictures": {name: str(value) for name, value in asdict(self.pictures).items() if value},
+            "pictures": pictures_key(self.pictures),
             "contender": asdict(part.contender),
             "policy": policies.to_dict(policy) if policy else policies.shipped() if name == DEFAULT else None,
             "rewards": reward_contents(part.contender.reward, s.report_reward),
@@ -261,8 +262,10 @@ class Measuring:
             model = replace(c.model, preview=preview or c.model.preview)
             if self._sessions:
                 pipe: Any = next(iter(self._sessions.values())).sampler.pipe
-                given = {k: v for k, v in model.keywords(c.pictures).items() if k in ("preview", "diversity")}
+                given = {k: v for k, v in model.keywords(c.pictures).items() if k in ("preview", "diversity", "cache")}
                 given |= {k: v for k, v in model.arguments().items() if k != "scheduler"}
+                if c.pictures:  # the pipeline is the one that takes them already
+                    given = c.pictures.arguments(pipe, given)
             else:
                 pipe, given = model.model, model.keywords(c.pictures)
             found = prepare(
