@@ -2,6 +2,7 @@
 
     python benchmarks/models.py                # prints the table; --write keeps it for `ttsnap models`
     python benchmarks/models.py FLUX.2 Sana    # models whose name contains one of these
+    python benchmarks/models.py --docs docs/models.md    # the tables of the families, of what is stored
 
 No weights are needed. The models are built without data (fake tensors) from the configurations below; docs/models.md
 says what they were compared with. A call is what the stock pipeline asks of its denoiser for one image in one step,
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -401,11 +404,50 @@ def measure(model: Model) -> dict[str, Any]:
     return found
 
 
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables() -> dict[str, str]:
+    """The parts of docs/models.md that come from the catalogue, by their marks."""
+    families = catalogue.families()
+    ways = list(max((family.memory_gb() for family in families), key=len))
+    memory = [[f.name, *(f"{f.memory_gb()[way]:.3g}" for way in ways)] for f in families if f.memory_gb()]
+    commands = "\n".join(f"# {family.name}\n{family.command}" for family in families)
+    return {
+        "families": markdown(catalogue.HEAD, catalogue.rows(families)),
+        "memory": markdown(("GB of weights", *ways), memory),
+        "notes": markdown(
+            ("model", "note", "steps, guidance and size from"),
+            [[f.name, f.note or "-", f.source or "-"] for f in families if f.note or f.source],
+        ),
+        "commands": f"```sh\n{commands}\n```",
+    }
+
+
+def write_tables(path: Path) -> None:
+    """Put the tables between their marks."""
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables().items():
+        text, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S
+        )
+        assert count == 1, name
+    path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of names (default: all)")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {catalogue.FIGURES.name}")
+    parser.add_argument(
+        "--docs", type=Path, help="write the tables of the families into this file, and measure nothing"
+    )
     arguments = parser.parse_args()
+    if arguments.docs:
+        write_tables(arguments.docs)
+        return
     for name, model in MODELS.items():
         if arguments.names and not any(part.lower() in name.lower() for part in arguments.names):
             continue

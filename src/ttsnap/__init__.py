@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.core import __version__
 
 if TYPE_CHECKING:
+    from ttsnap.files.pictures import beside as beside
     from ttsnap.files.pictures import read_picture as read_picture
     from ttsnap.live.scoring import score as score
     from ttsnap.live.session import Session as Session
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ttsnap.live.session import search as search
     from ttsnap.pipelines.forks import Lineage as Lineage
 
-__all__ = ["Lineage", "Session", "__version__", "prepare", "read_picture", "score", "search"]
+__all__ = ["Lineage", "Session", "__version__", "beside", "prepare", "read_picture", "score", "search"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,10 +24,10 @@ def __getattr__(name: str) -> Any:
         from ttsnap.pipelines.forks import Lineage
 
         return Lineage
-    if name == "read_picture":
-        from ttsnap.files.pictures import read_picture
+    if name in ("beside", "read_picture"):
+        from ttsnap.files import pictures
 
-        return read_picture
+        return getattr(pictures, name)
     if name == "score":
         from ttsnap.live.scoring import score
 

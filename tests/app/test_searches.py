@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -406,7 +407,7 @@ def test_a_picture_sets_the_form(searches, tmp_path):
     own = {"prompt": "a red circle", "settings": settings | {"policy": policy}}
     values, said = restored(own, searches)
     assert values == [
-        *("a red circle", "candidates", 9, "shapes", ["shapes-aware"], 4, "64x64", 20, None, None, []),
+        *("a red circle", "candidates", 9, "shapes", ["shapes-aware"], 4, "64x64", 20, None, None, [], None, None),
         "tuned for the model",
     ]
     assert said == "These are the settings of the picture"
@@ -450,3 +451,31 @@ def test_the_page_answers_to_its_own_name_and_pages_alone(searches):
         assert status(Host=where.netloc, Origin=f"http://{where.netloc}")[0] == 200
     finally:
         page.close()
+
+
+def test_a_search_starts_from_a_visitors_picture_and_does_not_tell_where_the_server_keeps_it(tmp_path):
+    from PIL import Image
+
+    from ttsnap.app.service import Models
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.png")
+    asked = request("a red circle", 2, image=str(tmp_path / "photo.png"), strength=0.5)
+    asked = replace(asked, rewards=("shapes-aware",), steps=4)
+    result = Models().searcher(asked).search("a red circle")
+    assert "FluxImg2ImgPipeline.from_pipe(" in result.reproduce
+    assert "PIL.Image.open('photo.png')" in result.reproduce
+    assert str(tmp_path) not in json.dumps(result.to_dict())
+
+
+def test_a_picture_that_cannot_be_started_from_is_one_sentence(searches, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (4000, 200)).save(tmp_path / "long.png")
+    for given, message in (
+        ({"image": str(tmp_path / "text.png")}, "the picture is not a picture"),
+        ({"image": str(tmp_path / "long.png")}, "give a size of at most 2048"),
+        ({"strength": 0.5}, "strength needs a picture to start from"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            begin(searches, request(**given))

@@ -13,8 +13,8 @@ from PIL import Image
 
 from ttsnap.cli import from_picture
 from ttsnap.files import metadata
-from ttsnap.files.pictures import Pictures
 from ttsnap.live.settings import ModelSettings
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.shapes.pipeline import WEIGHTS
 
 PROMPT = "a red circle left of a blue square"

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import ttsnap
-from ttsnap.files.pictures import Pictures, read_picture
+from ttsnap.files.pictures import read_picture
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.outputs import written
 
 
@@ -46,7 +47,7 @@ def test_an_ordinary_picture_keeps_the_plain_line(tmp_path):
     half().save(tmp_path / "plain.png")
     picture = read_picture(tmp_path / "plain.png")
     assert written("image", picture) == f"PIL.Image.open({str(tmp_path / 'plain.png')!r}).convert('RGB')"
-    assert Pictures(image=tmp_path / "plain.png").settings()["image"]
+    assert Pictures(image=(tmp_path / "plain.png",)).settings()["image"]
 
 
 def test_what_is_no_picture_is_named(tmp_path):

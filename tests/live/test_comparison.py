@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ttsnap.core.cost import Budget
-from ttsnap.files.pictures import Pictures
 from ttsnap.live import comparison as module
 from ttsnap.live import leaderboard
 from ttsnap.live.comparison import Comparison, ComparisonSettings, Measuring
 from ttsnap.live.leaderboard import Pool, Row
 from ttsnap.live.settings import ModelSettings
+from ttsnap.pipelines.conditions import Pictures
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle left of a red circle"]
 

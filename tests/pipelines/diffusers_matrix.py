@@ -25,6 +25,7 @@ import copy
 import importlib
 import inspect
 import json
+import re
 import signal
 import sys
 import unittest
@@ -378,15 +379,82 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def classes_table(docs: Path) -> str:
+    """Markdown: the pipeline classes of the installed diffusers that a search could drive, and what became of each.
+
+    Args:
+        docs: the file whose table says which of them were run (`--table`).
+    """
+    import ast
+
+    import diffusers
+
+    bases: dict[str, tuple[list[str], set[str], set[str]]] = {}
+    for file in (Path(diffusers.__file__).parent / "pipelines").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                of = {
+                    m.name: {a.arg for a in (*m.args.args, *m.args.kwonlyargs)}
+                    for m in node.body
+                    if isinstance(m, ast.FunctionDef)
+                }
+                names = [ast.unparse(base).split(".")[-1] for base in node.bases]
+                bases[node.name] = names, of.get("__call__", set()), of.get("__init__", set())
+
+    def taken(name: str, which: int) -> set[str]:
+        names, *own = bases.get(name, ([], set(), set()))
+        return own[which] or set().union(*(taken(base, which) for base in names))
+
+    known = {name for name in dir(diffusers) if name.endswith("Pipeline")} & bases.keys()
+    fitting = {
+        n for n in known if {"prompt", "generator"} <= taken(n, 0) and any("scheduler" in a for a in taken(n, 1))
+    }
+    text = docs.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    batched = set(re.findall(r"`(\w+Pipeline)`", text.split("In batches:")[1]))
+    others = set(re.findall(r"^\| `(\w+Pipeline)` \| (?:one by one|not exact)", text, re.M))
+    rows = {
+        "searched, in batches": fitting & batched,
+        "searched, one by one or apart by rounding": fitting & others - batched,
+        "not run here: diffusers' tests have no tiny model of it that runs without a hub": fitting - batched - others,
+    }
+    lines = [
+        f"{len(fitting)} classes take a prompt, a generator and a scheduler (diffusers {diffusers.__version__}).",
+        "",
+        "| what | classes | |",
+        "|---|---|---|",
+    ]
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| {what} | {len(names)} | {', '.join(f'`{n[:-8]}`' for n in sorted(names))} |"
+                for what, names in rows.items()
+            ),
+        ]
+    )
+
+
+def write(path: Path, begin: str, table: str) -> None:
+    """Put a table between its marks."""
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    path.write_text(f"{before}{begin}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkout", type=Path, help="folder that holds `tests/` of diffusers' repository")
+    parser.add_argument("checkout", type=Path, nargs="?", help="folder that holds `tests/` of diffusers' repository")
     parser.add_argument("--only", default="", help="part of a test's path")
     parser.add_argument("--seconds", type=int, default=120, help="at most, for each side of a comparison")
     parser.add_argument("--once", action="store_true", help="one test class of each pipeline")
     parser.add_argument("--out", type=Path, help="rows, one JSON object a line")
     parser.add_argument("--table", type=Path, help="a Markdown file with the marks between which the table goes")
+    parser.add_argument("--classes", type=Path, help="a Markdown file for the table of classes; runs nothing")
     asked = parser.parse_args()
+    if asked.classes:
+        write(asked.classes, "<!-- classes -->", classes_table(asked.classes.with_name("pipelines.md")))
+        return
+    if asked.checkout is None:
+        parser.error("name a folder that holds `tests/` of diffusers' repository")
     rows = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(asked.out.open("w")) if asked.out else sys.stdout
@@ -394,9 +462,7 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row), file=file, flush=True)
     if asked.table:
-        text = asked.table.read_text()
-        before, rest = text.split(BEGIN)
-        asked.table.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+        write(asked.table, BEGIN, table(rows))
     print(table(rows), file=sys.stderr)
 
 

@@ -2,27 +2,35 @@
 
     python -m tests.pipelines.option_matrix --write docs/models.md
 
-A cell is `exact` where the picture of a seed is that of the stock call, bit for bit, else what ttsnap says.
+A cell is `exact` where the picture of a seed is that of the stock call, bit for bit, and the same but for rounding
+where the seed runs in a batch; else it is what ttsnap says.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import suppress
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from tests.pipelines import tiny, tiny_flow, tiny_sd
+from tests.pipelines import conditioned, tiny, tiny_flow, tiny_sd
 from tests.pipelines.test_quantization import write_gguf
 from ttsnap.live.session import load_sampler
+from ttsnap.pipelines.caches import Cache, read_cache
 from ttsnap.pipelines.loading import load_model, place, quiet_libraries
+from ttsnap.pipelines.outputs import as_images
 from ttsnap.pipelines.sampler import Sampler
 
 BEGIN, END = "<!-- options -->", "<!-- end -->"
@@ -32,7 +40,7 @@ FAMILIES = {
     "FLUX": (tiny.flux, {**SMALL, **T5}),
     "SDXL": (tiny_sd.sdxl, SMALL),
     "SD 1.5": (tiny_sd.stable_diffusion, SMALL),
-    "SD 3": (tiny_sd.sd3, {**SMALL, **T5}),
+    "SD 3": (partial(tiny_sd.sd3, channels=16), {**SMALL, **T5}),
     "FLUX.2 Klein": (tiny_flow.flux2_klein, {**SMALL, "guidance_scale": 3.0, "max_sequence_length": 96}),
     "Qwen-Image": (tiny_flow.qwen_image, {**SMALL, "true_cfg_scale": 3.0, "negative_prompt": "blurred"}),
     "Z-Image": (tiny_flow.z_image, {**SMALL, "guidance_scale": 4.0, "max_sequence_length": 128}),
@@ -40,6 +48,7 @@ FAMILIES = {
     "PixArt-Sigma": (tiny_flow.pixart, {**SMALL, **T5, "use_resolution_binning": False}),
 }
 PROMPT = "a red <kitten>"
+ROUNDED = 2e-4
 
 
 def denoiser_of(pipe: Any) -> tuple[str, Any]:
@@ -124,9 +133,119 @@ def torchao(kind: str, config: str):
     return quantize
 
 
+def cache(text: str):
+    def attached(pipe: Any, folder: Path) -> dict[str, Any]:
+        model = denoiser_of(pipe)[1]
+        if hasattr(model, "enable_cache"):
+            with suppress(Exception):  # what does not fit, ttsnap should say
+                model.enable_cache(Cache(*read_cache(text)).config(lambda: pipe.current_timestep))
+        return {"cache": text}
+
+    return attached
+
+
+def attention(pipe: Any, folder: Path) -> dict[str, Any]:
+    model = denoiser_of(pipe)[1]
+    processors = getattr(model, "attn_processors", {}).values()
+    if processors and all(hasattr(one, "_attention_backend") for one in processors):
+        model.set_attention_backend("_native_math")
+    return {"attention": "_native_math"}
+
+
 def group(pipe: Any, folder: Path) -> dict[str, Any]:
     place(pipe, torch.device("cpu"), "group")
     return {"placed": "group"}
+
+
+# Pictures: the stock pipeline is made by hand, of the class that diffusers has for it.
+
+
+def by_hand(kind: str, pipe: Any, **parts: Any) -> Any:
+    made = getattr(diffusers, kind).from_pipe(pipe, torch_dtype=torch.float32, **parts)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def image(pipe: Any, folder: Path) -> dict[str, Any]:
+    path = conditioned.picture(folder)
+    given = {"image": str(path), "strength": 0.8}
+    with suppress(ValueError):
+        other = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+        other.set_progress_bar_config(disable=True)
+        return given | {"stock": (other, {"image": Image.open(path), "strength": 0.8})}
+    return given
+
+
+def reference(pipe: Any, folder: Path) -> dict[str, Any]:
+    paths = [conditioned.picture(folder, f"{seed}.png", seed, (96, 64)) for seed in (1, 2)]
+    return {"image": [str(path) for path in paths], "stock": (pipe, {"image": [Image.open(path) for path in paths]})}
+
+
+def inpaint(pipe: Any, folder: Path) -> dict[str, Any]:
+    path, mask = conditioned.picture(folder), conditioned.mask(folder)
+    given = {"image": str(path), "mask_image": str(mask), "strength": 0.8}
+    family = type(pipe).__name__.removesuffix("Pipeline")
+    if not hasattr(diffusers, f"{family}InpaintPipeline"):
+        return given
+    more = {"image": Image.open(path), "mask_image": Image.open(mask), "strength": 0.8}
+    return given | {"stock": (by_hand(f"{family}InpaintPipeline", pipe), more)}
+
+
+def control(pipe: Any, folder: Path) -> dict[str, Any]:
+    path, model = conditioned.picture(folder), conditioned.control_of(pipe)
+    if model is None:
+        conditioned.control_of(tiny.flux()).save_pretrained(folder / "control")
+        return {"control": f"{path}:{folder / 'control'}"}
+    model.save_pretrained(folder / "control")
+    family = type(pipe).__name__.removesuffix("Pipeline")
+    use = "image" if hasattr(pipe, "unet") else "control_image"
+    more = {use: Image.open(path), "controlnet_conditioning_scale": 0.7}
+    model = type(model).from_pretrained(folder / "control").eval()
+    return {
+        "control": f"{path}:{folder / 'control'}:.7",
+        "stock": (by_hand(f"{family}ControlNetPipeline", pipe, controlnet=model), more),
+    }
+
+
+def union(pipe: Any, folder: Path) -> dict[str, Any]:
+    paths = [conditioned.picture(folder, f"{seed}.png", seed) for seed in (1, 2)]
+    model = conditioned.union_of(pipe if type(pipe).__name__ == "StableDiffusionXLPipeline" else tiny_sd.sdxl())
+    model.save_pretrained(folder / "control")
+    given = {"control": [f"{path}:{folder / 'control'}" for path in paths], "control_mode": [0, 2]}
+    if type(pipe).__name__ != "StableDiffusionXLPipeline":
+        return given
+    more = {"control_image": [Image.open(path) for path in paths], "control_mode": [0, 2]}
+    model = type(model).from_pretrained(folder / "control").eval()
+    return given | {"stock": (by_hand("StableDiffusionXLControlNetUnionPipeline", pipe, controlnet=model), more)}
+
+
+def adapter(pipe: Any, folder: Path) -> dict[str, Any]:
+    path = conditioned.picture(folder)
+    model = conditioned.adapter_of(pipe if hasattr(pipe, "unet") else tiny_sd.sdxl())
+    model.save_pretrained(folder / "adapter")
+    given = {"control": f"{path}:{folder / 'adapter'}"}
+    if not hasattr(pipe, "unet"):
+        return given
+    family = type(pipe).__name__.removesuffix("Pipeline")
+    model = type(model).from_pretrained(folder / "adapter").eval()
+    return given | {"stock": (by_hand(f"{family}AdapterPipeline", pipe, adapter=model), {"image": Image.open(path)})}
+
+
+def resembling(pipe: Any, folder: Path) -> dict[str, Any]:
+    path = conditioned.picture(folder)
+    known = hasattr(pipe, "unet") or type(pipe).__name__ == "FluxPipeline"
+    file = conditioned.ip_adapter(pipe if known else tiny.flux(), folder)
+    given = {"ip_adapter": f"{path}:.6", "ip_adapter_weights": str(file)}
+    if not known:
+        return given
+    options: dict[str, Any] = {"subfolder": "", "weight_name": file.name}
+    if not hasattr(pipe, "unet"):
+        options |= {"image_encoder_pretrained_model_name_or_path": str(folder / "image_encoder")}
+        options |= {"image_encoder_dtype": torch.float32}
+    pipe.load_ip_adapter(str(folder), **options)
+    pipe.set_ip_adapter_scale(0.6)
+    pipe.image_encoder.eval()
+    return given | {"stock": (pipe, {"ip_adapter_image": Image.open(path)})}
 
 
 OPTIONS = {
@@ -140,6 +259,19 @@ OPTIONS = {
     "`--quantize int8`": torchao("int8", "Int8WeightOnlyConfig"),
     "`--quantize fp8`": torchao("fp8", "Float8WeightOnlyConfig"),
     "`--offload group`": group,
+    "`--attention _native_math`": attention,
+    "`--cache FirstBlock`": cache("FirstBlock,threshold=.5"),
+    "`--cache TaylorSeer`": cache(
+        "TaylorSeer,cache_interval=2,disable_cache_before_step=1,taylor_factors_dtype=float32"
+    ),
+    "`--cache PAB`": cache("PAB,spatial_attention_block_skip_range=2"),
+    "`--image` with `--strength`": image,
+    "`--image` twice": reference,
+    "`--image` with `--mask`": inpaint,
+    "`--control` of a ControlNet": control,
+    "`--control` twice, of a union": union,
+    "`--control` of a T2I adapter": adapter,
+    "`--ip-adapter`": resembling,
 }
 
 
@@ -148,12 +280,20 @@ def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) 
 
     def stock() -> torch.Tensor:
         generator = torch.Generator("cpu").manual_seed(3)
-        return pipe(prompt=PROMPT, generator=generator, output_type="pt", **arguments).images
+        torch.manual_seed(3)  # some encode their picture with noise of torch's own generator
+        given = {
+            name: value
+            for name, value in (arguments | more).items()
+            if name in signature(type(pipe).__call__).parameters
+        }
+        return as_images(pipe(prompt=PROMPT, generator=generator, output_type="np", **given), torch.device("cpu"))
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(str(directory))
     pipe.set_progress_bar_config(disable=True)
+    more: dict[str, Any] = {}
     plain = stock()
     given, expected = option(pipe, folder), None
+    pipe, more = given.pop("stock", (pipe, {}))
     try:
         expected = stock()
     except Exception as error:  # ttsnap should say so in a sentence
@@ -165,18 +305,25 @@ def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) 
             sampler = Sampler(own, example=PROMPT, **arguments)
         else:
             sampler = load_sampler(given.pop("model", str(directory)), "cpu", prompt=PROMPT, **given, **arguments)
-        made = sampler.look(sampler.advance(sampler.start([PROMPT], [3]), sampler.num_steps))
+        alone, batch = ([3], [3, 4, 5])
+        made, among = (
+            sampler.look(sampler.advance(sampler.start([PROMPT] * len(seeds), seeds), sampler.num_steps))[:1]
+            for seeds in (alone, batch)
+        )
     except ValueError as error:
-        return str(error).replace(str(folder), "").replace(str(directory), "the model").lstrip("/")
+        said = str(error).partition(". If you were trying")[0]  # transformers' advice about hubs
+        return said.replace(str(folder), "").replace(str(directory), "the model").lstrip("/")
     if expected is None:
         return f"works, and the stock pipeline does not: {failed}"
-    if how is None and torch.equal(expected, plain):
+    if how is None and "attention" not in given and torch.equal(expected, plain):
         return "has no effect"
-    apart = (made - expected).abs().max().item()
-    return "exact" if apart == 0 else f"{apart:.1e} apart"
+    if (apart := (made - expected).abs().max().item()) > 0:
+        return f"{apart:.1e} apart"
+    apart = (among - expected).abs().max().item()  # sums of a batch are rounded otherwise
+    return "exact" if apart < ROUNDED else f"{apart:.1e} apart in a batch"
 
 
-def matrix(only: str = "") -> Iterator[tuple[str, str, str]]:
+def matrix(only: str = "", options: str = "", done: Container[tuple[str, str]] = ()) -> Iterator[tuple[str, str, str]]:
     """Option, family and what was found, for all of them."""
     for family, (build, arguments) in FAMILIES.items():
         if only not in family:
@@ -185,6 +332,8 @@ def matrix(only: str = "") -> Iterator[tuple[str, str, str]]:
             directory = Path(name) / "model"
             build().save_pretrained(directory)
             for title, option in OPTIONS.items():
+                if (title, family) in done or not any(part in title for part in options.split(",")):
+                    continue
                 folder = Path(name) / str(len(title))
                 folder.mkdir(exist_ok=True)
                 if title.endswith(("int8`", "fp8`")) and importlib.util.find_spec("torchao") is None:
@@ -195,11 +344,12 @@ def matrix(only: str = "") -> Iterator[tuple[str, str, str]]:
 
 def table(found: dict[tuple[str, str], str]) -> str:
     """Markdown: exact or the number of the sentence below."""
-    sentences = list(dict.fromkeys(text for text in found.values() if text != "exact"))
+    order = [(title, family) for family in FAMILIES for title in OPTIONS if (title, family) in found]
+    sentences = list(dict.fromkeys(found[cell] for cell in order if found[cell] != "exact"))
     lines = [f"| option | {' | '.join(FAMILIES)} |", "|---" * (len(FAMILIES) + 1) + "|"]
     for title in OPTIONS:
-        row = [found.get((title, family), "") for family in FAMILIES]
-        shown = [text if text in ("exact", "") else f"({sentences.index(text) + 1})" for text in row]
+        row = [found.get((title, family), "-") for family in FAMILIES]  # -: not run
+        shown = [text if text in ("exact", "-") else f"({sentences.index(text) + 1})" for text in row]
         lines.append(f"| {title} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", *(f"{number}. {text}" for number, text in enumerate(sentences, 1))])
 
@@ -207,14 +357,21 @@ def table(found: dict[tuple[str, str], str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of a family's name")
+    parser.add_argument("--options", default="", help="parts of options' names, by commas")
+    parser.add_argument("--log", type=Path, help="keep what was found there, a JSON object a line, and go on from it")
     parser.add_argument("--write", type=Path, help="a Markdown file with the marks between which the table goes")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     quiet_libraries()
     found = {}
-    for title, family, text in matrix(asked.only):
+    if asked.log and asked.log.exists():
+        found = {(t, f): text for t, f, text in map(json.loads, asked.log.read_text().splitlines())}
+    for title, family, text in matrix(asked.only, asked.options, found):
         found[title, family] = text
         print(f"{family}, {title}: {text}", flush=True)
+        if asked.log:
+            with asked.log.open("a") as log:
+                print(json.dumps([title, family, text]), file=log)
     if asked.write:
         before, rest = asked.write.read_text().split(BEGIN)
         asked.write.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.split(END, 1)[1]}")

@@ -35,14 +35,14 @@ def ready(pipe):
     return pipe
 
 
-def vae(**config):
+def vae(channels=4, **config):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
+        latent_channels=channels,
         layers_per_block=1,
         norm_num_groups=2,
         sample_size=32,
@@ -122,7 +122,7 @@ def sdxl(schedule=None, *, zeros=True, second_width=128, **vae_config):
     )
 
 
-def sd3(*, dynamic_shifting=False, shift=3.0, t5=True):
+def sd3(*, dynamic_shifting=False, shift=3.0, t5=True, channels=4):
     """A random StableDiffusion3Pipeline."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from tools.shapes.text import encoders, tokenizers
@@ -136,8 +136,8 @@ def sd3(*, dynamic_shifting=False, shift=3.0, t5=True):
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -150,7 +150,7 @@ def sd3(*, dynamic_shifting=False, shift=3.0, t5=True):
     pipe = StableDiffusion3Pipeline(
         transformer,
         schedule,
-        vae(shift_factor=0.1, scaling_factor=0.7),
+        vae(channels, shift_factor=0.1, scaling_factor=0.7),
         clips[0],
         clip,
         clips[1],

@@ -92,6 +92,18 @@ class Form:
                 label="Negative prompt", placeholder="what to stay away from", max_length=searches.limits.prompt
             )
             with gr.Row():
+                self.image = gr.Image(
+                    type="filepath",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    label="Start from a picture, or show it to an editing model",
+                    height=180,
+                    elem_id=f"tt-{name}-image",
+                )
+                self.strength = gr.Textbox(
+                    label="Strength: how far from it, 0 to 1", min_width=160, placeholder=OWN, max_length=6
+                )
+            with gr.Row():
                 self.seed = gr.Number(0, label="First seed", precision=0, minimum=0, min_width=100)
                 self.dice = gr.Button("Random seed", min_width=120, elem_id=f"tt-{name}-dice")
             if not prompts and len(policies) == 1:
@@ -114,6 +126,8 @@ class Form:
             self.guidance,
             self.negative,
             self.loras,
+            self.image,
+            self.strength,
             *self.policies,
         ]
 
@@ -122,7 +136,7 @@ class Form:
         self.dice.click(lambda: random.randrange(2**31), None, self.seed, **QUIET)
         self.model.change(self.of_model, self.model, [self.model, self.size, self.steps], **QUIET)
         if isinstance(self.prompt, gr.Textbox):
-            typed = (self.prompt, self.size, self.steps, self.guidance, self.negative)
+            typed = (self.prompt, self.size, self.steps, self.guidance, self.negative, self.strength)
             left = [field.blur for field in typed]
             changed = [field.change for field in (self.amount, self.model, self.rewards)]
             gr.on([*left, *changed], self.told, self.fields, self.hint, **QUIET)
@@ -163,6 +177,8 @@ class Form:
             request.guidance,
             request.negative_prompt,
             list(request.loras),
+            request.image,
+            request.strength,
             request.policy,
         ]
 
@@ -204,11 +220,13 @@ def restored(own: Mapping[str, Any], searches: Searches) -> tuple[list[Any], str
     label = next((label for label, name in POLICIES.items() if name == (None if tuned else kind)), None)
     if label is None or (kind == "halving" and not tuned and policy != policies.default_policy(steps or 0)):
         missing.append("the schedule")
-    also = ("scheduler", "strength", "diversity", "weights", "look_frames")
+    also = ("scheduler", "diversity", "weights", "look_frames")
     missing += [name.replace("_", " ") for name in also if name in settings]
+    missing += ["the picture that it started from"] if "image" in own.get("local", ()) else []
     values = [own["prompt"], "candidates", settings["candidates"], model, rewards or searches.rewards[:1]]
     values += [settings["seed"], settings.get("size"), steps, settings.get("guidance")]
-    values += [settings.get("negative_prompt"), loras, label or next(iter(POLICIES))]
+    values += [settings.get("negative_prompt"), loras, None, settings.get("strength")]
+    values.append(label or next(iter(POLICIES)))
     said = "These are the settings of the picture"
     return values, f"{said}, but for {', '.join(missing)}, which this page cannot set" if missing else said
 
@@ -225,7 +243,9 @@ def _number(text: Any, kind: Callable[[str], Any], name: str, example: str) -> A
 
 def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
     """What the fields of a form say, one request per policy."""
-    prompt, unit, amount, model, rewards, seed, size, steps, guidance, negative, loras, *policies = values
+    prompt, unit, amount, model, rewards, seed, size, steps, guidance, negative, loras, image, strength, *policies = (
+        values
+    )
     if unit not in UNITS:
         raise ValueError(f"there is no budget in {unit!r}; there is {', '.join(UNITS)}")
     if amount is None or not 0 < float(amount) < 1e12:
@@ -245,6 +265,8 @@ def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
             guidance=_number(guidance, float, "guidance", "3.5"),
             negative_prompt=str(negative).strip() or None if negative else None,
             loras=tuple(loras or ()),
+            image=str(image) if image else None,
+            strength=_number(strength, float, "strength", ".6"),
             by_hand=by_hand,
         )
         for policy in policies

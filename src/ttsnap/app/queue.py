@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ttsnap.core.observers import Stop
@@ -32,7 +33,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks for; `by_hand`: he picks at each look; `size` as `ttsnap generate --size` takes it."""
+    """What a visitor asks for.
+
+    `size` is as `ttsnap generate --size` takes it; `image`: a file to start from, or to be edited; `by_hand`: he picks
+    at each look.
+    """
 
     prompt: str
     model: str
@@ -46,6 +51,8 @@ class Request:
     guidance: float | None = None
     negative_prompt: str | None = None
     loras: tuple[str, ...] = ()
+    image: str | None = None
+    strength: float | None = None
     by_hand: bool = False
 
     def arguments(self) -> dict[str, Any]:
@@ -57,7 +64,12 @@ class Request:
             "guidance_scale": self.guidance,
             "negative_prompt": self.negative_prompt,
         }
-        return {name: value for name, value in given.items() if value is not None} | read_size(self.size)
+        found = {name: value for name, value in given.items() if value is not None} | read_size(self.size)
+        if self.image:
+            from ttsnap.pipelines.conditions import Pictures
+
+            found["pictures"] = Pictures(image=(Path(self.image),), strength=self.strength)
+        return found
 
 
 class Queue:

@@ -56,6 +56,9 @@ class Models:
         if not request.arguments().keys() & {"num_inference_steps", "width", "aspect_ratio"}:
             size = f"{made.sampler.width}x{made.sampler.height}"
             self.own[request.model] = {"size": size, "steps": made.sampler.num_steps}
+        if request.image:  # a visitor has no use for where the server keeps it
+            picture = made.sampler.arguments["image"]
+            picture.filename = Path(picture.filename).name
         return made
 
     def defaults(self, model: str) -> dict[str, Any]:
@@ -189,11 +192,31 @@ class Service:
             raise ValueError(f"the negative prompt is longer than {limits.prompt} characters; shorten it")
         if wrong := set(request.loras) - set(self.loras):
             raise ValueError(f"there is no LoRA {min(wrong)!r} here; --lora offers one")
+        if request.image:
+            self._check_image(request)
+        elif request.strength is not None:
+            raise ValueError("strength needs a picture to start from")
         if not 0 <= request.seed < 2**31:
             raise ValueError(f"the seed must be 0 to {2**31 - 1}, got {request.seed}")
         if request.candidates is not None:
             self.check_candidates(request.candidates)
         return replace(request, prompt=prompt)
+
+    def _check_image(self, request: Request) -> None:
+        """ValueError where a picture cannot be read, or makes pictures that are too large."""
+        from ttsnap.files.pictures import read_picture
+
+        assert request.image
+        try:
+            sides = read_picture(request.image).size
+        except ValueError as error:
+            raise ValueError(str(error).replace(request.image, "the picture")) from error
+        if request.size is None and max(sides) > self.limits.side:
+            raise ValueError(
+                f"the picture has {sides[0]} x {sides[1]} pixels; give a size of at most {self.limits.side}"
+            )
+        if request.strength is not None and not 0 < request.strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {request.strength:g}")
 
     def check_candidates(self, count: int) -> None:
         """ValueError where these are too many, or none."""

@@ -24,9 +24,9 @@ from ttsnap.cli.options import (
     tell,
 )
 from ttsnap.core import MAX_CANDIDATES
-from ttsnap.files.pictures import Pictures
 from ttsnap.live.comparison import Comparison, ComparisonSettings
 from ttsnap.live.settings import ModelSettings, check_ranges
+from ttsnap.pipelines.conditions import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.live.forecast import Work

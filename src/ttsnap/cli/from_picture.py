@@ -12,8 +12,8 @@ from cyclopts.config import Dict
 if TYPE_CHECKING:
     from cyclopts import App, ArgumentCollection
 
-    from ttsnap.files.pictures import Pictures
     from ttsnap.live.settings import ModelSettings
+    from ttsnap.pipelines.conditions import Pictures
 
 INSTEAD = {  # an option that is given takes the place of these of the picture
     "budget": ("candidates",),
@@ -69,13 +69,12 @@ def recipe(picture: Path, model: ModelSettings, pictures: Pictures) -> Mapping[s
     from ttsnap.live.settings import fingerprint
 
     own = _own(picture)
-    here = {"image": pictures.image, "mask_image": pictures.mask, "control_image": pictures.control_image}
-    given = {name for name, path in here.items() if path is not None}
+    given = set(pictures.given())
     now = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(model).items()}
     given |= {name for name, value in now.items() if value != own["settings"].get(name)}
     if missing := [name for name in own.get("local", ()) if name not in given]:
-        names = {"mask_image": "--mask", "control_image": "--control-image"}
-        wanted = ", ".join(names.get(name, f"--{name.replace('_', '-')}") for name in missing)
+        names = {"mask_image": "mask"}  # an object that a library was given, by the argument's name
+        wanted = ", ".join(f"--{names.get(name, name).replace('_', '-')}" for name in missing)
         raise ValueError(f"{picture} was made with files that it only knows by name; say where they are with {wanted}")
     known, path = own.get("contents", {}).get("model"), Path(model.model)
     if known and path.exists() and fingerprint(path) != known:

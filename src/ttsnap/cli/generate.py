@@ -21,8 +21,8 @@ from ttsnap.cli.options import (
     Workers,
     read_prompts,
 )
-from ttsnap.files.pictures import Pictures
-from ttsnap.live.settings import ModelSettings, SearchSettings, changes, resume_key
+from ttsnap.live.settings import ModelSettings, SearchSettings, changes, pictures_key, resume_key
+from ttsnap.pipelines.conditions import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.cluster.generate import Generate
@@ -83,7 +83,7 @@ def generate(
     if dry_run:
         _say_only(quietly(search.prepare, model, texts[0], pictures, None, top), texts, top, board, json)
         return
-    asked = {"prompts": texts}, model.key(), pictures.settings(), search.key()
+    asked = {"prompts": texts}, model.key(), pictures_key(pictures), search.key()
     output = {"top": top, "compare": compare, "board": board, "metadata": None if metadata else False}
     settings = resume_key(*asked, output, {"place": place or None})
     folder, fixed = open_directory(None if out is None else location(out, absolute=True), settings)

@@ -49,6 +49,8 @@ def models(*name: str, json: AsJson = False) -> None:
         console.print(f"\n[bold]{family.name}[/bold] ({family.pipeline})")
         facts = [
             f"note: {family.note}" if family.note else "",
+            f"steps, guidance and size: {family.source}" if family.source else "",
+            ", ".join(f"{way} {gb:.3g} GB" for way, gb in family.memory_gb().items()),
             _origin(family),
         ]
         for fact in facts:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from ttsnap.files.pictures import Pictures
 from ttsnap.files.prompts import read_prompt_file, variants
 from ttsnap.live.settings import ModelSettings, SearchSettings, read_numbers
+from ttsnap.pipelines.conditions import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.cluster.scheduling import Pool

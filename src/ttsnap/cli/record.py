@@ -22,8 +22,9 @@ from ttsnap.cli.options import (
     tell,
 )
 from ttsnap.core import MAX_CANDIDATES
-from ttsnap.files.pictures import LONGEST_SIDE, Pictures
-from ttsnap.live.settings import MAX_SEED, ModelSettings, check_ranges, reward_contents
+from ttsnap.files.pictures import LONGEST_SIDE
+from ttsnap.live.settings import MAX_SEED, ModelSettings, check_ranges, pictures_key, reward_contents
+from ttsnap.pipelines.conditions import ARGUMENTS, Pictures
 
 if TYPE_CHECKING:
     from ttsnap.live.forecast import Work
@@ -162,13 +163,26 @@ def described(
     model: ModelSettings, pictures: Pictures, seed: int, reward: str | None, sampler: Sampler
 ) -> dict[str, Any]:
     """Everything that decides the images, and their rewards if they are judged; kept with them."""
-    found = {"num_steps": sampler.num_steps, **sampler.call_options(), **pictures.settings()}
+    shown = pictures_key(pictures)
+    call = {name: value for name, value in sampler.call_options().items() if name not in ARGUMENTS}
+    found = {"num_steps": sampler.num_steps, **call, **shown}
     found.pop("num_inference_steps", None)
     dtype = str(sampler.pipe.dtype).removeprefix("torch.")
     asked = model.key()
-    asked["contents"] |= reward_contents(reward)
+    asked["contents"] |= found.pop("contents") | reward_contents(reward)
     settings = {"model": model.model, "dtype": dtype, **found, "seed": seed}
     settings |= {"preview": model.preview} if sampler.preview else {}
     settings |= {"look_frames": list(sampler.look_frames)} if sampler.look_frames else {}
-    names = ("scheduler", "diversity", "lora", "embedding", "vae", "text_encoder", "quantize", "contents")
+    names = (
+        "scheduler",
+        "cache",
+        "attention",
+        "diversity",
+        "lora",
+        "embedding",
+        "vae",
+        "text_encoder",
+        "quantize",
+        "contents",
+    )
     return settings | {name: asked[name] for name in names if asked.get(name)}

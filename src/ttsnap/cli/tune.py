@@ -148,10 +148,10 @@ def _live(
     from ttsnap.cli.options import read_calls, read_prompts, read_range
     from ttsnap.cli.progress import console
     from ttsnap.cli.workers import quietly
-    from ttsnap.files.pictures import Pictures
     from ttsnap.live.settings import SearchSettings
     from ttsnap.live.tuning import save
     from ttsnap.live.tuning import tune as fit
+    from ttsnap.pipelines.conditions import Pictures
 
     if asked.policy is None or asked.prompts is None or not budgets:
         raise ValueError(

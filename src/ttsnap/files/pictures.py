@@ -2,88 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_PIXELS = 64_000_000
 LONGEST_SIDE = 16_384
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Files of pictures, and how far an image may be left.
-
-    Attributes:
-        image: Start from this picture (image-to-image).
-        mask: Paint only where this picture is white (inpainting).
-        control_image: Be led by this picture (ControlNet pipelines).
-        strength: How far from the image, above 0 and at most 1.
-    """
-
-    image: Path | None = None
-    mask: Path | None = None
-    control_image: Path | None = None
-    strength: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.strength is not None and not 0 < self.strength <= 1:
-            raise ValueError(f"strength must be above 0 and at most 1, got {self.strength:g}")
-        if self.image is None and (self.mask or self.strength is not None):
-            raise ValueError(f"{'a mask' if self.mask else 'strength'} needs an image to start from")
-
-    def files(self) -> dict[str, Path]:
-        """The files by the name of what they are for."""
-        found = {"image": self.image, "mask_image": self.mask, "control_image": self.control_image}
-        return {name: path for name, path in found.items() if path is not None}
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the result, as a JSON object: the files' contents, not their names.
-
-        Raises:
-            ValueError: a file cannot be read.
-        """
-        found: dict[str, Any] = {}
-        for name, path in self.files().items():
-            try:
-                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-            except OSError as error:
-                raise ValueError(f"cannot read {path}: {error.strerror}") from error
-            read_picture(path)
-        return found | ({"strength": self.strength} if self.strength is not None else {})
-
-    def give(self, pipe: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The pipeline that takes these pictures, of the same models, and the arguments of its call with them.
-
-        Where a size is asked for, the pictures are made that large.
-
-        Args:
-            pipe: a stock pipeline.
-            options: arguments of its call, and options of the sampler.
-
-        Raises:
-            ValueError: the pipeline has no such variant, or a file is no picture.
-        """
-        if self.image:
-            pipe = _variant(pipe, "AutoPipelineForInpainting" if self.mask else "AutoPipelineForImage2Image", self)
-        taken, name = _taken(pipe), type(pipe).__name__
-        given: dict[str, Any] = {use: read_picture(path) for use, path in self.files().items()}
-        if "control_image" in given and "control_image" not in taken:
-            if "image" not in taken or not hasattr(pipe, "controlnet"):
-                raise ValueError(f"{name} takes no control image; load a ControlNet pipeline")
-            given["image"] = given.pop("control_image")
-        width, height = options.get("width"), options.get("height")
-        if width and height:
-            given = {use: _resized(picture, (width, height)) for use, picture in given.items()}
-        options = {key: value for key, value in options.items() if key not in ("width", "height") or key in taken}
-        if self.strength is not None:
-            given["strength"] = self.strength
-        return pipe, options | given
 
 
 def read_picture(path: Path | str) -> Image:
@@ -116,32 +43,29 @@ def read_picture(path: Path | str) -> Image:
     return whole
 
 
-def _resized(picture: Image, size: tuple[int, int]) -> Image:
+def resized(picture: Image, size: tuple[int, int]) -> Image:
     """A picture made as large as is asked for, which knows that and its file."""
     if picture.size == size:
         return picture
     other = picture.resize(size)
-    other.filename, other.plain, other.resized = picture.filename, picture.plain, True  # type: ignore[attr-defined]
+    if file := getattr(picture, "filename", None):
+        other.filename, other.plain, other.resized = file, getattr(picture, "plain", True), True  # type: ignore[attr-defined]
     return other
 
 
-def _taken(pipe: Any) -> set[str]:
-    return set(inspect.signature(type(pipe).__call__).parameters)
+def beside(pictures: Sequence[Image]) -> Image:
+    """Pictures side by side, all as high as the first: how a model that takes one reference is shown several."""
+    from PIL import Image
 
-
-def _variant(pipe: Any, auto: str, pictures: Pictures) -> Any:
-    """The pipeline itself where it takes an image (and a mask), else its variant that does."""
-    import diffusers
-
-    taken = _taken(pipe)
-    leads = hasattr(pipe, "controlnet") and "control_image" not in taken  # its image is the one to be led by
-    if "image" in taken and not leads and (pictures.mask is None or "mask_image" in taken):
-        return pipe
-    try:
-        return getattr(diffusers, auto).from_pipe(pipe)
-    except (ValueError, TypeError, AttributeError) as error:
-        what = "paints over a masked image" if pictures.mask else "starts from an image"
-        raise ValueError(f"diffusers has no variant of {type(pipe).__name__} that {what}") from error
+    height = pictures[0].height
+    scaled = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
+    whole = Image.new("RGB", (sum(p.width for p in scaled), height))
+    left = 0
+    for picture in scaled:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    whole.beside = list(pictures)  # type: ignore[attr-defined]  # says how to make it again
+    return whole
 
 
 def parse_frames(text: str | None) -> list[int | str] | None:

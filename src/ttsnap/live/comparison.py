@@ -23,7 +23,6 @@ from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.cost import Budget, affordable, parse_budgets
 from ttsnap.core.grid import FloatArray, Policy, Query
 from ttsnap.core.ranking import WeightedSum
-from ttsnap.files.pictures import Pictures
 from ttsnap.live.settings import (
     MAX_SEED,
     MAX_STEPS,
@@ -31,9 +30,11 @@ from ttsnap.live.settings import (
     ModelSettings,
     SearchSettings,
     check_ranges,
+    pictures_key,
     read_numbers,
     reward_contents,
 )
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.models import MODELS
 from ttsnap.policies import BestOfN, default_policy
 
@@ -224,7 +225,7 @@ class Comparison:
         policy, steps = part.contender.chosen(part.budget)
         key = {
             "model": self.model.key(),
-            "pictures": {name: str(value) for name, value in asdict(self.pictures).items() if value},
+            "pictures": pictures_key(self.pictures),
             "contender": asdict(replace(part.contender, reward=reward)),
             "policy": policies.to_dict(policy) if policy else policies.shipped() if name == DEFAULT else None,
             "rewards": reward_contents(reward, s.report_reward),
@@ -235,13 +236,21 @@ class Comparison:
         }
         if steps != part.contender.steps:
             key["steps"] = steps  # of the policy file
-        text = json.dumps(key, sort_keys=True, default=str)
+        text = json.dumps(_given(key), sort_keys=True, default=str)
         return self.folder / "measured" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
     def read(self, part: Part) -> dict[str, Any]:
         """A part's measurements, arrays by name."""
         with np.load(self.file(part), allow_pickle=False) as found:
             return dict(found)
+
+
+def _given(key: Any) -> Any:
+    """A JSON object without what says nothing, so that an option that is new does not make measurements others."""
+    if not isinstance(key, dict):
+        return key
+    found = {name: _given(value) for name, value in key.items()}
+    return {name: value for name, value in found.items() if value not in (None, {}, [], ())}
 
 
 class Measuring:
@@ -265,8 +274,10 @@ class Measuring:
             model = replace(c.model, preview=preview or c.model.preview)
             if self._sessions:
                 pipe: Any = next(iter(self._sessions.values())).sampler.pipe
-                given = {k: v for k, v in model.keywords(c.pictures).items() if k in ("preview", "diversity")}
+                given = {k: v for k, v in model.keywords(c.pictures).items() if k in ("preview", "diversity", "cache")}
                 given |= {k: v for k, v in model.arguments().items() if k != "scheduler"}
+                if c.pictures:  # the pipeline is the one that takes them already
+                    given = c.pictures.arguments(pipe, given)
             else:
                 pipe, given = model.model, model.keywords(c.pictures)
             found = prepare(

@@ -221,6 +221,8 @@ class OpenSearch:
         check_top(top)
         diversity = s.sampler.diversity
         notes = list(dict.fromkeys([*s.sampler.notes, *self.notes]))
+        if s.sampler.cache:
+            notes.append(s.sampler.cache.said)
         if uncounted := [name for name, judge in s.judges.items() if getattr(judge, "tflop", None) == 0]:
             notes.append(f"what {', '.join(uncounted)} computes elsewhere is in the seconds, not in the TFLOP")
         found = [

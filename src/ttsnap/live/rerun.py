@@ -22,6 +22,7 @@ from ttsnap.core.ranking import WeightedSum
 from ttsnap.files.metadata import Metadata, Parameters
 from ttsnap.live.settings import fingerprint
 from ttsnap.pipelines.added_files import listed, split
+from ttsnap.pipelines.conditions import ARGUMENTS, Pictures
 from ttsnap.pipelines.models import MODELS
 from ttsnap.rewards import REWARDS
 
@@ -80,9 +81,12 @@ def origin_of(setup: Setup, seed: int, place: int = 0) -> Origin:
         seed: the first.
         place: of the prompt among all.
     """
-    sampler, arguments = setup.sampler, dict(setup.sampler.arguments)
+    sampler, asked = setup.sampler, dict(setup.asked)
     local, contents = set[str](), dict[str, str]()
-    asked = dict(setup.asked)
+    pictures = asked.get("pictures") or Pictures()
+    arguments = {name: v for name, v in sampler.arguments.items() if not (pictures and name in ARGUMENTS)}
+    local |= pictures.given().keys() - {"strength"}
+    contents |= {name: hashlib.sha256(str(value).encode()).hexdigest() for name, value in pictures.settings().items()}
     model, weights = _model(setup.model)
     if weights is not None:
         contents["model"] = _known_fingerprint(weights, weights.stat().st_mtime_ns)
@@ -113,7 +117,11 @@ def origin_of(setup: Setup, seed: int, place: int = 0) -> Origin:
     found["reward"] = asked.get("reward") or ",".join(setup.judges)
     if not all(re.split("[=+:]", name)[0] in REWARDS or ":" in name for name in found["reward"].split(",")):
         local.add("reward")  # a callable of one's own
-    found |= {name: asked[name] for name in ("scheduler", "config", "quantize", "vae") if asked.get(name)}
+    found |= {
+        name: asked[name]
+        for name in ("scheduler", "cache", "attention", "config", "quantize", "vae")
+        if asked.get(name)
+    }
     for name in ("lora", "embedding", "text_encoder"):
         given = listed(asked.get(name, ()))
         found[name] = [_public_source(text) for text in given]

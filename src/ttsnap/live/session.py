@@ -19,9 +19,11 @@ from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.loading import Loading, check_model, find_device, load, warm_up
 from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.pipelines.schedulers import check_fits, check_scheduler, with_scheduler
+from ttsnap.pipelines.single_file import Loaded
 from ttsnap.pipelines.sizes import rounded, sized
 from ttsnap.policies import SuccessiveHalving, UntilGood, default_policy, tuned_policy
 
@@ -60,6 +62,7 @@ def load_sampler(
     prompt: str = "a",
     diversity: Negtome | None = None,
     preview: str | Preview | None = None,
+    cache: str | None = None,
     **options: Any,
 ) -> Sampler:
     """The sampler of a model, which is loaded where it is named.
@@ -72,44 +75,60 @@ def load_sampler(
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         preview: what early looks judge: `full` (default), `tiny[=DIR]`, `small[=PIXELS]`, `linear` or `auto` (see
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
+        cache: let denoiser calls do without a part of their work, such as `FirstBlock,threshold=.1` (see
+            `ttsnap.pipelines.caches`).
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
-            those of `ttsnap.pipelines.loading.Loading` for a model that is named; `pictures` (a `Pictures`) are
-            given to the pipeline, or to its variant that takes them; `aspect_ratio`, such as `3:2`, in place of
-            height and width, at the model's own area; `scheduler` is one in place of the pipeline's own,
-            see `ttsnap.pipelines.schedulers`.
+            those of `ttsnap.pipelines.loading.Loading` for a model that is named; pictures by their files are
+            given to the pipeline, or to its variant that takes them: `image`, `mask_image`, `strength`, `control`,
+            `ip_adapter` and so on, or all of them as `pictures` (a `ttsnap.pipelines.conditions.Pictures`);
+            `aspect_ratio`, such as `3:2`, in place of height and width, at the model's own area; `scheduler` is one in
+            place of the pipeline's own, see `ttsnap.pipelines.schedulers`.
 
     Raises:
         ValueError: no such model, device, dtype or option value.
     """
-    from ttsnap.pipelines import previews
+    from ttsnap.pipelines import caches, previews
 
     if isinstance(preview, str):
         previews.parse(preview)  # complains here, before a model is loaded
+    if cache:
+        caches.read_cache(cache)
+        if diversity or options.get("compile"):
+            raise ValueError(
+                f"a cache does not go with {'diversity' if diversity else 'compile'}; leave one of them out"
+            )
     name = model_name(pipe)
     loads = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in loads if (value := options.pop(key)) is not None}
-    scheduler, lines, notes = options.pop("scheduler", None), [], []
+    scheduler = options.pop("scheduler", None)
     if scheduler:
         check_scheduler(scheduler)
+    pictures = options.pop("pictures", None) or Pictures.taken_from(options)
     if isinstance(pipe, str):
         if scheduler:
             check_fits(str(MODELS[pipe].weights) if pipe in MODELS else pipe, scheduler)
         loading = Loading(device=device, dtype=dtype, **given)
-        loaded = load(pipe, loading)
-        pipe, lines, notes = loaded.pipe, loaded.lines, loaded.notes
+        loaded = load(pipe, loading, pictures)
     else:
-        loading = Loading()
+        loading, loaded = Loading(), Loaded(pipe)
         if unfit := [key for key, value in given.items() if value != getattr(loading, key)]:
             raise ValueError(f"{', '.join(unfit)} is for a model that is named; a pipeline is used as it is")
+        if pictures.ip_adapter:
+            raise ValueError(
+                "ip_adapter is for a model that is named; load it with the pipeline's own load_ip_adapter, and give "
+                "ip_adapter_image"
+            )
+        pictures.dress(loaded)
+    pipe, lines, notes = loaded.pipe, loaded.lines, loaded.notes
     if scheduler:
         pipe, line = with_scheduler(pipe, scheduler)
         lines = [*lines, line]
-    if pictures := options.pop("pictures", None):
-        pipe, options = pictures.give(pipe, options)
     if name in MODELS:
         options = {**MODELS[name].arguments, **options}
     if ratio := options.pop("aspect_ratio", None):
         options |= sized(pipe, ratio, options)
+    if pictures:
+        options = pictures.arguments(pipe, options)
     sampler = sampler_of(pipe, prompt, options)
     sampler.prelude = "; ".join(lines)
     for note in notes:
@@ -120,6 +139,8 @@ def load_sampler(
         from ttsnap.pipelines.negtome import attach
 
         attach(sampler, diversity)
+    if cache:
+        caches.attach(sampler, cache)
     previews.attach(sampler, preview)
     return sampler
 
@@ -305,12 +326,14 @@ class Session(Setup):
         before = self.sampler
         if before.diversity:
             raise ValueError("candidates that are pushed apart keep their number of steps; prepare another session")
+        if before.cache and "num_inference_steps" in before.cache.options:
+            raise ValueError("the cache Mag is made for a number of steps; prepare another session")
         arguments = {**before.arguments, "num_inference_steps": steps}
         frames = before.look_frames or None
         sampler = Sampler(
             before.pipe, max_batch=before.max_batch, look_frames=frames, example=before.some_prompt, **arguments
         )
-        sampler.prelude, sampler.preview = before.prelude, before.preview
+        sampler.prelude, sampler.preview, sampler.cache = before.prelude, before.preview, before.cache
         features.attach(sampler, self.judges)
         model = cost_model(sampler, self.judges, before.some_prompt)
         return replace(self, sampler=sampler, cost_model=model)
@@ -410,8 +433,15 @@ def prepare(
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size)
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
-    asked |= {"dtype": dtype, "config": options.get("config"), "quantize": options.get("quantize")}
+    asked |= {
+        "cache": options.get("cache"),
+        "attention": options.get("attention"),
+        "dtype": dtype,
+        "config": options.get("config"),
+        "quantize": options.get("quantize"),
+    }
     asked |= {field.name: options.get(field.name) for field in fields(Additions)}
+    options["pictures"] = options.get("pictures") or Pictures.taken_from(options)
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)
@@ -431,6 +461,10 @@ def prepare(
     judges = rewards.load(reward, place)
     held_out = rewards.load(report, place) if report is not None else {}
     features.attach(sampler, judges)  # complains here where features cannot be read
+    if sampler.cache and sampler.tap:
+        raise ValueError(
+            "a reward that reads what the denoiser knows needs whole calls; leave out the cache, or take another reward"
+        )
     if automatic and not any(trained_on_decodes(judge) for judge in judges.values()):
         previews.attach(sampler, "auto")
     model = cost_model(sampler, judges, prompt)
@@ -458,7 +492,8 @@ def prepare(
         held_out,
         {name: count_look(judge, sampler.device, sampler.height, sampler.width) for name, judge in held_out.items()},
         second,
-        {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)},
+        {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)}
+        | {"pictures": options["pictures"]},
     )
 
 

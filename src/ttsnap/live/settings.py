@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.values import read_value
-from ttsnap.files.pictures import LONGEST_SIDE, Pictures, parse_frames
+from ttsnap.files.pictures import LONGEST_SIDE, parse_frames
 from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.loading import Loading
 from ttsnap.pipelines.schedulers import check_scheduler
 from ttsnap.pipelines.sizes import read_ratio
@@ -47,6 +48,8 @@ class CallSettings:
         preview: What early looks see: auto, full, tiny[=DIR], small[=PIXELS] or linear (finished images: always full).
         diversity: Push candidates of a prompt apart: negtome, repel (FLUX, SDXL).
         diversity_options: Its parameters, such as merging_alpha=1.2,t_end=800.
+        cache: Reuse parts of denoiser calls: FirstBlock, TaylorSeer, Mag, PAB, Faster or Sea, with options such as
+            FirstBlock,threshold=.1.
         look_frames: Of videos, the frames that are judged: first,middle,last or 0,8.
         max_batch: Most candidates in one batch (halved when memory runs out).
     """
@@ -61,6 +64,7 @@ class CallSettings:
     preview: str | None = None
     diversity: str | None = None
     diversity_options: str | None = None
+    cache: str | None = None
     look_frames: str | None = None
     max_batch: int | None = None
 
@@ -68,6 +72,10 @@ class CallSettings:
         check_ranges(steps=(self.steps, 1, MAX_STEPS), max_batch=(self.max_batch, 1, MAX_CANDIDATES))
         if self.scheduler is not None:
             check_scheduler(self.scheduler)
+        if self.cache is not None:
+            from ttsnap.pipelines.caches import read_cache
+
+            read_cache(self.cache)
         self.arguments()
 
     def arguments(self) -> dict[str, Any]:
@@ -104,8 +112,8 @@ class ModelSettings(Loading, CallSettings):
     def keywords(self, pictures: Pictures) -> dict[str, Any]:
         """Keywords of `prepare` and `load_sampler`, but for the model itself."""
         loading = {field.name: getattr(self, field.name) for field in fields(Loading)}
-        given = self.arguments() | ({"pictures": pictures} if pictures.files() else {})
-        return loading | given | {"diversity": self._negtome(), "preview": self.preview}
+        given = self.arguments() | ({"pictures": pictures} if pictures else {})
+        return loading | given | {"diversity": self._negtome(), "preview": self.preview, "cache": self.cache}
 
     def sampler(self, prompt: str, pictures: Pictures) -> Sampler:
         """Load the model."""
@@ -135,6 +143,8 @@ class ModelSettings(Loading, CallSettings):
             "dtype": self.dtype,
             "quantize": self.quantize,
             "preview": self.preview,
+            "cache": self.cache,
+            "attention": self.attention,
             **options,
         }
         found["diversity"] = negtome.to_dict() if negtome else None
@@ -287,6 +297,13 @@ class LiveTuningSettings:
         return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
 
 
+def pictures_key(pictures: Pictures) -> dict[str, Any]:
+    """What of pictures decides the result, as a JSON object, with the contents of the models that read them."""
+    return pictures.settings() | {
+        "contents": contents({name: Path(source) for name, source in pictures.sources().items()})
+    }
+
+
 def resume_key(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides a result, as a JSON object; a run is resumed only where it is the same."""
     merged: dict[str, Any] = {"contents": {}}
@@ -436,6 +453,7 @@ __all__: Sequence[str] = [
     "SearchSettings",
     "changes",
     "fingerprint",
+    "pictures_key",
     "resume_key",
     "reward_contents",
 ]

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 
 from ttsnap.pipelines.batching import shapes
 from ttsnap.pipelines.estimates import Level, Step
-from ttsnap.pipelines.standing import Standing, own_state
+from ttsnap.pipelines.standing import Standing, own_state, own_tree
 
 if TYPE_CHECKING:
     from greenlet import greenlet
 
+CONTEXT: contextvars.ContextVar[Any] = contextvars.ContextVar("CONTEXT", default=None)  # each call has its own
 END = 1 << 30  # a target beyond all steps: to the end of the call
 
 
@@ -45,14 +46,16 @@ class Ask:
         kwargs: by position and by name,
         tree: and all of them.
         key: equal for asks that can be merged; found out when it is wanted.
+        context: what the pipeline says of the call to caches (`cache_context`), such as which pass of guidance it is.
     """
 
-    __slots__ = ("args", "key", "kwargs", "method", "model", "tree")
+    __slots__ = ("args", "context", "key", "kwargs", "method", "model", "tree")
 
     def __init__(self, model: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.method, self.args, self.kwargs = model, method, args, kwargs
         self.tree: dict[Any, Any] = {**dict(enumerate(args)), **kwargs} if args else kwargs
         self.key: Any = None
+        self.context: Any = CONTEXT.get()
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -67,7 +70,9 @@ class Ask:
     def filled(self, tree: Mapping[Hashable, Any]) -> Ask:
         """The same ask with other arguments."""
         args = tuple(tree[number] for number in range(len(self.args)))
-        return Ask(self.model, self.method, args, {name: tree[name] for name in self.kwargs})
+        made = Ask(self.model, self.method, args, {name: tree[name] for name in self.kwargs})
+        made.context = self.context
+        return made
 
 
 def ask(model: str, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -77,6 +82,18 @@ def ask(model: str, method: str, *args: Any, **kwargs: Any) -> Any:
     parent = getcurrent().parent
     assert parent is not None
     return parent.switch(Ask(model, method, args, kwargs))
+
+
+@contextmanager
+def cache_context(name: str, **where: Any) -> Iterator[None]:
+    """What a pipeline says of its next denoiser calls, kept for the call that says it; runs in its greenlet."""
+    from diffusers.hooks.hooks import CacheContext
+
+    token = CONTEXT.set(CacheContext(name, **where))
+    try:
+        yield
+    finally:
+        CONTEXT.reset(token)
 
 
 def models(pipe: Any) -> dict[str, nn.Module]:
@@ -96,6 +113,8 @@ def stand_ins(pipe: Any, names: Iterable[str]) -> dict[str, nn.Module]:
         own: dict[str, Any] = {}
         if name in names:
             own["forward"] = functools.partial(ask, name, "forward")
+            if hasattr(model, "cache_context"):
+                own["cache_context"] = cache_context
         if callable(getattr(model, "decode", None)):
             own["decode"] = functools.partial(ask, name, "decode")
         if own:
@@ -466,6 +485,8 @@ class Call:
         passes: denoiser calls answered since the last step.
         random: state of torch's own generators as the call has them, the CPU's first.
         autocast: dtype of the autocast it waits in, if any.
+        kept: what a cache keeps of it, by the name of the denoiser.
+        pipe: finds the call's own copy of the pipeline.
     """
 
     def __init__(
@@ -495,6 +516,8 @@ class Call:
         if self._cuda:
             self.random += (torch.Generator(device).manual_seed(seed).get_state(),)
         self.autocast: Any = None
+        self.kept: dict[str, Any] = own_tree(progress.begin.kept) if progress.begin else {}
+        self.pipe: Callable[[], Any] = _nothing
         self._thread = threading.get_ident()
         # The greenlet must not lead back to this object: it would then never be freed.
         self._greenlet: greenlet = greenlet(work)
@@ -504,6 +527,11 @@ class Call:
     def step(self) -> int:
         """Steps made."""
         return self.progress.step
+
+    @property
+    def timestep(self) -> Any:
+        """The model time of the step that the pipeline is at, as it tells it."""
+        return getattr(self.pipe(), "current_timestep", None)
 
     @property
     def done(self) -> bool:
@@ -582,7 +610,8 @@ class Call:
         assert last is not None
         result = last.result if isinstance(last.result, tuple) else dict(last.result)
         state = state_of(last.scheduler)
-        return Standing(self.prompt, self.seed, self.step, result, state, self.generator.get_state(), self.random)
+        random = self.generator.get_state(), self.random
+        return Standing(self.prompt, self.seed, self.step, result, state, *random, kept=own_tree(self.kept))
 
     def close(self) -> None:
         """End the call where it waits."""

@@ -33,6 +33,7 @@ class Family:
         rungs, keep: the schedule to start with: looks as shares of the steps, and what survives each.
         published: the schedule is the published one for this model, not a guess.
         note: what a user should know.
+        source: where steps, guidance and size were read.
         example: arguments of `ttsnap generate`, where they are others than for most families.
     """
 
@@ -46,6 +47,7 @@ class Family:
     keep: tuple[float, ...] = START[1]
     published: bool = False
     note: str = ""
+    source: str = ""
     example: str = ""
 
     @property
@@ -76,6 +78,23 @@ class Family:
         parts = figures().get(self.name)
         return None if parts is None else 2e-9 * sum(parts[name] for name in ("denoiser", "text", "vae"))
 
+    def memory_gb(self) -> dict[str, float]:
+        """GB (1e9 bytes) of weights by how they are loaded; empty where not counted. Activations come on top.
+
+        With `--offload model` the largest part is there alone, with `group` and `sequential` some of its layers.
+        """
+        parts = figures().get(self.name)
+        if parts is None:
+            return {}
+        denoiser, others = parts["denoiser"] / 1e9, (parts["text"] + parts["vae"]) / 1e9
+        return {
+            "float32": 4 * (denoiser + others),
+            "bfloat16": 2 * (denoiser + others),
+            "quantize int8 or fp8": denoiser + 2 * others,
+            "quantize nf4": denoiser / 2 + 2 * others,
+            "offload model": 2 * max(denoiser, parts["text"] / 1e9),
+        }
+
     def tflop(self, size: int) -> tuple[float, float] | None:
         """TFLOP of one call (all its passes) and of one decode at `size` x `size` pixels; None where not counted."""
         found = figures().get(self.name, {}).get(str(size))
@@ -85,7 +104,8 @@ class Family:
         """As a JSON object, figures included."""
         counted = {str(size): self.tflop(size) for size in SIZES}
         costs = {size: {"call_tflop": c[0], "decode_tflop": c[1]} if c else None for size, c in counted.items()}
-        extra = {"looks": self.looks, "command": self.command, "weights_gb": self.weights_gb, "cost": costs}
+        extra = {"looks": self.looks, "command": self.command, "weights_gb": self.weights_gb}
+        extra |= {"memory_gb": self.memory_gb(), "cost": costs}
         return asdict(self) | {"rungs": list(self.rungs), "keep": list(self.keep)} | extra
 
 

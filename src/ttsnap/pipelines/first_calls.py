@@ -156,6 +156,7 @@ def _answer(sampler: Runner, probe: Probe, call: Call, count: Callable[[], float
         answer = zeros(like.answer)
         made = Forward(ask, step, like.answer, like.rows, like.tflop, remembered, step)
     made.ask = Ask(ask.model, ask.method, blank(ask.args), blank(ask.kwargs))
+    made.ask.context = ask.context
     probe.forwards.append(made)
     return answer
 

@@ -204,6 +204,7 @@ def forked(sampler: Sampler, parent: Call | Standing, turn: Turn) -> Standing:
         generator=generator.get_state(),
         random=tuple(random),
         clean=clean,
+        kept={} if turn.back else parent.kept,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.hub_errors import explain
 from ttsnap.pipelines.models import MODELS
 from ttsnap.pipelines.quantization import (
@@ -33,6 +34,7 @@ from ttsnap.pipelines.single_file import (
     check_directory,
     check_gguf,
     check_weights,
+    first_line,
     load_file,
     load_gguf,
     parts_in,
@@ -55,6 +57,7 @@ class Loading(Additions):
         quantize: Weights in fewer bits: nf4, bnb-int8 (bitsandbytes), int8, fp8 (torchao), fp8-cast; of the denoiser,
             or such as int8:transformer,text_encoder_2.
         compile: Compile the denoiser's repeated blocks (torch.compile).
+        attention: How attention is computed: a backend of diffusers, such as flash, sage, xformers or native.
         attention_slicing: Attention in slices (UNets), for less memory.
         vae_slicing: Decode image by image, for less memory.
         vae_tiling: Decode large images in tiles.
@@ -66,6 +69,7 @@ class Loading(Additions):
     offload: str = "none"
     quantize: str | None = None
     compile: bool = False
+    attention: str | None = None
     attention_slicing: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
@@ -81,6 +85,8 @@ class Loading(Additions):
             )
         if self.quantize is not None:
             check_quantize(self.quantize)
+        if self.attention is not None:
+            check_attention(self.attention)
         self.check_files()
 
 
@@ -89,8 +95,13 @@ def load_model(model: str, loading: Loading | None = None) -> Any:
     return load(model, loading or Loading()).pipe
 
 
-def load(model: str, loading: Loading) -> Loaded:
+def load(model: str, loading: Loading, pictures: Pictures | None = None) -> Loaded:
     """A stock pipeline with what is to be added to it, and the lines that make the stock pipeline this one.
+
+    Args:
+        model: see `check_model`.
+        loading: device, dtype and so on.
+        pictures: that it is to take; it becomes the variant of the model that does.
 
     Raises:
         ValueError: no such model, device, dtype or option; the message says what would work.
@@ -115,14 +126,20 @@ def load(model: str, loading: Loading) -> Loaded:
     else:
         check_model(model)
         loading.check_against(model)
+        if pictures:
+            pictures.check_against(model)
         loaded = _load(model, dtype, loading)
         loaded.pipe.set_progress_bar_config(disable=True)
+    loading.add(loaded, loaded.pipe.dtype)
+    if pictures:
+        pictures.dress(loaded)
     pipe = loaded.pipe
-    loading.add(loaded, pipe.dtype)
     if loading.quantize and not KINDS[read_quantize(loading.quantize)[0]].package:
         loaded.lines += cast(pipe, parts_of(loading.quantize, _model_names(pipe)))
     place(pipe, where, loading.offload)
     save_memory(pipe, loading)
+    if loading.attention:
+        loaded.lines += set_attention(pipe, loading.attention)
     if loading.compile:
         compile_denoiser(pipe)
     return loaded
@@ -219,6 +236,38 @@ def save_memory(pipe: Any, loading: Loading) -> None:
             if enable is None:
                 raise ValueError(f"{type(pipe).__name__} has no VAE {name}; leave it out")
             enable()
+
+
+def check_attention(name: str) -> None:
+    """ValueError where diffusers has no such attention backend."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        plain = ", ".join(one for one in known if not one.startswith("_"))
+        raise ValueError(f"unknown attention {name!r}; diffusers has {plain}")
+
+
+def set_attention(pipe: Any, name: str) -> list[str]:
+    """Let the denoisers compute attention by another backend; the lines of Python that do so.
+
+    Raises:
+        ValueError: it cannot be used here, or the denoiser's attention does not ask for one.
+    """
+    lines = []
+    for part in ("transformer", "transformer_2", "unet"):
+        model = getattr(pipe, part, None)
+        processors = getattr(model, "attn_processors", None)
+        if processors is None or not all(hasattr(one, "_attention_backend") for one in processors.values()):
+            continue
+        try:
+            model.set_attention_backend(name)
+        except (RuntimeError, ImportError, ValueError) as error:
+            raise ValueError(f"attention {name!r} cannot be used here: {first_line(error)}") from error
+        lines.append(f"pipe.{part}.set_attention_backend({name!r})")
+    if not lines:
+        raise ValueError(f"the denoiser of {type(pipe).__name__} takes no attention backend in diffusers; leave it out")
+    return lines
 
 
 def compile_denoiser(pipe: Any, **options: Any) -> None:

@@ -107,6 +107,8 @@ def written(name: str, value: Any) -> str:
 
 
 def _written(value: Any) -> str | None:
+    if pictures := getattr(value, "beside", None):
+        return None if (listed := _written(pictures)) is None else f"ttsnap.beside({listed})"
     if file := getattr(value, "filename", None):
         resized = f".resize({value.size})" if getattr(value, "resized", False) else ""
         if not getattr(value, "plain", True):  # on its side, transparent, or of 16 bits

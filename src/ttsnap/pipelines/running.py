@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ttsnap.pipelines import batching
 from ttsnap.pipelines.batching import Layout, Unlike, Values
+from ttsnap.pipelines.caches import Cache
 from ttsnap.pipelines.call import (
     Ask,
     Call,
@@ -132,6 +134,7 @@ class Runner:
         on_calls: is told of every step that was made.
         diversity: pushes candidates apart.
         tap: listens to the denoiser for rewards that read features.
+        cache: lets denoiser calls do without a part of their work.
         probe: what the first calls told.
         limits: how many candidates are run together.
 
@@ -161,6 +164,7 @@ class Runner:
         self.on_calls: Callable[[int], None] | None = None
         self.diversity: Pushing | None = None
         self.tap: Tap | None = None
+        self.cache: Cache | None = None
         self.limits = Limits(DEFAULT_BATCH)
         self.too_big = "one image does not fit into memory"
         self._said: set[Any] = set()
@@ -188,7 +192,7 @@ class Runner:
             if getattr(model, "is_cache_enabled", False):
                 raise ValueError(
                     f"{name}'s denoiser reuses what it kept of the step before, which would mix candidates; call its "
-                    "disable_cache()"
+                    "disable_cache(), and give the same cache to the search, such as cache='FirstBlock,threshold=.1'"
                 )
         if is_modular(pipe):
             quieten(pipe.blocks)
@@ -272,7 +276,9 @@ class Runner:
 
         parts = self._everything if everything else self._parts
         own = own_copy(self.pipe, progress, parts, self._schedules, dress, self._execution_device)
-        return Call(call_of(own, given), prompt, seed, progress, generator, self.device)
+        call = Call(call_of(own, given), prompt, seed, progress, generator, self.device)
+        call.pipe = weakref.ref(own)
+        return call
 
     def _stand_ins(self, names: Any) -> dict[int, Any]:
         """What takes the place of a component in a call, by its `id`."""
@@ -421,7 +427,11 @@ class Runner:
         assert ask is not None
         if ask.key is None:
             layout = self.probe.layout(ask)
-            if layout is None or ask.kind in self.probe.alone:
+            cached = isinstance(call, Call) and self.cache is not None and self.cache.covers(self, ask)
+            alone = layout is None or ask.kind in self.probe.alone
+            if cached and not alone and self.cache:
+                alone = not self.cache.joined or (ask.form, layout.rows) not in self.probe.sure  # type: ignore[union-attr]
+            if alone or layout is None:
                 ask.key = (*ask.kind, id(call))
             else:
                 time = (call.step, call.passes) if self._pushed(call) else None  # type: ignore[union-attr]
@@ -432,6 +442,7 @@ class Runner:
                     batching.key(ask.tree, layout, self._values)
                     if (ask.form, layout.rows) in self.probe.sure
                     else batching.shapes(ask.tree),
+                    (self.cache.key(call, ask), batching.shapes(ask.tree)) if cached and self.cache else None,  # type: ignore[arg-type]
                 )
         return ask.key
 
@@ -479,7 +490,10 @@ class Runner:
             pushing = self.diversity.pushing(self, candidates)
             asks += self.diversity.asks(self, candidates)
         hear = self.tap.listen([call.prompt for call in calls]) if self.tap and hearing else nullcontext()
-        with self._processors_of(first), pushing, self._autocast_of(first), hear as heard:
+        caching: Any = nullcontext()
+        if self.cache and self.cache.covers(self, asks[0]):
+            caching = self.cache.running(self, [c for c in calls if isinstance(c, Call)], asks[0], layout.rows)
+        with self._processors_of(first), pushing, self._autocast_of(first), caching, hear as heard:
             parts = self._parts_of(calls, asks, layout)
         if parts is None:  # they cannot be merged; each runs alone from now on
             for ask in asks:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict, deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Standing:
         generator: state of its generator,
         random: and of torch's own, for this call; None: those of the new call.
         clean: x0 estimate of the last step, where children may come of it; it is not stored.
+        kept: what a cache keeps of the candidate, by the name of the denoiser; it is not stored either.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Standing:
     generator: Tensor | None = None
     random: tuple[Tensor, ...] | None = None
     clean: Tensor | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def put(self, like: Any) -> Any:
         """The result in the form in which a step returned `like`."""
@@ -68,6 +70,7 @@ class Standing:
             self.generator,
             self.random,
             move(self.clean),
+            own_tree(self.kept, lambda tensor: tensor.to(device, copy=True)),
         )
 
     def save(self, path: str | Path) -> None:
@@ -159,3 +162,30 @@ def own_state(value: Any) -> Any:
     if isinstance(value, OrderedDict):  # the configuration
         return value
     return copy.deepcopy(value)
+
+
+def own_tree(tree: Any, leaf: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
+    """A copy of what diffusers' hooks keep: containers and objects anew, what is shared inside stays so.
+
+    Args:
+        tree: dictionaries, lists and objects with tensors.
+        leaf: what becomes of a tensor (default: it is shared, as hooks make new ones at every step).
+    """
+    known: dict[int, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if id(value) in known:
+            return known[id(value)]
+        if isinstance(value, Tensor):
+            return leaf(value)
+        if type(value) is dict:
+            return {name: copied(item) for name, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(copied, value))
+        if not type(value).__module__.startswith("diffusers.hooks") or callable(value):
+            return value
+        made = known[id(value)] = copy.copy(value)
+        vars(made).update(copied(vars(value)))
+        return made
+
+    return copied(tree)

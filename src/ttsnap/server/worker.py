@@ -250,21 +250,21 @@ class Worker:
         self._lanes[search.options] = Lane(session, self._room, self.limits.max_candidates)
 
     def _session(self, options: CallOptions, prompt: str) -> Session:
-        from ttsnap.files.pictures import Pictures
         from ttsnap.live.session import prepare
+        from ttsnap.pipelines.conditions import Pictures
         from ttsnap.pipelines.negtome import parse
 
         given = {name: getattr(options, name) for name in ("size", "steps", "guidance", "negative_prompt")}
         model = replace(self.model, **{name: value for name, value in given.items() if value is not None})
         model = self.search.with_steps(model)
-        arguments: dict[str, Any] = {**model.arguments(), "preview": model.preview}
+        arguments: dict[str, Any] = {**model.arguments(), "preview": model.preview, "cache": model.cache}
         with tempfile.TemporaryDirectory(prefix="ttsnap-") as folder:
             if (edit := options.edit) is not None:
                 (image := Path(folder) / "image").write_bytes(edit.image)
                 mask = None
                 if edit.mask is not None:
                     (mask := Path(folder) / "mask").write_bytes(edit.mask)
-                arguments["pictures"] = Pictures(image=image, mask=mask, strength=edit.strength)
+                arguments["pictures"] = Pictures(image=(image,), mask=mask, strength=edit.strength)
             session = prepare(
                 self._pipe,
                 reward=self._judges,
