@@ -146,7 +146,7 @@ def _one(job: Generate, as_json: bool) -> None:
                 )
             for note in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
                 say(f"warning: {note}")
-            results[0].save(job.out, board=job.board, metadata=job.metadata)
+            job.save(results[0], job.out, session)
     except KeyboardInterrupt:
         show.close()
         print(f"stopped: the same command begins again ({job.out})", file=sys.stderr)

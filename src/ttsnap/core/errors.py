@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 _EXTRAS = {"gradio": "app"}
 _EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "serve")
 _EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "cluster")
@@ -20,5 +22,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, MemoryError) and not str(error):
         return "memory ran out; fewer candidates, a smaller --max-batch or a smaller --size need less"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            said += "; what is stored is whole, and with more room the same command goes on from it"
+        return said
     return " ".join(str(error).split()) or type(error).__name__

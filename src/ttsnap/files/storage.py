@@ -240,17 +240,35 @@ def write_json(data: Any, path: AnyPath) -> None:
 
 
 def atomically(path: Path, work: Callable[[Path], Any]) -> None:
-    """Let `work` make a temporary file beside `path`, then rename it: readers see all of it or nothing."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Let `work` make a temporary file beside `path`, then rename it: readers see all of it or nothing.
+
+    Those that killed processes have left are removed: the lock of a temporary file is free when its owner is gone.
+
+    Raises:
+        OSError: such as a full disk; it names `path`.
+    """
+    import fcntl
+
+    start, end = f".{path.name}.", ".tmp"
+    for name in os.listdir(path.parent):
+        if name.startswith(start) and name.endswith(end):
+            with contextlib.suppress(OSError), (path.parent / name).open("rb") as left:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(left.name)
+    handle, name = tempfile.mkstemp(end, start, path.parent)
     temporary = Path(name)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         work(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, name):
+            error.filename = str(path)
         raise
+    finally:
+        os.close(handle)
 
 
 def publish(folder: Path, place: AnyPath, last: str) -> None:

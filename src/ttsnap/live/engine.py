@@ -236,7 +236,7 @@ class Engine:
             made += search.made
         if made:
             self.occupancy.taken += made
-            self.occupancy.places += self.sampler.max_batch
+            self.occupancy.places += self.sampler.max_batch * -(-made // self.sampler.max_batch)  # of all devices
         for search in searches:
             if search.made and not search.stopped:
                 try:

@@ -18,7 +18,7 @@ from ttsnap.live.judging import try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.additions import Additions
-from ttsnap.pipelines.loading import Loading, check_model, find_device, load, warm_up
+from ttsnap.pipelines.loading import Loading, check_model, find_device, load, read_devices, warm_up
 from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.pipelines.schedulers import check_fits, check_scheduler, with_scheduler
 from ttsnap.pipelines.sizes import rounded, sized
@@ -59,6 +59,7 @@ def load_sampler(
     prompt: str = "a",
     diversity: Negtome | None = None,
     preview: str | Preview | None = None,
+    devices: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Sampler:
     """The sampler of a model, which is loaded where it is named.
@@ -71,6 +72,7 @@ def load_sampler(
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         preview: what early looks judge: `full` (default), `tiny[=DIR]`, `small[=PIXELS]`, `linear` or `auto` (see
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
+        devices: several devices that work for one search, the model's own first, such as `0,1,2,3` or `cpu,cpu`.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; `pictures` (a `Pictures`) are
             given to the pipeline, or to its variant that takes them; `aspect_ratio`, such as `3:2`, in place of
@@ -85,6 +87,7 @@ def load_sampler(
     if isinstance(preview, str):
         previews.parse(preview)  # complains here, before a model is loaded
     name = model_name(pipe)
+    places = read_devices(devices) if devices is not None else []
     loads = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in loads if (value := options.pop(key)) is not None}
     scheduler, lines, notes = options.pop("scheduler", None), [], []
@@ -93,7 +96,7 @@ def load_sampler(
     if isinstance(pipe, str):
         if scheduler:
             check_fits(str(MODELS[pipe].weights) if pipe in MODELS else pipe, scheduler)
-        loading = Loading(device=device, dtype=dtype, **given)
+        loading = Loading(device=places[0] if places else device, dtype=dtype, **given)
         loaded = load(pipe, loading)
         pipe, lines, notes = loaded.pipe, loaded.lines, loaded.notes
     else:
@@ -120,6 +123,10 @@ def load_sampler(
 
         attach(sampler, diversity)
     previews.attach(sampler, preview)
+    if len(places) > 1:
+        from ttsnap.pipelines.replicas import Replicas
+
+        sampler.replicas = Replicas(sampler, places)
     return sampler
 
 
@@ -158,6 +165,8 @@ class Session(Setup):
 
         import torch
 
+        if self.sampler is not None and self.sampler.replicas is not None:
+            self.sampler.replicas.close()
         self.sampler, self.judges, self.held_out = None, {}, {}
         gc.collect()
         if torch.cuda.is_available():
@@ -276,7 +285,7 @@ class Session(Setup):
         sampler = Sampler(
             before.pipe, max_batch=before.max_batch, look_frames=frames, example=before.some_prompt, **arguments
         )
-        sampler.prelude, sampler.preview = before.prelude, before.preview
+        sampler.prelude, sampler.preview, sampler.replicas = before.prelude, before.preview, before.replicas
         features.attach(sampler, self.judges)
         model = cost_model(sampler, self.judges, before.some_prompt)
         return replace(self, sampler=sampler, cost_model=model)
@@ -305,6 +314,7 @@ def prepare(
     device: str | None = None,
     dtype: str | None = None,
     reward_device: str | None = None,
+    reward_timeout: float | None = None,
     diversity: Negtome | None = None,
     **options: Any,
 ) -> Session:
@@ -328,9 +338,10 @@ def prepare(
         device: where a model that is named runs.
         dtype: its dtype.
         reward_device: where rewards that are named run, such as `cuda:1` (default: with the model); pictures go there.
+        reward_timeout: seconds in which a reward has to answer about a batch (default: it may take for ever).
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
-            `preview` (default: `auto`), `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and, for a
+            `preview` (default: `auto`), `devices`, `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and, for a
             model that is named, those of `ttsnap.pipelines.loading.Loading` (offload, compile, vae_slicing ...).
 
     Raises:
@@ -374,7 +385,7 @@ def prepare(
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
     placed = find_device(reward_device) if reward_device is not None else None
     for named in [reward] if report is None else [reward, report]:
-        try_own(named, prompt, size)
+        try_own(named, prompt, size, reward_timeout)
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
     asked |= {"dtype": dtype, "config": options.get("config"), "quantize": options.get("quantize")}
     asked |= {field.name: options.get(field.name) for field in fields(Additions)}
@@ -394,8 +405,8 @@ def prepare(
         chosen = UntilGood(stop_at, inner=chosen)
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
     place = placed or sampler.device
-    judges = rewards.load(reward, place)
-    held_out = rewards.load(report, place) if report is not None else {}
+    judges = rewards.load(reward, place, reward_timeout)
+    held_out = rewards.load(report, place, reward_timeout) if report is not None else {}
     features.attach(sampler, judges)  # complains here where features cannot be read
     if automatic and not any(trained_on_decodes(judge) for judge in judges.values()):
         previews.attach(sampler, "auto")

@@ -1,0 +1,551 @@
+"""The fault campaign: kills, full disks, hanging rewards and hostile files for every verb, and what came of them.
+
+    python -m tests.robustness.faults [--seed 0] [--only generate/kill] [--minutes 90] [--log out/faults.jsonl]
+
+Every fault falls at a random moment of a run; then the same command runs undisturbed, and must come to the same bytes
+as a run that nobody disturbed, without a traceback, a process or a temporary file left behind. Results go to the log, a
+line each; the same command goes on with what is missing there, and in the end writes the table in docs/robustness.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import http.client
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.robustness.forking import LONGEST, Run, alone, together, verb
+
+ROOT = Path(__file__).parents[2]
+COUNTS = {  # faults of each kind for every verb that it concerns
+    "kill": 20,
+    "term": 10,
+    "stop": 10,
+    "disk": 4,
+    "vanish": 4,
+    "two": 3,
+    "clock": 3,
+    "memory": 3,
+    "hang": 4,
+    "worker": 3,
+}
+SAID = {
+    "kill": "`kill -9`",
+    "term": "SIGTERM",
+    "stop": "SIGSTOP, later SIGCONT",
+    "disk": "the disk is full",
+    "vanish": "the output folder vanishes",
+    "two": "a second process on the same output",
+    "clock": "the clock jumps by a day or an hour",
+    "memory": "memory runs out",
+    "hang": "a reward hangs",
+    "worker": "a worker is killed (`--workers 2`)",
+}
+ENDS = (0, 2, 3, 130)  # exit codes that a disturbed run may have
+TIMED = ("seconds", "per_second", "rate", "images_per_second")  # in records: what a clock says
+
+PROMPTS = ("a red circle", "a blue square left of a green triangle", "a cyan circle above a red square")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line as the campaign runs it.
+
+    Attributes:
+        name: as the table has it.
+        arguments: given the folder of the inputs and that of the outputs.
+        writes: whether it has an output; else it is compared by what it prints.
+        kinds: of faults, beside those that any process can meet.
+        locks: whether a second process on its output is kept out; else both end, and the output is whole.
+    """
+
+    name: str
+    arguments: Callable[[Path, Path], list[object]]
+    writes: bool = True
+    kinds: tuple[str, ...] = ()
+    locks: bool = True
+
+
+WRITING = ("disk", "vanish", "two", "clock", "memory")
+JUDGING = (*WRITING, "hang")
+SEARCH = ("--candidates", 4, "--steps", 6, "--rungs", "2", "--keep", ".5")
+
+
+def verbs() -> list[Verb]:
+    """All verbs that do some work; the servers are apart."""
+    return [
+        Verb("generate", lambda f, o: ["generate", PROMPTS[0], *SEARCH, *reward(f), "--out", o / "g"], kinds=JUDGING),
+        Verb(
+            "generate, many prompts",
+            lambda f, o: ["generate", "--prompts", f / "p.txt", *SEARCH, *reward(f), "--no-board", "--out", o / "g"],
+            kinds=(*JUDGING, "worker"),
+        ),
+        Verb(
+            "record",
+            lambda f, o: ["record", *PROMPTS, "--per-prompt", 3, "--steps", 6, "--calls", "2,4,6", "--out", o / "tree"],
+            kinds=(*WRITING, "worker"),
+        ),
+        Verb(
+            "record --reward",
+            lambda f, o: ["record", *PROMPTS, "--per-prompt", 3, "--steps", 6, *reward(f), "--out", o / "r.zarr"],
+            kinds=JUDGING,
+        ),
+        Verb("label", lambda f, o: ["label", f / "tree", o / "l.zarr", *reward(f)], kinds=JUDGING),
+        Verb(
+            "train",
+            lambda f, o: [
+                "train", f / "tree", f / "final.zarr", "--levels", "4,2", "--batch", 6, "--held-out", 1, "--cpu",
+                "--out", o / "run",
+            ],
+            kinds=WRITING,
+        ),
+        Verb(
+            "train --judge features",
+            lambda f, o: [
+                "train", "--judge", "features", f / "features.zarr", "--set", "updates=16", "--batch", 16, "--cpu",
+                "--out", o / "head",
+            ],
+            kinds=WRITING,
+        ),
+        Verb(
+            "simulate",
+            lambda f, o: [
+                "simulate", f / "rec.zarr", "--rungs", "2", "--keep", ".5", "--trials", 30, "--csv", o / "t.csv",
+                "--plots", o / "plots", "--json",
+            ],
+            kinds=WRITING,
+            locks=False,
+        ),
+        Verb(
+            "tune",
+            lambda f, o: ["tune", f / "rec.zarr", "--budget", "12NFE", "--trials", 40, "--folds", 2, "--out", o / "p.json"],
+            kinds=WRITING,
+            locks=False,
+        ),
+        Verb("bench", lambda f, o: ["bench", PROMPTS[0], "--candidates", 4, "--steps", 6, "--calls", 2, "--json"], False),
+        Verb(
+            "score",
+            lambda f, o: ["score", f / "tree", "--prompt", PROMPTS[0], *reward(f), "--readers", 2, "--best", 3,
+                          "--copy-to", o / "best", "--out", o / "s"],
+            kinds=JUDGING,
+        ),
+        Verb("import-values", lambda f, o: ["import-values", f / "values", o / "v.zarr"], kinds=WRITING),
+        Verb("show", lambda f, o: ["show", f / "g" / "best.png", "--json"], False),
+        Verb("models", lambda f, o: ["models", "--json"], False),
+        Verb("rewards", lambda f, o: ["rewards", "--json"], False),
+    ]  # fmt: skip
+
+
+def reward(folder: Path) -> list[object]:
+    """A reward that can be made to hang."""
+    return ["--reward", "shapes_or_hang:judge", "--reward-timeout", 4]
+
+
+# What is needed before.
+
+HANGS = '''
+"""The embedded reward, which hangs at its HANG-th call where that is set."""
+import os, time
+from ttsnap.shapes.reward import load_reward
+loaded, calls = None, 0
+
+def judge(images, prompts, sigma):
+    global loaded, calls
+    loaded, calls = loaded or load_reward("cpu"), calls + 1
+    if calls == int(os.environ.get("HANG", 0)):
+        time.sleep(3600)
+    return loaded(images, prompts, sigma=sigma)
+'''
+
+
+def command(*arguments: object) -> str:
+    """Run a verb here, so that all it needs is loaded; what it printed."""
+    from tests import commands
+
+    done = commands.ttsnap(*arguments)
+    assert done.returncode == 0, (arguments, done.stderr)
+    return done.stdout
+
+
+def prepare(folder: Path) -> None:
+    """Make the inputs of all verbs, and load what they need."""
+    import tqdm
+
+    tqdm.tqdm.monitor_interval = 0
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    sys.path.insert(0, str(folder))
+    (folder / "p.txt").write_text("\n".join(PROMPTS))
+    (folder / "shapes_or_hang.py").write_text(HANGS)
+    call = ["--per-prompt", 4, "--steps", 6]
+    command("generate", PROMPTS[0], *SEARCH, "--out", folder / "g")
+    command("record", "--prompts", "shapes:train", "--prompt-range", "0:8", *call, "--calls", "2,4,6", "--out", folder / "tree")
+    command("label", folder / "tree", folder / "rec.zarr", "--reward", "shapes")
+    command("label", folder / "tree", folder / "final.zarr", "--reward", "shapes", "--final-only")
+    command("record", "--prompts", "shapes:train", "--prompt-range", "0:10", *call, "--reward", "shapes", "--features", "--out", folder / "features.zarr")
+    values = folder / "values" / "flux_hps_val_base"
+    values.mkdir(parents=True)
+    for step in range(5):
+        rows = "".join(f"{p}:\n" + "".join(f"- {p + i / 7 + step}\n" for i in range(4)) for p in range(3))
+        (values / f"p3_i4_s{step:02d}.yaml").write_text(rows)
+
+
+# What a run left.
+
+
+def content(folder: Path) -> dict[str, str]:
+    """What lies in a folder, dot files too: a digest of each file, without what a clock says."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() or path.is_symlink():
+            found[str(path.relative_to(folder))] = hashlib.sha256(timeless(path, folder.parent)).hexdigest()
+    return found
+
+
+def timeless(path: Path, place: Path) -> bytes:
+    """The content of a file, without times and the place where it lies."""
+    data = path.read_bytes().replace(str(place).encode(), b".")
+    if path.suffix in (".json", ".jsonl"):
+        with contextlib.suppress(ValueError):
+            lines = data.splitlines() if path.suffix == ".jsonl" else [data]
+            values = [without_times(json.loads(line)) for line in lines]
+            return "\n".join(sorted(json.dumps(value) for value in values)).encode()
+    if path.suffix == ".png":
+        from PIL import Image
+
+        with contextlib.suppress(OSError), Image.open(io.BytesIO(data)) as image:
+            told = {name: without_times(as_json(text)) for name, text in image.info.items() if isinstance(text, str)}
+            drawn = str(image.size).encode() if path.name == "board.png" else image.tobytes()  # it says the seconds
+            return drawn + json.dumps(told, sort_keys=True, default=str).encode()
+    return data
+
+
+def as_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(item) for name, item in value.items() if name not in TIMED}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def same(found: Any, wanted: Any, what: str) -> None:
+    """AssertionError that says what differs."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        kinds = {
+            "missing": sorted(wanted.keys() - found.keys()),
+            "left over": sorted(found.keys() - wanted.keys()),
+            "different": sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name]),
+        }
+        told = "; ".join(f"{kind}: {', '.join(names[:4])}" for kind, names in kinds.items() if names)
+        assert not told, f"{what}: {told}"
+    assert found == wanted, f"{what}: {str(found)[:200]} instead of {str(wanted)[:200]}"
+
+
+def polite(run: Run, codes: Iterable[int] = ENDS) -> None:
+    """AssertionError where a run ended with a traceback, an exit code of another kind, or several errors."""
+    said = run.said(2)
+    assert "Traceback (most recent" not in said, f"a traceback: {said[-600:]}"
+    assert run.code in codes, f"exit code {run.code}: {said[-300:]}"
+    if run.code == 2:
+        assert len(run.errors) == 1, f"{len(run.errors)} errors: {said[-300:]}"
+
+
+# Faults.
+
+
+@dataclass
+class Campaign:
+    """Inputs, undisturbed results, and the log."""
+
+    folder: Path
+    log: Path
+    seed: int
+    deadline: float
+
+    def __post_init__(self) -> None:
+        self.inputs = self.folder / "inputs"
+        self.expected: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        self.done: set[str] = set()
+        if self.log.exists():
+            self.done = {json.loads(line)["case"] for line in self.log.read_text().splitlines()}
+
+    def note(self, case: str, group: str, kind: str, what: str, problem: str | None, outcome: str) -> None:
+        """Write down what came of a case."""
+        line = {"case": case, "verb": group, "kind": kind, "what": what, "problem": problem, "outcome": outcome}
+        with self.log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.done.add(case)
+        print(f"{'ok  ' if problem is None else 'FAIL'} {case}: {problem or outcome}", flush=True)
+
+    def checked(self, case: str, group: str, kind: str, what: str, work: Iterator[None]) -> Iterator[None]:
+        """Run a case, and note what came of it."""
+        try:
+            outcome = yield from work  # type: ignore[misc]
+        except (AssertionError, OSError) as error:
+            self.note(case, group, kind, what, " ".join(str(error).split())[:900] or type(error).__name__, "")
+        else:
+            self.note(case, group, kind, what, None, outcome or "")
+
+    def start(self, verb_: Verb, out: Path, place: Path, name: str, before: Callable[[], None] | None = None) -> Run:
+        """Begin a run of a verb."""
+        arguments = verb_.arguments(self.inputs, out)
+        return Run(verb(arguments + (["--workers", 2] if "worker" in name else [])), place / name, before)
+
+    def result(self, verb_: Verb, out: Path, run: Run) -> Any:
+        """What a run came to."""
+        return content(out) if verb_.writes else without_times(as_json(run.said(1)))
+
+    def undisturbed(self, verb_: Verb) -> Iterator[None]:
+        """Run a verb twice: the results that are expected, and how long it takes."""
+        found = []
+        for number in range(2):
+            place = self.folder / f"{slug(verb_.name)}-whole-{number}"
+            out = place / "out"
+            out.mkdir(parents=True, exist_ok=True)
+            run = self.start(verb_, out, place, "run")
+            yield from run.wait()
+            assert run.code == 0, (verb_.name, run.said(2))
+            found.append(self.relative(self.result(verb_, out, run), place))
+            self.seconds[verb_.name] = run.seconds
+            shutil.rmtree(place)
+        same(found[1], found[0], f"{verb_.name} does not repeat itself")
+        self.expected[verb_.name] = found[0]
+        print(f"{verb_.name}: {self.seconds[verb_.name]:.2f} s undisturbed", flush=True)
+
+    @staticmethod
+    def relative(result: Any, place: Path) -> Any:
+        """A result without the place where it lies."""
+        return json.loads(json.dumps(result).replace(str(place), "."))
+
+    def fault(self, verb_: Verb, kind: str, number: int) -> Iterator[None]:
+        """One fault at a random moment, and the run after it."""
+        chance = random.Random(f"{self.seed}/{verb_.name}/{kind}/{number}")
+        place = self.folder / f"{slug(verb_.name)}-{kind}-{number}"
+        shutil.rmtree(place, ignore_errors=True)
+        out = place / "out"
+        out.mkdir(parents=True)
+        moment = chance.uniform(0, self.seconds[verb_.name] * 1.05)
+        mounted = kind == "disk"
+        if mounted:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", out], check=True)
+        try:
+            outcome = yield from getattr(self, f"_{kind}")(verb_, out, place, chance, moment)
+            again = self.start(verb_, out, place, "again")
+            yield from again.wait()
+            polite(again, (0,))
+            yield from again.gone()
+            assert not again.temporary(), f"temporary files: {again.temporary()}"
+            found = self.relative(self.result(verb_, out, again), place)
+            same(found, self.expected[verb_.name], "after the same command again")
+        finally:
+            if mounted:
+                subprocess.run(["umount", "-l", out], check=True)
+        shutil.rmtree(place)
+        return outcome
+
+    def _kill(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        run = self.start(verb_, out, place, "disturbed")
+        yield from run.at(moment)
+        run.signal(signal.SIGKILL)
+        yield from run.wait()
+        assert "Traceback (most recent" not in run.said(2), run.said(2)[-600:]
+        yield from run.gone()
+        return f"killed after {moment:.2f} s" if run.code else "had ended"
+
+    def _term(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        run = self.start(verb_, out, place, "disturbed")
+        yield from run.at(moment)
+        run.signal(signal.SIGTERM)
+        yield from run.wait()
+        polite(run, (*ENDS, -signal.SIGTERM))
+        yield from run.gone()
+        assert run.code or not run.temporary(), f"temporary files: {run.temporary()}"
+        return f"exit code {run.code}"
+
+    def _stop(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        run = self.start(verb_, out, place, "disturbed")
+        yield from run.at(moment)
+        run.signal(signal.SIGSTOP, group=True)
+        yield from run.at(moment + chance.uniform(0.1, 1.5))
+        run.signal(signal.SIGCONT, group=True)
+        yield from run.wait()
+        polite(run, (0,))
+        same(self.relative(self.result(verb_, out, run), place), self.expected[verb_.name], "after it went on")
+        yield from run.gone()
+        return "went on"
+
+    def _disk(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        run = self.start(verb_, out, place, "disturbed")
+        yield from run.at(moment)
+        room = chance.randrange(0, 3) * 4096
+        filler = out / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            free = os.statvfs(out).f_bavail * 4096 - room
+            os.posix_fallocate(file.fileno(), 0, max(1, free))
+        yield from run.wait()
+        filler.unlink(missing_ok=True)
+        polite(run)
+        if run.code == 2:
+            said = run.errors[0]
+            assert any(word in said for word in ("No space left", "disk is full", "cannot write")), said
+        yield from run.gone()
+        return run.errors[0] if run.errors else f"exit code {run.code}"
+
+    def _vanish(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        run = self.start(verb_, out, place, "disturbed")
+        yield from run.at(moment)
+        gone = place / "gone"
+        out.rename(gone)
+        shutil.rmtree(gone)
+        yield from run.wait()
+        polite(run)
+        yield from run.gone()
+        out.mkdir(exist_ok=True)
+        return run.errors[0] if run.errors else f"exit code {run.code}"
+
+    def _two(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        run = self.start(verb_, out, place, "disturbed")
+        yield from run.at(moment)
+        other = self.start(verb_, out, place, "other")
+        yield from run.wait()
+        yield from other.wait()
+        for one in (run, other):
+            polite(one, (0, 2))
+            yield from one.gone()
+        codes = sorted((run.code, other.code))
+        assert codes[0] == 0, f"neither ended well: {run.errors + other.errors}"
+        said = (run.errors + other.errors)[:1]
+        assert not said or (verb_.locks and ("is being written by" in said[0] or "exists already" in said[0])), said
+        return said[0] if said else "both ended"
+
+    def _clock(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        jump, real = chance.choice([-86400, -3600, 3600, 86400]), time.time
+
+        def before() -> None:
+            start = time.monotonic()
+            time.time = lambda: real() + (jump if time.monotonic() - start > moment else 0)
+
+        run = self.start(verb_, out, place, "disturbed", before)
+        yield from run.wait()
+        polite(run, (0,))
+        yield from run.gone()
+        return f"{jump:+} s after {moment:.2f} s"
+
+    def _memory(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        run = self.start(verb_, out, place, "disturbed")
+        yield from run.at(moment)
+        if not run.poll():
+            with contextlib.suppress(OSError):
+                used = int(Path(f"/proc/{run.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.prlimit(run.pid, resource.RLIMIT_AS, (used + chance.randrange(1 << 20), resource.RLIM_INFINITY))
+        yield from run.wait()
+        polite(run)
+        yield from run.gone()
+        return run.errors[0] if run.errors else f"exit code {run.code}"
+
+    def _hang(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        call = chance.randrange(1, 7)
+        run = self.start(verb_, out, place, "disturbed", lambda: os.environ.update(HANG=str(call)))
+        yield from run.wait()
+        polite(run)
+        if run.code:
+            assert "gave no answer" in run.said(2), run.said(2)[-300:]
+        yield from run.gone()
+        return run.errors[0] if run.errors else f"exit code {run.code}"
+
+    def _worker(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
+        run = self.start(verb_, out, place, "disturbed-worker")
+        killed, wait = 0, chance.uniform(0, 2)
+        while not run.poll() and not killed:
+            workers = [pid for pid in run._left() if b"_Actor" in cmdline(pid)]
+            if workers:
+                yield from run.at(time.monotonic() - run.begun + wait)
+                with contextlib.suppress(OSError):
+                    os.kill(chance.choice(workers), signal.SIGKILL)
+                    killed = 1
+            yield
+        yield from run.wait()
+        polite(run, (0,))
+        yield from run.gone(20)
+        return f"{killed} worker killed"
+
+    # All of them.
+
+    def cases(self, only: str) -> Iterator[Iterator[None]]:
+        """Every fault that is not in the log yet."""
+        wanted = [
+            (verb_, kind, number)
+            for verb_ in verbs()
+            for kind, count in COUNTS.items()
+            for number in range(count)
+            if kind in ("kill", "term", "stop", *verb_.kinds)
+            and only in (case := f"{verb_.name}/{kind}/{number}")
+            and case not in self.done
+        ]
+        together(self.undisturbed(verb_) for verb_ in {verb_.name: verb_ for verb_, _, _ in wanted}.values())
+        for verb_, kind, number in wanted:
+            if time.monotonic() > self.deadline:
+                return
+            case = f"{verb_.name}/{kind}/{number}"
+            yield self.checked(case, verb_.name, kind, SAID[kind], self.fault(verb_, kind, number))
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
+def main() -> None:
+    """Run what is missing in the log, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="cases whose name holds this, such as generate/kill or hostile")
+    parser.add_argument("--minutes", type=float, default=90.0, help="begin no case after so long")
+    parser.add_argument("--log", type=Path, default=ROOT / "out" / "faults.jsonl")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    options = parser.parse_args()
+    if not options.table:
+        options.log.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="ttsnap-faults-"))
+        campaign = Campaign(folder, options.log.absolute(), options.seed, time.monotonic() + 60 * options.minutes)
+        try:
+            os.chdir(folder)
+            prepare(campaign.inputs)
+            alone()
+            together(campaign.cases(options.only))
+        finally:
+            os.chdir(ROOT)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
