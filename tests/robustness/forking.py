@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LONGEST = 240.0  # seconds that a run may take
+LONGEST = 120.0  # seconds that a run may take
 
 
 @dataclass
@@ -42,7 +42,8 @@ class Run:
 
     def __post_init__(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        (self.folder / "tmp").mkdir(parents=True)
+        self.folder.mkdir(parents=True)
+        self.tmp = Path(tempfile.mkdtemp(prefix="tf-", dir="/tmp"))  # sockets have names of at most 107 characters
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -59,7 +60,7 @@ class Run:
             for stream, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.environ |= {"TMPDIR": str(self.folder / "tmp"), "TTSNAP_RUN": str(self.folder), "COLUMNS": "200"}
+            os.environ |= {"TMPDIR": str(self.tmp), "TTSNAP_RUN": str(self.folder), "COLUMNS": "200"}
             tempfile.tempdir = None
             atexit._clear()
             if self.before:
@@ -138,8 +139,10 @@ class Run:
         return found
 
     def temporary(self) -> list[str]:
-        """Files that it left in its folder for temporary ones."""
-        return [str(path.relative_to(self.folder)) for path in (self.folder / "tmp").rglob("*") if path.is_file()]
+        """Files that it left in its folder for temporary ones, which is removed."""
+        found = [str(path.relative_to(self.tmp)) for path in self.tmp.rglob("*") if path.is_file()]
+        shutil.rmtree(self.tmp, ignore_errors=True)
+        return [path for path in found if not path.startswith("ray/")]  # Ray keeps its logs
 
 
 def verb(arguments: Sequence[object]) -> Callable[[], None]:
@@ -173,4 +176,3 @@ def together(work: Iterator[Iterator[None]], most: int = 2) -> None:
             if next(one, running) is running:
                 running.remove(one)
         time.sleep(0.005)
-

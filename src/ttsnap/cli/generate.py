@@ -124,12 +124,11 @@ def _one(job: Generate, as_json: bool) -> None:
     import warnings
 
     from ttsnap.cli.progress import Display, say
-    from ttsnap.cli.workers import interruptible
     from ttsnap.files.locks import locked
 
     show = Display(silent=as_json)
     try:
-        with interruptible(), locked(job.out, say):
+        with locked(job.out, say):
             show.status("loading the model")
             session = job.prepare()
             job.settle(session)

@@ -57,7 +57,7 @@ def label(
     import json as encoder
 
     from ttsnap.files.storage import location
-    from ttsnap.rewards.patience import check_timeout
+    from ttsnap.pipelines.patience import check_timeout
 
     if (reward is None) == (not ground_truth):
         raise ValueError("give --reward, such as --reward shapes, or --ground-truth FILE")

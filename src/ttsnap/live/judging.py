@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.pipelines.patience import Hung, Timed, in_time
 from ttsnap.rewards import Rewards, own_of
-from ttsnap.rewards.patience import Hung, Timed, in_time
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], s
     with torch.no_grad():
         of_features = seen.features if isinstance(seen, View) and reads_features(reward, sigma) else None
         pictures = seen.shown if isinstance(seen, View) and of_features is None else seen
-        return in_time(name, reward, len(seen), ask)
+        return in_time(reward, len(seen), ask)
 
 
 def numbers(name: str, answer: Any, count: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def _of_frames(reward: Any, images: Tensor, prompts: Sequence[str], sigma: float
 def try_own(named: Rewards, prompt: str, size: tuple[int, int] | None, timeout: float | None = None) -> None:
     """`try_out` of all rewards of one's own among those that are named; each has to answer within `timeout` seconds."""
     for name, reward in own_of(named).items():
-        try_out(name, Timed(reward, timeout) if timeout else reward, prompt, size)
+        try_out(name, Timed(name, reward, timeout) if timeout else reward, prompt, size)
 
 
 def try_out(name: str, reward: Any, prompt: str, size: tuple[int, int] | None) -> None:
@@ -114,7 +114,7 @@ def try_out(name: str, reward: Any, prompt: str, size: tuple[int, int] | None) -
 
     try:
         with torch.no_grad():
-            answer = in_time(name, reward, 2, ask)
+            answer = in_time(reward, 2, ask)
     except Exception as error:
         if failure is None:
             raise

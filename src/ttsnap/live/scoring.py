@@ -27,7 +27,7 @@ from ttsnap.files.journal import Journal, read_lines
 from ttsnap.files.readers import Item, Read, Reading
 from ttsnap.live.judging import apart, judge_in_parts, try_own
 from ttsnap.live.settings import check_ranges, reward_contents
-from ttsnap.rewards.patience import Timed, check_timeout
+from ttsnap.pipelines.patience import Timed, check_timeout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -317,7 +317,7 @@ class _Work:
                 seen = torch.cat([judge.fit(_tensor(row.pixels[None], self.device)) for row in some])
             else:
                 seen = _tensor(np.stack([row.pixels for row in some]), self.device)
-            reward = (Timed(see, judge.timeout) if isinstance(judge, Timed) else see) if mixed else judge
+            reward = (Timed(name, see, judge.timeout) if isinstance(judge, Timed) else see) if mixed else judge
             values[list(chosen)] = judge_in_parts(self.limits, name, reward, seen, prompts, self.settings.sigma)
 
         errors = apart(look, [[n] for n in range(len(rows))])

@@ -123,7 +123,7 @@ def load_sampler(
 
         attach(sampler, diversity)
     previews.attach(sampler, preview)
-    if len(places) > 1:
+    if places:
         from ttsnap.pipelines.replicas import Replicas
 
         sampler.replicas = Replicas(sampler, places)
@@ -341,8 +341,8 @@ def prepare(
         reward_timeout: seconds in which a reward has to answer about a batch (default: it may take for ever).
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
-            `preview` (default: `auto`), `devices`, `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and, for a
-            model that is named, those of `ttsnap.pipelines.loading.Loading` (offload, compile, vae_slicing ...).
+            `preview` (default: `auto`), `devices`, `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and,
+            for a model that is named, those of `ttsnap.pipelines.loading.Loading` (offload, compile, vae_slicing ...).
 
     Raises:
         ValueError: what was wrong and what would work.

@@ -18,9 +18,9 @@ from ttsnap.core.values import read_value
 from ttsnap.files.pictures import LONGEST_SIDE, Pictures, parse_frames
 from ttsnap.pipelines.additions import Additions
 from ttsnap.pipelines.loading import Loading
+from ttsnap.pipelines.patience import check_timeout
 from ttsnap.pipelines.schedulers import check_scheduler
 from ttsnap.pipelines.sizes import read_ratio
-from ttsnap.rewards.patience import check_timeout
 
 if TYPE_CHECKING:
     from ttsnap.core.grid import Policy
@@ -93,7 +93,7 @@ class ModelSettings(Loading, CallSettings):
     """The model, the arguments of its call, and how it is loaded: `CallSettings` and `Loading`.
 
     Attributes:
-        devices: Several devices for one search, such as 0,1,2,3 (GPUs by number) or cpu,cpu; each has a copy of the model.
+        devices: Several devices for one search, such as 0,1,2,3 (GPUs by number) or cpu,cpu; each gets the model.
         reward_device: Where rewards run, such as cuda:1 or cpu (default: with the model).
         reward_timeout: Seconds in which a reward has to answer about a batch (default: it may take for ever).
     """
@@ -110,7 +110,9 @@ class ModelSettings(Loading, CallSettings):
 
             first = read_devices(self.devices)[0]
             if self.device not in (None, first):
-                raise ValueError(f"--devices begins with {first}, where the model runs; leave out --device {self.device}")
+                raise ValueError(
+                    f"--devices begins with {first}, where the model runs; leave out --device {self.device}"
+                )
         self.check()
 
     def keywords(self, pictures: Pictures) -> dict[str, Any]:

@@ -129,6 +129,7 @@ class Replica:
             EOFError: it has died.
         """
         return pickle.load(self._source)
+
     def known(self, tree: Any) -> Any:
         """Arguments as they are sent: what is there already, by its number."""
 
@@ -205,7 +206,9 @@ class Replicas:
             if hasattr(sampler.pipe, "_offload_device") or getattr(sampler.pipe, "hf_device_map", None):
                 raise ValueError("--devices is for a pipeline that is on one device; leave out --offload or device_map")
             if sampler.diversity:
-                raise ValueError("candidates that are pushed apart share one device; leave out --devices or the diversity")
+                raise ValueError(
+                    "candidates that are pushed apart share one device; leave out --devices or the diversity"
+                )
         names = {forward.ask.model for forward in sampler.probe.forwards if forward.ask.model in models(sampler.pipe)}
         names &= sampler.probe.merged | {f.ask.model for f in sampler.probe.forwards if f.ask.method == "decode"}
         parts = {name: part for name, part in models(sampler.pipe).items() if name in names}
@@ -240,7 +243,7 @@ class Replicas:
 
         On the CPU the number of devices decides where a batch runs, and never what is in it, so that no bit depends on
         it: all full batches of the group, or the one that is not full. Elsewhere batches are so large that all devices
-        have work.
+        have work, and those who arrive are looked at together.
         """
         ask, first = group[0].ask, group[0]
         assert ask is not None
@@ -249,6 +252,8 @@ class Replicas:
         most = runner.limits.of(runner.kind(first))
         if runner.device.type == "cpu":
             full = max(1, len(group) // most)
+        elif not self.others:
+            return []
         else:
             most = batch_size([_left(call) for call in group], self.count, most)
             full = min(self.count, math.ceil(len(group) / most))

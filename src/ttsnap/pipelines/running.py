@@ -321,14 +321,15 @@ class Runner:
         target = model if ask.method == "forward" else getattr(model, ask.method)
         return target(*own_containers(ask.args), **own_containers(ask.kwargs))
 
-    def turn(self, calls: Sequence[Waiting]) -> Sequence[Waiting]:
+    def turn(self, calls: Sequence[Waiting]) -> list[Sequence[Waiting]]:
         """Let calls go on until each waits for a model or has arrived; then run the batch that fills best.
 
         Of what can be merged, the group is taken that fills a batch best; of several, the one with the later step.
         Errors are kept in the calls they belong to.
 
         Returns:
-            Those that were in the batch.
+            Those that were in the batch. With replicas there are several; on the CPU they are told apart, so that what
+            comes after them does not depend on how many ran at the same time, either.
 
         Raises:
             MemoryError: not even one candidate fits into memory.
@@ -339,22 +340,21 @@ class Runner:
             if call.ask is not None and call.error is None:
                 groups.setdefault(self._key(call), []).append(call)
         if not groups:
-            return []
+            return [[]]
         if len(groups) > 1:
             self._note_differences(groups)
         limits = {key: self.limits.of(self.kind(group[0])) for key, group in groups.items()}
         best = max(groups, key=lambda key: (min(1.0, len(groups[key]) / limits[key]), max(c.step for c in groups[key])))
         group = sorted(groups[best], key=lambda call: call.step)  # so that cohorts meet, and later batches are full
-        parts = self.replicas.deal(self, group) if self.replicas and self.replicas.others else []
-        if self.replicas and parts:
+        if self.replicas and (parts := self.replicas.deal(self, group)):
             self.replicas.run(self, parts)
-            group = [call for part in parts for call in part]
         else:
             while not self.attempt(part := group[: self.limits.of(self.kind(group[0]))]):
                 pass
-            group = part
-        self.go_on(group)
-        return group
+            parts = [part]
+        ran = [call for part in parts for call in part]
+        self.go_on(ran)
+        return parts if self.device.type == "cpu" else [ran]
 
     def attempt(self, calls: Sequence[Waiting], run: Callable[[], None] | None = None) -> bool:
         """Run a batch; false where it does not fit into memory: its calls wait on, and the next are smaller.

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ttsnap.pipelines.patience import Timed
 from ttsnap.rewards.own import adapt
-from ttsnap.rewards.patience import Timed
 from ttsnap.rewards.registry import (
     REWARDS,
     Rewards,
@@ -40,7 +40,7 @@ def load(rewards: Rewards, device: Any = "cpu", timeout: float | None = None) ->
         timeout: seconds in which each has to answer.
     """
     found = _load_all(rewards, device)
-    return {name: Timed(judge, timeout) for name, judge in found.items()} if timeout else found
+    return {name: Timed(name, judge, timeout) for name, judge in found.items()} if timeout else found
 
 
 def _load_all(rewards: Rewards, device: Any) -> dict[str, Callable[..., Any]]:

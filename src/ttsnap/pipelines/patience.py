@@ -19,10 +19,12 @@ class Timed:
     """A reward, and how long it may take; in all else it is the reward.
 
     Attributes:
+        name: of the reward.
         reward: the reward.
         timeout: seconds that one answer may take.
     """
 
+    name: str
     reward: Any
     timeout: float
 
@@ -42,7 +44,7 @@ def check_timeout(timeout: float | None) -> None:
         raise ValueError(f"--reward-timeout is a number of seconds above 0, got {timeout:g}")
 
 
-def in_time(name: str, reward: Any, count: int, ask: Callable[[], T]) -> T:
+def in_time(reward: Any, count: int, ask: Callable[[], T]) -> T:
     """The answer of a reward about `count` pictures.
 
     One that is `Timed` is asked in a thread of its own. Where it hangs, that is left behind: it cannot be ended.
@@ -64,13 +66,13 @@ def in_time(name: str, reward: Any, count: int, ask: Callable[[], T]) -> T:
         except BaseException as error:
             found.append((None, error))
 
-    thread = threading.Thread(target=work, name=f"reward {name}", daemon=True)
+    thread = threading.Thread(target=work, name=f"reward {reward.name}", daemon=True)
     thread.start()
     thread.join(reward.timeout)
     if not found:
         raise Hung(
-            f"reward {name!r} gave no answer about {count} picture{'s' * (count > 1)} within {reward.timeout:g} s "
-            "(--reward-timeout)"
+            f"reward {reward.name!r} gave no answer about {count} picture{'s' * (count > 1)} within "
+            f"{reward.timeout:g} s (--reward-timeout)"
         )
     answer, error = found[0]
     if error is not None:
