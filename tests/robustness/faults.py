@@ -475,7 +475,11 @@ class Campaign:
         codes = sorted((run.code, other.code))
         assert codes[0] == 0, f"neither ended well: {run.errors + other.errors}"
         said = (run.errors + other.errors)[:1]
-        assert not said or verb_.once or (verb_.locks and ("is being written by" in said[0] or "exists already" in said[0])), said
+        assert (
+            not said
+            or verb_.once
+            or (verb_.locks and ("is being written by" in said[0] or "exists already" in said[0]))
+        ), said
         return said[0] if said else "both ended"
 
     def _clock(self, verb_: Verb, out: Path, place: Path, chance: random.Random, moment: float) -> Iterator[None]:
