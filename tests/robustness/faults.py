@@ -61,7 +61,13 @@ SAID = {
     "worker": "a worker is killed (`--workers 2`)",
 }
 ENDS = (0, 2, 3, 130)  # exit codes that a disturbed run may have
-TIMED = ("seconds", "per_second", "rate", "images_per_second")  # in records: what a clock says
+TIMED = (
+    "versions",
+    "seconds",
+    "per_second",
+    "rate",
+    "images_per_second",
+)  # in records: what a clock says, and the commit
 
 PROMPTS = ("a red circle", "a blue square left of a green triangle", "a cyan circle above a red square")
 
@@ -530,7 +536,7 @@ class Campaign:
                     os.kill(chance.choice(workers), signal.SIGKILL)
                     killed = 1
             yield
-        yield from run.wait()
+        yield from run.wait(400)
         polite(run, (0,))
         yield from run.gone(20)
         return f"{killed} worker killed"
