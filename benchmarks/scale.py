@@ -239,6 +239,11 @@ def simulate(options: argparse.Namespace) -> None:
         print(f"a block of {size} takes {statistics.mean(work[size]):.0f} s")
 
 
+def parts_of(count: int) -> list[int]:
+    """Sizes of the batches that so many candidates are run in."""
+    return [min(BATCH, count - start) for start in range(0, count, BATCH)]
+
+
 def search_seconds(
     candidates: int, devices: int, times: dict[str, np.ndarray], rng: np.random.Generator, rebalanced: bool
 ) -> float:
@@ -258,16 +263,15 @@ def search_seconds(
                 most = batch_size(left[left > 0].tolist(), devices, BATCH)
                 chosen = np.argsort(-left, kind="stable")[: most * devices]
                 chosen = chosen[left[chosen] > 0]
-                sizes = [len(part) for part in np.array_split(chosen, min(devices, -(-len(chosen) // most)))]
+                shares = [len(part) for part in np.array_split(chosen, min(devices, -(-len(chosen) // most)))]
             else:
                 chosen = np.flatnonzero(left > 0)
-                sizes = [int(count) for count in np.bincount(home[alive[chosen]]) if count]
-                sizes = [min(BATCH, count) for count in sizes for _ in range(-(-count // BATCH))]
+                shares = np.bincount(home[alive[chosen]]).tolist()
             left[chosen] -= 1
-            total += max(batch("call", count) for count in sizes)
+            total += max(sum(batch("call", part) for part in parts_of(share)) for share in shares)
         each = -(-size // devices)
-        total += sum(batch("decode", min(BATCH, each)) for _ in range(-(-each // BATCH)))
-        total += sum(batch("look", min(BATCH, size)) for _ in range(-(-size // BATCH)))
+        total += sum(batch("decode", part) for part in parts_of(each))
+        total += sum(batch("look", part) for part in parts_of(size))
         before = step
     return total
 
