@@ -2,12 +2,16 @@
 
     python benchmarks/scale.py measure [--prompts 64]
     python benchmarks/scale.py simulate [--times times.json] [--call 1.75 --decode .25 --look .1 --load 90]
+    python benchmarks/scale.py devices [--times times.json] [--call 1.75 --decode .25 --look .1 --candidates 64]
 
 `measure` records images of the embedded model, each number of workers in a process of its own. It also writes the
 seconds of each denoiser call, decode and look of a batch to times.json, from which `simulate` draws: a worker takes a
 block when it has finished the last one, as in `ttsnap.cluster.scheduling`, and a block takes the calls, decodes and
 looks that its searches need. --call and so on set the mean of a batch in seconds; the spread is always that which was
 recorded.
+
+`devices` simulates one prompt on many devices (`--devices`): before every round the candidates that are left are dealt
+out anew (`ttsnap.pipelines.replicas.batch_size`), or they stay where they began. Rewards run on the first device.
 """
 
 from __future__ import annotations
@@ -207,10 +211,15 @@ def makespan(blocks: list[float], gpus: int, load_seconds: float, event: float) 
     return max(free)
 
 
-def simulate(options: argparse.Namespace) -> None:
+def scaled(options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Recorded seconds of batches, scaled to the means that were asked for."""
     recorded = {key: np.asarray(values) for key, values in json.loads(options.times.read_text()).items()}
     means = {"call": options.call, "decode": options.decode, "look": options.look}
-    times = {key: values * (means[key] / values.mean() if means[key] else 1) for key, values in recorded.items()}
+    return {key: values * (means[key] / values.mean() if means[key] else 1) for key, values in recorded.items()}
+
+
+def simulate(options: argparse.Namespace) -> None:
+    times = scaled(options)
     full = prompts_per_block(PUBLISHED.plan(CANDIDATES, STEPS), BATCH)
     sizes = [full, max(1, full // 4)]
     print(f"{options.prompts} prompts x {CANDIDATES} candidates; blocks of {' and '.join(map(str, sizes))} prompts")
@@ -230,19 +239,73 @@ def simulate(options: argparse.Namespace) -> None:
         print(f"a block of {size} takes {statistics.mean(work[size]):.0f} s")
 
 
+def parts_of(count: int) -> list[int]:
+    """Sizes of the batches that so many candidates are run in."""
+    return [min(BATCH, count - start) for start in range(0, count, BATCH)]
+
+
+def search_seconds(
+    candidates: int, devices: int, times: dict[str, np.ndarray], rng: np.random.Generator, rebalanced: bool
+) -> float:
+    """One prompt on many devices, round by round: the longest batch of a round is waited for."""
+    from ttsnap.pipelines.replicas import FIXED, batch_size
+
+    def batch(kind: str, size: int) -> float:
+        return float(rng.choice(times[kind])) * (FIXED + size) / (FIXED + BATCH)
+
+    total, before = 0.0, 0
+    home = np.arange(candidates) % devices  # where a candidate began
+    for step, size in PUBLISHED.plan(candidates, STEPS):
+        alive = np.sort(rng.permutation(candidates)[:size]) if size < candidates else np.arange(candidates)
+        left = np.full(size, step - before)
+        while left.max() > 0:
+            if rebalanced:
+                most = batch_size(left[left > 0].tolist(), devices, BATCH)
+                chosen = np.argsort(-left, kind="stable")[: most * devices]
+                chosen = chosen[left[chosen] > 0]
+                shares = [len(part) for part in np.array_split(chosen, min(devices, -(-len(chosen) // most)))]
+            else:
+                chosen = np.flatnonzero(left > 0)
+                shares = np.bincount(home[alive[chosen]]).tolist()
+            left[chosen] -= 1
+            total += max(sum(batch("call", part) for part in parts_of(share)) for share in shares)
+        each = -(-size // devices)
+        total += sum(batch("decode", part) for part in parts_of(each))
+        total += sum(batch("look", part) for part in parts_of(size))
+        before = step
+    return total
+
+
+def simulate_devices(options: argparse.Namespace) -> None:
+    times, count = scaled(options), options.candidates
+    print(f"one prompt, {count} candidates, the published schedule, {STEPS} calls")
+    print("| devices | seconds | efficiency | candidates that stay where they began: seconds | efficiency |")
+    print("|---|---|---|---|---|")
+    alone: dict[bool, float] = {}
+    for devices in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        cells = []
+        for rebalanced in (True, False):
+            rng = np.random.default_rng(0)
+            seconds = statistics.mean(search_seconds(count, devices, times, rng, rebalanced) for _ in range(20))
+            alone.setdefault(True, seconds)
+            cells.append(f"{seconds:.1f} | {alone[True] / devices / seconds:.0%}")
+        print(f"| {devices} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "simulate", "one"])
+    parser.add_argument("what", choices=["measure", "simulate", "devices", "one"])
     parser.add_argument("--times", type=Path, default=Path("times.json"))
     parser.add_argument("--prompts", type=int)
     parser.add_argument("--workers", type=int, default=0, help="of `one`, a single run; 0: without Ray")
     for name in ("call", "decode", "look"):
         parser.add_argument(f"--{name}", type=float, help="mean seconds of a batch of 32")
+    parser.add_argument("--candidates", type=int, default=64, help="of `devices`")
     parser.add_argument("--load", type=float, default=90.0, help="seconds to load a model")
     parser.add_argument("--event", type=float, default=0.004, help="seconds of the loop per event")
     options = parser.parse_args()
     options.prompts = options.prompts or (10_000 if options.what == "simulate" else 64)
-    {"measure": measure, "simulate": simulate, "one": run_one}[options.what](options)
+    {"measure": measure, "simulate": simulate, "devices": simulate_devices, "one": run_one}[options.what](options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import pytest
 from tests.cluster import toys
 from ttsnap.cluster.scheduling import Observer, ThisProcess, execute
 from ttsnap.files.storage import location
+from ttsnap.policies import Branching
 from ttsnap.recordings import Recording
 
 pytestmark = pytest.mark.usefixtures("two_cores")
@@ -59,6 +61,20 @@ def test_two_workers_find_the_same_images_as_one_process(whole, tmp_path):
     (tmp_path / "found").mkdir()
     there(toys.search(tmp_path / "found"))
     assert toys.files(tmp_path / "found") == toys.files(whole / "found")
+
+
+@pytest.mark.slow
+def test_a_policy_that_forks_chooses_the_same_on_two_workers_as_in_one_process(tmp_path):
+    prompts, chosen = toys.PROMPTS[:6], {}
+    for name, run in (("here", lambda job: execute(job, ThisProcess())), ("there", there)):
+        out = tmp_path / name
+        out.mkdir()
+        run(toys.search(out, prompts=prompts, policy=Branching((1, 2), keep=(0.5, 0.5), grow=(1.0, 1.0), angle=40.0)))
+        chosen[name] = toys.files(out)
+    assert chosen["there"] == chosen["here"]
+    forked = [json.loads(path.read_text()) for path in sorted((tmp_path / "there").glob("p*/tree.json"))]
+    assert len(forked) == len(prompts)
+    assert all(len(look["way"]) > 1 for look in forked[0]["looks"][-1:])
 
 
 @pytest.mark.slow

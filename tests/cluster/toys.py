@@ -23,6 +23,7 @@ from ttsnap.recordings.image_tree import ImageTree
 PROMPTS = [f"prompt {number}" for number in range(24)]
 PER_PROMPT = 4
 BATCH = 8
+HALVING = SuccessiveHalving((1, 2), keep=(0.5, 0.5))
 
 
 def sampler_of(pause=0.0, full_once=None, refuses=None):
@@ -89,13 +90,12 @@ def labels(tree, out, how=None):
     return Label(ImageTree.open(tree), partial(rewards, how), cpu, out, batch=BATCH)
 
 
-def searcher(how, sampler):
-    policy = SuccessiveHalving((1, 2), keep=(0.5, 0.5))
+def searcher(how, policy, sampler):
     return Session(sampler_of(**sampler), rewards(how, "cpu"), policy, PER_PROMPT, CostModel("toy", 1.0, 1.0, 1.0))
 
 
-def search(out, how=None, prompts=PROMPTS, **sampler):
-    return Generate(partial(searcher, how, sampler), prompts, out, {}, seed=7, board=False)
+def search(out, how=None, prompts=PROMPTS, policy=HALVING, **sampler):
+    return Generate(partial(searcher, how, policy, sampler), prompts, out, {}, seed=7, board=False)
 
 
 def files(root):

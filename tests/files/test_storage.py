@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
 import pytest
 
 from tests.object_store import serve
-from ttsnap.files.storage import Remote, atomically, check_writable, location, patiently, write, write_json
+from ttsnap.core.errors import explain
+from ttsnap.files.storage import Remote, atomically, check_writable, location, new_folder, patiently, write, write_json
 from ttsnap.recordings import Recording
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
 
@@ -132,3 +134,44 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         atomically(path, fails)
     assert json.loads(path.read_text()) == {"seed": 2}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    path, folder = tmp_path / "result.json", tmp_path / "rec.zarr"
+    left, other = tmp_path / ".result.json.abc.tmp", tmp_path / ".result.jsonx.abc.tmp"
+    left.write_text("half")
+    other.write_text("of another file")
+    (tmp_path / ".rec.zarr.abc.tmp").mkdir()
+    (tmp_path / ".rec.zarr.abc.tmp" / "part").write_text("half")
+
+    def meanwhile(temporary):
+        write_json({"seed": 2}, path)  # another process: what is held stays
+        temporary.write_text("{}")
+
+    atomically(path, meanwhile)
+    with new_folder(folder, "last") as made:
+        made.mkdir()
+        (made / "last").write_text("whole")
+    assert sorted(found.name for found in tmp_path.iterdir()) == [other.name, "rec.zarr", "result.json"]
+    assert json.loads(path.read_text()) == {}
+    assert (folder / "last").read_text() == "whole"
+
+    def stopped():
+        with new_folder(tmp_path / "new", "last") as made:
+            made.mkdir()
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        stopped()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_full_disk_is_told_with_the_path_and_what_is_kept(tmp_path):
+    def full(temporary):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        atomically(tmp_path / "best.png", full)
+    said = explain(caught.value)
+    assert str(tmp_path / "best.png") in said
+    assert "what is stored is whole" in said

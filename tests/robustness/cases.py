@@ -171,7 +171,7 @@ def policy_deep(here):
 def policy_pickle(here):
     mark = here.folder / "owned"
     file = here.file("p.json", pickle.dumps(Owned(mark)))
-    here.refused("generate", "a", "--policy", file, message="is not valid JSON")
+    here.refused("generate", "a", "--policy", file, message="it is not UTF-8 text")
     assert not mark.exists()
 
 

@@ -6,7 +6,9 @@ Verb modules import nothing heavy at the top, so that `ttsnap --help` answers at
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import Annotated
@@ -121,10 +123,15 @@ def run(
 def main() -> None:
     """Entry point: errors of use are one sentence on stderr and exit code 2, never a traceback.
 
-    `--debug` or TTSNAP_DEBUG=1 shows it.
+    `--debug` or TTSNAP_DEBUG=1 shows it. SIGTERM, as schedulers send it before they kill, is taken for Ctrl-C.
     """
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main_thread else None
     try:
         commands.meta(sys.argv[1:], exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        print("stopped: nothing was kept, the same command begins again", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError, MemoryError, CycloptsError) as error:
         if verbosity.debug or os.environ.get("TTSNAP_DEBUG"):
             raise
@@ -133,3 +140,6 @@ def main() -> None:
             sys.exit(1)
         print("error: " + explain(error), file=sys.stderr)
         sys.exit(2)
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)

@@ -182,7 +182,7 @@ def _looks(
     name = str(reward_of(model.model, asked, pushed=model.diversity is not None))
     if len(rewards.names_of(name)) != 1:
         raise ValueError(f"looks of one reward are compared at a time, got {name}")
-    try_own(name, texts[0], None)
+    try_own(name, texts[0], None, model.reward_timeout)
     sampler = quietly(model.sampler, texts[0], pictures)
     (judge,) = model.load_rewards(name, sampler.device).values()
     if dry_run:

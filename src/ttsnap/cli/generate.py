@@ -122,12 +122,11 @@ def _one(job: Generate, as_json: bool) -> None:
     import warnings
 
     from ttsnap.cli.progress import Display, say
-    from ttsnap.cli.workers import interruptible
     from ttsnap.files.locks import locked
 
     show = Display(silent=as_json)
     try:
-        with interruptible(), locked(job.out, say):
+        with locked(job.out, say):
             show.status("loading the model")
             session = job.prepare()
             job.settle(session)
@@ -144,7 +143,7 @@ def _one(job: Generate, as_json: bool) -> None:
                 )
             for note in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
                 say(f"warning: {note}")
-            results[0].save(job.out, board=job.board, metadata=job.metadata)
+            job.save(results[0], job.out, session)
     except KeyboardInterrupt:
         show.close()
         print(f"stopped: the same command begins again ({job.out})", file=sys.stderr)

@@ -28,6 +28,7 @@ def label(
     max_batch: int = 32,
     threads: int | None = None,
     device: str | None = None,
+    reward_timeout: float | None = None,
     ground_truth: Annotated[tuple[str, ...], Published] = (),
     steps: Annotated[int, Published] = 20,
     workers: WorkerOptions = Workers(),
@@ -50,6 +51,7 @@ def label(
         max_batch: Most images in one look.
         threads: Threads that decode images (default: one per core).
         device: cpu, cuda, cuda:1, mps.
+        reward_timeout: Seconds in which a reward has to answer about a batch (default: it may take for ever).
         ground_truth: [NAME=]FILE: import labels of finished images (`p0000: {id000: value}`) instead of judging; TREE
             can then be a file with prompts.
         steps: Denoiser calls of a finished image, where no tree tells.
@@ -57,6 +59,7 @@ def label(
     import json as encoder
 
     from ttsnap.files.storage import location
+    from ttsnap.pipelines.patience import check_timeout
 
     if (reward is None) == (not ground_truth):
         raise ValueError("give --reward, such as --reward shapes, or --ground-truth FILE")
@@ -74,9 +77,10 @@ def label(
         names = ", ".join(report["rewards"])
         lines = [f"{out}: {names} of {report['prompts']} prompts x {report['candidates']} finished images"]
     else:
+        check_timeout(reward_timeout)
         choices = (final_only, strict, max_batch, threads)
         source, place = location(tree, absolute=True), location(out, absolute=True)
-        report, lines = _judged(source, place, reward, texts, choices, device, workers, json)
+        report, lines = _judged(source, place, reward, texts, choices, device, reward_timeout, workers, json)
     print(encoder.dumps(report, indent=1) if json else "\n".join(lines))
     if report.get("failures"):
         from ttsnap.cli.workers import PARTLY
@@ -108,6 +112,7 @@ def _judged(
     texts: list[str] | None,
     choices: tuple[bool, bool, int, int | None],
     device: str | None,
+    timeout: float | None,
     workers: Workers,
     silent: bool,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -125,8 +130,8 @@ def _judged(
     names = rewards.names_of(reward)
     workers.check_device(device)
     tree = ImageTree.open(source, texts)
-    try_own(reward, tree.prompts[0], tree.size[::-1])
-    load = partial(rewards.load, reward)
+    try_own(reward, tree.prompts[0], tree.size[::-1], timeout)
+    load = partial(rewards.load, reward, timeout=timeout)
     job = Label(tree, load, partial(find_device, device), out, *choices, reward_contents(reward))
     show = Board("labelling", "images", silent=silent, workers=not workers.alone)
     outcome = run(job, workers, out, show)

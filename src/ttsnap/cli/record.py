@@ -93,7 +93,7 @@ def record(
         rewards.names_of(reward)
         if store_size is not None or image_format != "png":
             raise ValueError("with --reward no images are stored: leave out --store-size and --format")
-        try_own(reward, texts[0], None)
+        try_own(reward, texts[0], None, model.reward_timeout)
     elif features:
         raise ValueError("--features are kept beside rewards: add --reward NAME")
     workers.check_device(model.device, model.reward_device)

@@ -109,14 +109,13 @@ def _scored(found: Any, settings: ScoreSettings, prompt: Any, folder: Path, *, s
     from dataclasses import asdict
 
     from ttsnap.cli.progress import ImageProgress, say
-    from ttsnap.cli.workers import interruptible
     from ttsnap.files.locks import locked
     from ttsnap.live.scoring import score as judge
 
     options = asdict(settings) | {"prompt": prompt, "out": folder}
     progress = ImageProgress("scoring", silent=silent)
     try:
-        with interruptible(), locked(folder, say), ExitStack() as stack:
+        with locked(folder, say), ExitStack() as stack:
 
             def start(total: int) -> None:
                 stack.enter_context(progress)

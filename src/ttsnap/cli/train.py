@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,9 +117,11 @@ def train(
     if judge != "pictures":
         raise ValueError(f"--judge is pictures or features, got {judge!r}")
     resolved = Config.of(values)
+    from ttsnap.files.locks import locked
     from ttsnap.training import train as fit
 
-    with ImageProgress("training", silent=json or os.environ.get("RANK", "0") != "0") as progress:
+    first = os.environ.get("RANK", "0") == "0"
+    with locked(out) if first else nullcontext(), ImageProgress("training", silent=json or not first) as progress:
         try:
             report = fit(resolved, out, cpu=cpu, on_start=progress.start, on_images=progress.advance)
         except KeyboardInterrupt:
@@ -170,6 +173,7 @@ def _train_judge(values: dict[str, Any], out: Path, *, cpu: bool, json: bool) ->
     import torch
 
     from ttsnap.cli.progress import ImageProgress
+    from ttsnap.files.locks import locked
     from ttsnap.training.config import settings_of
     from ttsnap.training.judges import JudgeSettings, train_judge
 
@@ -178,7 +182,7 @@ def _train_judge(values: dict[str, Any], out: Path, *, cpu: bool, json: bool) ->
         raise ValueError("a judge of features needs a recording: ttsnap train --judge features REC --out DIR")
     settings = settings_of(JudgeSettings, values)
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-    with ImageProgress("training", silent=json, unit="updates") as progress:
+    with locked(out), ImageProgress("training", silent=json, unit="updates") as progress:
         report = train_judge(
             recording, out, settings, device=device, on_start=progress.start, on_updates=progress.advance
         )

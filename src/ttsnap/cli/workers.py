@@ -40,9 +40,9 @@ def quietly(load: Callable[..., Any], *given: Any) -> Any:
 def run(job: Job, workers: Workers, out: AnyPath, show: Board) -> Outcome:
     """Run a job; Ctrl-C, a full disk and a second process on the same output are one sentence each."""
     try:
-        with interruptible(), locked(out, say) as show.check, quiet_stdout(workers), show:
+        with locked(out, say) as show.check, quiet_stdout(workers), show:
             pool = workers.pool()
-            with interruptible():  # Ray has put a handler of its own in place
+            with interruptible():  # Ray has put a handler of its own in place of that of `main`
                 return execute(job, pool, show)
     except KeyboardInterrupt:
         print(f"stopped: the same command goes on from there ({out})", file=sys.stderr)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cluster.jobs import Block, Event, Plan, first_line
-from ttsnap.files.storage import AnyPath, write_json
+from ttsnap.files.storage import AnyPath, Remote, write_json
 
 if TYPE_CHECKING:
+    from ttsnap.live.result import SearchResult
     from ttsnap.live.session import Session
 
 SETTINGS = "settings.json"
@@ -59,7 +60,17 @@ class Generate:
         """Fix the number of candidates: a budget in seconds is turned into it once, so that all do the same."""
         session.candidates = self.candidates or session.candidates
         if self.candidates is None:
-            write_json({"settings": dict(self.settings), "candidates": session.candidates}, self.out / SETTINGS)
+            self._keep_settings(session)
+
+    def save(self, result: SearchResult, folder: AnyPath, session: Session) -> None:
+        """Store a result; where the output has vanished meanwhile, it is begun anew, with its settings."""
+        if not isinstance(self.out, Remote) and not (self.out / SETTINGS).exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._keep_settings(session)
+        result.save(folder, board=self.board, metadata=self.metadata)
+
+    def _keep_settings(self, session: Session) -> None:
+        write_json({"settings": dict(self.settings), "candidates": session.candidates}, self.out / SETTINGS)
 
 
 class _Search:
@@ -100,7 +111,7 @@ class _Search:
             if isinstance(result, Exception):
                 yield Event(failures={p: first_line(result)})
             elif p not in done:
-                result.save(job.folder(p), board=job.board, metadata=job.metadata)
+                job.save(result, job.folder(p), searcher)
                 yield Event(result.finished, prompts=(p,), notes=tuple(result.notes), rewards=(float(result.reward),))
 
 

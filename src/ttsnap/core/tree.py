@@ -92,6 +92,8 @@ class Tree:
         Raises:
             ValueError: it is another file.
         """
+        if not Path(path).is_file():
+            raise ValueError(f"there is no tree {path}, or it is no regular file")
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             looks = {

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ttsnap.files.decoding import read_file
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -120,6 +122,11 @@ def read(source: str | Path | IO[bytes]) -> Metadata:
     from PIL import Image, UnidentifiedImageError
 
     name = source if isinstance(source, str | Path) else "the picture"
+    if isinstance(source, str | Path):
+        try:
+            source = io.BytesIO(read_file(Path(source)))
+        except ValueError as error:
+            raise ValueError(f"cannot read {name}: it {error}") from error
     try:
         with Image.open(source) as image:
             image.load()  # chunks of text may follow the image

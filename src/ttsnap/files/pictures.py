@@ -19,12 +19,18 @@ def read_picture(path: Path | str) -> Image:
     Raises:
         ValueError: no such file, no picture, or one that is too large.
     """
+    import io
+
     from PIL import Image, UnidentifiedImageError
 
-    from ttsnap.files.decoding import shown
+    from ttsnap.files.decoding import read_file, shown
 
     try:
-        with Image.open(path) as picture:
+        data = read_file(Path(path))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: it {error}") from error
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MOST_PIXELS or max(picture.size) > LONGEST_SIDE:
                 raise ValueError(f"{path} has {picture.width} x {picture.height} pixels; at most 64 million are taken")
             plain = picture.convert("RGB")

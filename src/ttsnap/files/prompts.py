@@ -35,7 +35,7 @@ def read_prompt_file(path: Path, column: str | None = None) -> list[str]:
     Raises:
         ValueError: it cannot be read, or several columns could be meant.
     """
-    text, kind = read_text(path, MAX_FILE, "prompts"), path.suffix.lower()
+    text, kind = read_text(path, MAX_FILE, "prompts from"), path.suffix.lower()
     if kind in (".json", ".jsonl", ".ndjson") or text.lstrip().startswith("{"):
         rows = _json(path, text)
         return rows if _plain(rows) and column is None else _column(path, rows, column)

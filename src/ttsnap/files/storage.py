@@ -31,6 +31,8 @@ _FINAL: tuple[type[Exception], ...] = (
 )
 _FINAL += (ValueError, TypeError, LookupError, AttributeError)
 
+_TEMPORARY = ".tmp"
+
 T = TypeVar("T")
 
 
@@ -240,31 +242,85 @@ def write_json(data: Any, path: AnyPath) -> None:
 
 
 def atomically(path: Path, work: Callable[[Path], Any]) -> None:
-    """Let `work` make a temporary file beside `path`, then rename it: readers see all of it or nothing."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Let `work` make a temporary file beside `path`, then rename it: readers see all of it or nothing.
+
+    Raises:
+        OSError: such as a full disk; it names `path`.
+    """
+    _remove_left(path)
+    handle, name = tempfile.mkstemp(_TEMPORARY, f".{path.name}.", path.parent)
     temporary = Path(name)
     try:
+        _hold(handle)
         work(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, name):
+            error.filename = str(path)
         raise
+    finally:
+        os.close(handle)
 
 
-def publish(folder: Path, place: AnyPath, last: str) -> None:
-    """Move a local folder to a place where nothing is; `last` comes last: where it is, all of it is.
+def vanished(out: Path) -> OSError:
+    """What to raise where an output is gone that was there."""
+    return OSError(
+        errno.ENOENT, "the output has vanished while it was written; the same command begins again", str(out)
+    )
 
-    On the way to a remote place the folder's parent, which is temporary like itself, is removed with it.
-    """
+
+def _publish(folder: Path, place: AnyPath, last: str) -> None:
+    """Move a local folder to a place where nothing is: `last` comes last: where it is, all of it is."""
     if isinstance(place, Path):
         os.replace(folder, place)
         return
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path == folder / last)
     for path in files:
         (place / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
-    shutil.rmtree(folder.parent)
+
+
+@contextlib.contextmanager
+def new_folder(place: AnyPath, last: str) -> Iterator[Path]:
+    """A name for a temporary local folder, which in the end becomes `place`, where nothing is: `last` comes last."""
+    local = isinstance(place, Path)
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(place)
+    above = place.parent if isinstance(place, Path) else None
+    parent = Path(tempfile.mkdtemp(_TEMPORARY, f".{place.name}." if local else "ttsnap-", above))
+    handle = os.open(parent, os.O_RDONLY)
+    try:
+        _hold(handle)
+        yield parent / place.name
+        _publish(parent / place.name, place, last)
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+        os.close(handle)
+
+
+def _hold(handle: int) -> None:
+    """Lock something temporary while it is made."""
+    import fcntl
+
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what killed processes have left of a file or folder: the lock is free when its owner is gone."""
+    import fcntl
+
+    for name in os.listdir(path.parent):
+        if name.startswith(f".{path.name}.") and name.endswith(_TEMPORARY):
+            left = path.parent / name
+            with contextlib.suppress(OSError):
+                handle = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                finally:
+                    os.close(handle)
 
 
 def check_writable(folder: AnyPath) -> None:

@@ -13,16 +13,19 @@ def read_text(path: Path, most: int, what: str = "") -> str:
     Args:
         path: the file.
         most: bytes that it may have.
-        what: is read from it, for messages, such as `prompts`.
+        what: it is, for messages, such as `prompts from` or `the config`.
 
     Raises:
         ValueError: it is larger, cannot be read, or is no such text.
     """
-    source = f"{what} from {path}" if what else str(path)
+    source = f"{what} {path}" if what else str(path)
     try:
-        if path.stat().st_size > most:
-            raise ValueError(f"{path} is larger than {most >> 20} MiB; split {f'the {what}' if what else 'it'}")
-        data = path.read_bytes()
+        if path.is_fifo() and not str(path).startswith("/dev/"):  # as a shell's `<(...)` does
+            raise ValueError(f"cannot read {source}: it is a named pipe")
+        with path.open("rb") as file:  # of a device its size does not tell
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise ValueError(f"{path} is larger than {most >> 20} MiB; split it")
         return data.decode(MARKS.get(data[:2], "utf-8-sig"))
     except OSError as error:
         raise ValueError(f"cannot read {source}: {error.strerror}") from error

@@ -210,15 +210,16 @@ class Engine:
         with _noted(searches):
             try:
                 with self._timed("calls"):
-                    group = self.sampler.turn(calls)
+                    parts = self.sampler.turn(calls)
             except MemoryError as error:
                 for search in searches:
                     search.end(error=error)
                 return
-            self._count(searches, group, before, start)
+            self._count(searches, [call for part in parts for call in part], before, start)
             for search in searches:
                 self._fail(search)
-            self._look([search for search in searches if not search.ended])
+            for part in (*parts, ()) if len(parts) > 1 else [()]:  # each is looked at as if it had run alone
+                self._look([search for search in searches if not search.ended], part)
         for search in searches:
             if not search.ended and search.stopped:
                 self._interrupt(search)
@@ -236,7 +237,7 @@ class Engine:
             made += search.made
         if made:
             self.occupancy.taken += made
-            self.occupancy.places += self.sampler.max_batch
+            self.occupancy.places += self.sampler.max_batch * -(-made // self.sampler.max_batch)  # of all devices
         for search in searches:
             if search.made and not search.stopped:
                 try:
@@ -251,12 +252,18 @@ class Engine:
                 search.end(error=self.sampler.explained(call))
                 return
 
-    def _look(self, searches: Sequence[Searching]) -> None:
-        """Judge candidates that have arrived, together where they stand at the same step."""
+    def _look(self, searches: Sequence[Searching], ran: Sequence[Any]) -> None:
+        """Judge candidates that have arrived, together where they stand at the same step.
+
+        Args:
+            searches: those under way.
+            ran: calls of a batch; none: all calls.
+        """
         arrived: dict[int, list[tuple[Searching, Place, Call]]] = {}
+        mine = {id(call) for call in ran}
         for search in searches:
             for place, call in search.going.items():
-                if call.arrived and not search.stopped:
+                if call.arrived and not search.stopped and (not mine or id(call) in mine):
                     arrived.setdefault(call.step, []).append((search, place, call))
         for step, group in sorted(arrived.items()):
             for first in range(0, len(group), self.sampler.max_batch):

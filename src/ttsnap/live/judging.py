@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttsnap.pipelines.patience import Hung, Timed, in_time
 from ttsnap.rewards import Rewards, own_of
 
 if TYPE_CHECKING:
@@ -23,17 +24,23 @@ def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], s
 
     Raises:
         ValueError: the reward did not answer with one number per image.
+        Hung: it did not answer in time.
     """
     import torch
 
     from ttsnap.pipelines.views import View, reads_features
 
-    with torch.no_grad():
-        if isinstance(seen, View) and reads_features(reward, sigma):
-            answer = reward.early(seen.features, prompts, sigma=sigma)
+    def ask() -> np.ndarray:
+        if of_features is None:
+            answer = _of_frames(reward, pictures, prompts, sigma)
         else:
-            answer = _of_frames(reward, seen.shown if isinstance(seen, View) else seen, prompts, sigma)
+            answer = reward.early(of_features, prompts, sigma=sigma)
         return numbers(name, answer, len(seen))
+
+    with torch.no_grad():
+        of_features = seen.features if isinstance(seen, View) and reads_features(reward, sigma) else None
+        pictures = seen.shown if isinstance(seen, View) and of_features is None else seen
+        return in_time(reward, len(seen), ask)
 
 
 def numbers(name: str, answer: Any, count: int) -> np.ndarray:
@@ -73,10 +80,10 @@ def _of_frames(reward: Any, images: Tensor, prompts: Sequence[str], sigma: float
     return values.reshape(videos, frames).float().mean(1)
 
 
-def try_own(named: Rewards, prompt: str, size: tuple[int, int] | None) -> None:
-    """`try_out` of all rewards of one's own among those that are named."""
+def try_own(named: Rewards, prompt: str, size: tuple[int, int] | None, timeout: float | None = None) -> None:
+    """`try_out` of all rewards of one's own among those that are named; each has to answer within `timeout` seconds."""
     for name, reward in own_of(named).items():
-        try_out(name, reward, prompt, size)
+        try_out(name, Timed(name, reward, timeout) if timeout else reward, prompt, size)
 
 
 def try_out(name: str, reward: Any, prompt: str, size: tuple[int, int] | None) -> None:
@@ -95,10 +102,22 @@ def try_out(name: str, reward: Any, prompt: str, size: tuple[int, int] | None) -
 
     from ttsnap.pipelines.counting import some_pictures
 
+    pictures, failure = some_pictures(2, *(size or (256, 256))), None
+
+    def ask() -> Any:
+        nonlocal failure
+        try:
+            return reward(pictures, [prompt, prompt], sigma=0.0)
+        except Exception as error:
+            failure = error
+            raise
+
     try:
         with torch.no_grad():
-            answer = reward(some_pictures(2, *(size or (256, 256))), [prompt, prompt], sigma=0.0)
+            answer = in_time(reward, 2, ask)
     except Exception as error:
+        if failure is None:
+            raise
         if size is None and isinstance(error, RuntimeError):
             return
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -127,7 +146,7 @@ def judge_in_parts(
 
 
 def apart(look: Callable[[Sequence[int]], None], parts: Sequence[Sequence[int]]) -> list[Exception | None]:
-    """Look at all rows at once; where that fails, at each part alone.
+    """Look at all rows at once; where that fails, at each part alone, until a reward hangs on one.
 
     Args:
         look: judges some rows; may raise.
@@ -145,6 +164,9 @@ def apart(look: Callable[[Sequence[int]], None], parts: Sequence[Sequence[int]])
         for number, rows in enumerate(parts):
             try:
                 look(rows)
+            except Hung as error:
+                errors[number:] = [error] * (len(parts) - number)
+                break
             except Exception as error:
                 errors[number] = error
     return errors

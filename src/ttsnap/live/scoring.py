@@ -27,6 +27,7 @@ from ttsnap.files.journal import Journal, read_lines
 from ttsnap.files.readers import Item, Read, Reading
 from ttsnap.live.judging import apart, judge_in_parts, try_own
 from ttsnap.live.settings import check_ranges, reward_contents
+from ttsnap.pipelines.patience import Timed, check_timeout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +51,7 @@ class ScoreSettings:
         max_batch: Most pictures in one batch (halved when memory runs out).
         readers: Processes that read and decode (default: one per core, at most 8).
         device: cpu, cuda, cuda:1, mps.
+        reward_timeout: Seconds in which a reward has to answer about a batch (default: it may take for ever).
     """
 
     reward: str | None = None
@@ -58,8 +60,10 @@ class ScoreSettings:
     max_batch: int = 32
     readers: int | None = None
     device: str | None = None
+    reward_timeout: float | None = None
 
     def __post_init__(self) -> None:
+        check_timeout(self.reward_timeout)
         check_ranges(max_batch=(self.max_batch, 1, 4096), readers=(self.readers, 1, 256))
         if not 0 <= self.sigma < float("inf"):
             raise ValueError(f"--sigma is a noise level of at least 0, got {self.sigma:g}")
@@ -180,7 +184,7 @@ def score(
         raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
     names = rewards.names_of(reward)
     items, left_out = _items(pictures, prompt)
-    try_own(reward, "a", None)
+    try_own(reward, "a", None, asked.reward_timeout)
     keys = _reward_keys(reward, names, asked.sigma)
     from ttsnap.pipelines.loading import find_device
 
@@ -194,7 +198,7 @@ def score(
             known = {line["key"]: line for line in read_lines(Path(out) / JOURNAL) if "key" in line}
             journal = stack.enter_context(Journal(Path(out) / JOURNAL))
         reading = stack.enter_context(Reading(keys, set(known)).begin(items, asked.readers))
-        judges = rewards.load(reward, device)  # while the first pictures are read
+        judges = rewards.load(reward, device, asked.reward_timeout)  # while the first pictures are read
         if on_start:
             on_start(len(items))
         work = _Work(items, judges, asked, device, known, journal, on_images)
@@ -313,7 +317,7 @@ class _Work:
                 seen = torch.cat([judge.fit(_tensor(row.pixels[None], self.device)) for row in some])
             else:
                 seen = _tensor(np.stack([row.pixels for row in some]), self.device)
-            reward = see if mixed else judge
+            reward = (Timed(name, see, judge.timeout) if isinstance(judge, Timed) else see) if mixed else judge
             values[list(chosen)] = judge_in_parts(self.limits, name, reward, seen, prompts, self.settings.sigma)
 
         errors = apart(look, [[n] for n in range(len(rows))])

@@ -20,7 +20,7 @@ from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.additions import Additions
 from ttsnap.pipelines.conditions import Pictures
-from ttsnap.pipelines.loading import Loading, check_model, find_device, load, warm_up
+from ttsnap.pipelines.loading import Loading, check_model, find_device, load, read_devices, warm_up
 from ttsnap.pipelines.models import MODELS, model_name
 from ttsnap.pipelines.schedulers import check_fits, check_scheduler, with_scheduler
 from ttsnap.pipelines.single_file import Loaded
@@ -63,6 +63,7 @@ def load_sampler(
     diversity: Negtome | None = None,
     preview: str | Preview | None = None,
     cache: str | None = None,
+    devices: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Sampler:
     """The sampler of a model, which is loaded where it is named.
@@ -77,6 +78,7 @@ def load_sampler(
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
         cache: let denoiser calls do without a part of their work, such as `FirstBlock,threshold=.1` (see
             `ttsnap.pipelines.caches`).
+        devices: several devices that work for one search, the model's own first, such as `0,1,2,3` or `cpu,cpu`.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; pictures by their files are
             given to the pipeline, or to its variant that takes them: `image`, `mask_image`, `strength`, `control`,
@@ -93,11 +95,11 @@ def load_sampler(
         previews.parse(preview)  # complains here, before a model is loaded
     if cache:
         caches.read_cache(cache)
-        if diversity or options.get("compile"):
-            raise ValueError(
-                f"a cache does not go with {'diversity' if diversity else 'compile'}; leave one of them out"
-            )
+        others = {"diversity": diversity, "compile": options.get("compile"), "several devices": devices}
+        if wrong := [name for name, value in others.items() if value]:
+            raise ValueError(f"a cache does not go with {wrong[0]}; leave one of them out")
     name = model_name(pipe)
+    places = read_devices(devices) if devices is not None else []
     loads = {field.name for field in fields(Loading)} & options.keys()
     given = {key: value for key in loads if (value := options.pop(key)) is not None}
     scheduler = options.pop("scheduler", None)
@@ -107,7 +109,7 @@ def load_sampler(
     if isinstance(pipe, str):
         if scheduler:
             check_fits(str(MODELS[pipe].weights) if pipe in MODELS else pipe, scheduler)
-        loading = Loading(device=device, dtype=dtype, **given)
+        loading = Loading(device=places[0] if places else device, dtype=dtype, **given)
         loaded = load(pipe, loading, pictures)
     else:
         loading, loaded = Loading(), Loaded(pipe)
@@ -142,6 +144,10 @@ def load_sampler(
     if cache:
         caches.attach(sampler, cache)
     previews.attach(sampler, preview)
+    if places:
+        from ttsnap.pipelines.replicas import Replicas
+
+        sampler.replicas = Replicas(sampler, places)
     return sampler
 
 
@@ -180,6 +186,8 @@ class Session(Setup):
 
         import torch
 
+        if self.sampler is not None and self.sampler.replicas is not None:
+            self.sampler.replicas.close()
         self.sampler, self.judges, self.held_out = None, {}, {}
         gc.collect()
         if torch.cuda.is_available():
@@ -334,6 +342,7 @@ class Session(Setup):
             before.pipe, max_batch=before.max_batch, look_frames=frames, example=before.some_prompt, **arguments
         )
         sampler.prelude, sampler.preview, sampler.cache = before.prelude, before.preview, before.cache
+        sampler.replicas = before.replicas
         features.attach(sampler, self.judges)
         model = cost_model(sampler, self.judges, before.some_prompt)
         return replace(self, sampler=sampler, cost_model=model)
@@ -362,6 +371,7 @@ def prepare(
     device: str | None = None,
     dtype: str | None = None,
     reward_device: str | None = None,
+    reward_timeout: float | None = None,
     diversity: Negtome | None = None,
     **options: Any,
 ) -> Session:
@@ -385,10 +395,11 @@ def prepare(
         device: where a model that is named runs.
         dtype: its dtype.
         reward_device: where rewards that are named run, such as `cuda:1` (default: with the model); pictures go there.
+        reward_timeout: seconds in which a reward has to answer about a batch (default: it may take for ever).
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
-            `preview` (default: `auto`), `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and, for a
-            model that is named, those of `ttsnap.pipelines.loading.Loading` (offload, compile, vae_slicing ...).
+            `preview` (default: `auto`), `devices`, `max_batch`, `look_frames` and `pictures`, see `load_sampler`; and,
+            for a model that is named, those of `ttsnap.pipelines.loading.Loading` (offload, compile, vae_slicing ...).
 
     Raises:
         ValueError: what was wrong and what would work.
@@ -431,7 +442,7 @@ def prepare(
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
     placed = find_device(reward_device) if reward_device is not None else None
     for named in [reward] if report is None else [reward, report]:
-        try_own(named, prompt, size)
+        try_own(named, prompt, size, reward_timeout)
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
     asked |= {
         "cache": options.get("cache"),
@@ -458,8 +469,8 @@ def prepare(
         chosen = UntilGood(stop_at, inner=chosen)
     chosen.plan(2, sampler.num_steps)  # complains here about rungs beyond the steps
     place = placed or sampler.device
-    judges = rewards.load(reward, place)
-    held_out = rewards.load(report, place) if report is not None else {}
+    judges = rewards.load(reward, place, reward_timeout)
+    held_out = rewards.load(report, place, reward_timeout) if report is not None else {}
     features.attach(sampler, judges)  # complains here where features cannot be read
     if sampler.cache and sampler.tap:
         raise ValueError(

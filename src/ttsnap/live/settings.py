@@ -19,6 +19,7 @@ from ttsnap.files.pictures import LONGEST_SIDE, parse_frames
 from ttsnap.pipelines.additions import Additions
 from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.loading import Loading
+from ttsnap.pipelines.patience import check_timeout
 from ttsnap.pipelines.schedulers import check_scheduler
 from ttsnap.pipelines.sizes import read_ratio
 
@@ -100,20 +101,34 @@ class ModelSettings(Loading, CallSettings):
     """The model, the arguments of its call, and how it is loaded: `CallSettings` and `Loading`.
 
     Attributes:
+        devices: Several devices for one search, such as 0,1,2,3 (GPUs by number) or cpu,cpu; each gets the model.
         reward_device: Where rewards run, such as cuda:1 or cpu (default: with the model).
+        reward_timeout: Seconds in which a reward has to answer about a batch (default: it may take for ever).
     """
 
+    devices: str | None = None
     reward_device: str | None = None
+    reward_timeout: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_timeout(self.reward_timeout)
+        if self.devices is not None:
+            from ttsnap.pipelines.loading import read_devices
+
+            first = read_devices(self.devices)[0]
+            if self.device not in (None, first):
+                raise ValueError(
+                    f"--devices begins with {first}, where the model runs; leave out --device {self.device}"
+                )
         self.check()
 
     def keywords(self, pictures: Pictures) -> dict[str, Any]:
         """Keywords of `prepare` and `load_sampler`, but for the model itself."""
         loading = {field.name: getattr(self, field.name) for field in fields(Loading)}
         given = self.arguments() | ({"pictures": pictures} if pictures else {})
-        return loading | given | {"diversity": self._negtome(), "preview": self.preview, "cache": self.cache}
+        own = {"diversity": self._negtome(), "preview": self.preview, "cache": self.cache, "devices": self.devices}
+        return loading | given | own
 
     def sampler(self, prompt: str, pictures: Pictures) -> Sampler:
         """Load the model."""
@@ -126,7 +141,8 @@ class ModelSettings(Loading, CallSettings):
         from ttsnap import rewards
         from ttsnap.pipelines.loading import find_device
 
-        return rewards.load(named, find_device(self.reward_device) if self.reward_device else device)
+        place = find_device(self.reward_device) if self.reward_device else device
+        return rewards.load(named, place, self.reward_timeout)
 
     def _negtome(self) -> Any:
         """How candidates are pushed apart; None if they are not."""
@@ -254,6 +270,7 @@ class SearchSettings:
             prompt=prompt,
             report=self.report_reward or AUTO,
             reward_device=model.reward_device,
+            reward_timeout=model.reward_timeout,
             **asked,
             **model.keywords(pictures),
         )

@@ -55,7 +55,7 @@ def embeddings_in(file: Path) -> dict[str, str]:
         Refused: it is no textual inversion.
     """
     keys = check_safetensors(file)
-    if all(key in ENCODERS for key in keys):
+    if keys and all(key in ENCODERS for key in keys):
         return {key: ENCODERS[key] for key in keys}
     if len(keys) == 1 and len(next(iter(keys.values()))["shape"]) in (1, 2):
         return dict.fromkeys(keys, "text_encoder")

@@ -177,6 +177,11 @@ class Tap:
         nothing = torch.zeros(0, 0)
         return [self._words.get(prompt, nothing) for prompt in prompts]
 
+    def remember(self, words: Mapping[str, Tensor]) -> None:
+        """States [words, width] of prompts that were listened to elsewhere."""
+        for prompt, states in words.items():
+            self._words.setdefault(prompt, states)
+
     def forget_prompts(self) -> None:
         """Drop the states of words."""
         self._words.clear()

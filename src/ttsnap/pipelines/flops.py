@@ -20,6 +20,7 @@ import torch
 
 from ttsnap.core.cost import CostModel, LookCost, TextCost
 from ttsnap.pipelines.counting import Unmultiplied, count_tflop, some_pictures
+from ttsnap.pipelines.patience import Timed, in_time
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.pipelines.views import reads_features
 
@@ -144,7 +145,8 @@ def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = 
     it asks for values, with none of its products computed; one that says its own `tflop` (and `text_tflop`, if it keeps
     anything) is not called.
     """
-    parts = [reward, *(getattr(reward, name, None) for name in ("reward", "clean", "judge"))]
+    own = reward.reward if isinstance(reward, Timed) else reward
+    parts = [own, *(getattr(own, name, None) for name in ("reward", "clean", "judge"))]
     for part in parts:
         if (told := getattr(part, "tflop", None)) is not None:
             return LookCount(float(told), float(getattr(part, "text_tflop", 0.0)))
@@ -165,7 +167,7 @@ def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = 
                 return _count_look(twin, some_pictures(1, height, width, device), prompt)
         except Exception:  # its own kernels: run it for real
             pass
-    return _count_look(reward, some_pictures(1, height, width, device), prompt)
+    return in_time(reward, 1, lambda: _count_look(reward, some_pictures(1, height, width, device), prompt))
 
 
 def _count_look(reward: Any, images: torch.Tensor, prompt: str) -> LookCount:

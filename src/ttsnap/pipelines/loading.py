@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import CRITICAL
 from pathlib import Path
@@ -208,6 +209,18 @@ def find_device(device: str | None) -> Any:
         here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise ValueError(f"device {device!r} is not there; this machine has {', '.join(here)}") from error
     return where
+
+
+def read_devices(text: str | Sequence[Any]) -> list[str]:
+    """Devices such as `0,1,2,3` (GPUs by number), `cuda:0,cuda:1` or `cpu,cpu`.
+
+    Raises:
+        ValueError: that is none.
+    """
+    names = [str(name).strip() for name in (text.split(",") if isinstance(text, str) else text)]
+    if not names or not all(names):
+        raise ValueError(f"--devices takes devices such as 0,1,2,3 or cpu,cpu, got {text!r}")
+    return [f"cuda:{name}" if name.isdigit() else name for name in names]
 
 
 def place(pipe: Any, device: Any, offload: str = "none") -> None:

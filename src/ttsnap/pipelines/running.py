@@ -6,7 +6,7 @@ import difflib
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ from ttsnap.pipelines.limits import Limits
 from ttsnap.pipelines.probe import Probe, zeros
 from ttsnap.pipelines.standing import Standing
 from ttsnap.pipelines.text import warning_tokenizer
+
+if TYPE_CHECKING:
+    from ttsnap.pipelines.replicas import Replicas
 
 RESERVED = {
     "prompt": "the search gives the prompt",
@@ -137,6 +140,7 @@ class Runner:
         cache: lets denoiser calls do without a part of their work.
         probe: what the first calls told.
         limits: how many candidates are run together.
+        replicas: of the models on other devices, which run batches, too.
 
     Raises:
         ValueError: the pipeline takes no such argument, or is none that a search can drive; the message says why.
@@ -165,6 +169,7 @@ class Runner:
         self.diversity: Pushing | None = None
         self.tap: Tap | None = None
         self.cache: Cache | None = None
+        self.replicas: Replicas | None = None
         self.limits = Limits(DEFAULT_BATCH)
         self.too_big = "one image does not fit into memory"
         self._said: set[Any] = set()
@@ -322,14 +327,15 @@ class Runner:
         target = model if ask.method == "forward" else getattr(model, ask.method)
         return target(*own_containers(ask.args), **own_containers(ask.kwargs))
 
-    def turn(self, calls: Sequence[Waiting]) -> Sequence[Waiting]:
+    def turn(self, calls: Sequence[Waiting]) -> list[Sequence[Waiting]]:
         """Let calls go on until each waits for a model or has arrived; then run the batch that fills best.
 
         Of what can be merged, the group is taken that fills a batch best; of several, the one with the later step.
         Errors are kept in the calls they belong to.
 
         Returns:
-            Those that were in the batch.
+            Those that were in the batch. With replicas there are several; on the CPU they are told apart, so that what
+            comes after them does not depend on how many ran at the same time, either.
 
         Raises:
             MemoryError: not even one candidate fits into memory.
@@ -340,29 +346,91 @@ class Runner:
             if call.ask is not None and call.error is None:
                 groups.setdefault(self._key(call), []).append(call)
         if not groups:
-            return []
+            return [[]]
         if len(groups) > 1:
             self._note_differences(groups)
-        limits = {key: self.limits.of(self._kind(group[0])) for key, group in groups.items()}
+        limits = {key: self.limits.of(self.kind(group[0])) for key, group in groups.items()}
         best = max(groups, key=lambda key: (min(1.0, len(groups[key]) / limits[key]), max(c.step for c in groups[key])))
         group = sorted(groups[best], key=lambda call: call.step)  # so that cohorts meet, and later batches are full
-        while group:
-            part = group[: self.limits.of(self._kind(group[0]))]
-            try:
-                self._run(part)
-            except torch.OutOfMemoryError as error:
-                if len(part) == 1:
-                    raise MemoryError(self.too_big) from error
-            except Exception as error:  # of one alone; others run one by one first
-                for call in part:
-                    call.error = error
-                break
-            else:
-                break
-            # Outside the handler, where the error no longer holds on to the tensors of the failed batch.
-            self.limits.halve(self._kind(part[0]), len(part))
-        self.go_on(part)
-        return part
+        if self.replicas and (parts := self.replicas.deal(self, group)):
+            self.replicas.run(self, parts)
+        else:
+            while not self.attempt(part := group[: self.limits.of(self.kind(group[0]))]):
+                pass
+            parts = [part]
+        ran = [call for part in parts for call in part]
+        self.go_on(ran)
+        return parts if self.device.type == "cpu" else [ran]
+
+    def attempt(self, calls: Sequence[Waiting], run: Callable[[], None] | None = None) -> bool:
+        """Run a batch; false where it does not fit into memory: its calls wait on, and the next are smaller.
+
+        Args:
+            calls: those in the batch; what goes wrong is kept in them.
+            run: has them answered (default: the models here).
+
+        Raises:
+            MemoryError: not even one candidate fits into memory.
+        """
+        try:
+            run() if run else self._run(calls)
+        except torch.OutOfMemoryError as error:
+            if len(calls) == 1:
+                raise MemoryError(self.too_big) from error
+        except Exception as error:  # of one alone; others run one by one first
+            for call in calls:
+                call.error = error
+            return True
+        else:
+            return True
+        # Outside the handler, where the error no longer holds on to the tensors of the failed batch.
+        self.limits.halve(self.kind(calls[0]), len(calls))
+        return False
+
+    def shared(self, calls: Sequence[Waiting]) -> Layout | None:
+        """How what calls ask for is merged, where that can be done elsewhere; None where it has to be done here."""
+        ask = calls[0].ask
+        assert ask is not None
+        layout = self.probe.layout(ask)
+        if layout is None or ask.kind in self.probe.alone or (ask.form, layout.rows) not in self.probe.sure:
+            return None
+        asks = [call.ask for call in calls if call.ask is not None]
+        if self._swaps_processors or self._pushed(calls[0]) or not self._masked(calls, asks, layout):
+            return None
+        return layout
+
+    def hearing(self, calls: Sequence[Waiting]) -> list[Call]:
+        """Candidates whose features are to be kept of what they ask for."""
+        ask = calls[0].ask
+        if ask is None or ask.method != "forward" or not self.tap or ask.model not in self.probe.denoisers:
+            return []
+        return [call for call in calls if isinstance(call, Call) and call.heard != call.step]
+
+    def answered(self, calls: Sequence[Waiting], answer: Any, cells: Tensor | None) -> None:
+        """Hand out what was answered elsewhere to calls that can be merged, and the features [n, ...] that were heard.
+
+        A picture that is not finite is decoded again here, where more can be tried.
+        """
+        asks = [call.ask for call in calls if call.ask is not None]
+        layout = self.probe.layout(asks[0]) or Layout(1, {})
+        if asks[0].method == "decode" and _infinite(answer):
+            self._run(calls)
+            return
+        self._denoised |= asks[0].method == "forward"
+        parts = [answer] if len(asks) == 1 else batching.split(answer, len(asks), layout)
+        self._hand_out(calls, parts, self.hearing(calls), cells)
+
+    def _hand_out(
+        self, calls: Sequence[Waiting], parts: Sequence[Any], hearing: Sequence[Call], cells: Tensor | None
+    ) -> None:
+        ask = calls[0].ask
+        counts = ask is not None and ask.method == "forward" and ask.model in self.probe.denoisers
+        for number, (call, part) in enumerate(zip(calls, parts, strict=True)):
+            if cells is not None and call in hearing:
+                call.cells, call.heard = cells[number : number + 1], call.step  # type: ignore[union-attr]
+            if counts and isinstance(call, Call):
+                call.count_pass()
+            call.answer(part)
 
     def bring(self, calls: Sequence[Waiting]) -> None:
         """Bring calls to their targets.
@@ -389,7 +457,7 @@ class Runner:
         made.__cause__ = error
         return made
 
-    def _kind(self, call: Waiting) -> str:
+    def kind(self, call: Waiting) -> str:
         """How limits call an ask."""
         assert call.ask is not None
         return "decode" if call.ask.method == "decode" else "calls"
@@ -479,11 +547,8 @@ class Runner:
         first = calls[0]
         asks = [call.ask for call in calls if call.ask is not None]
         layout = self.probe.layout(asks[0]) or Layout(1, {})
-        denoiser = asks[0].method == "forward"
-        self._denoised |= denoiser
-        hearing = None
-        if denoiser and self.tap and asks[0].model in self.probe.denoisers:
-            hearing = [call for call in calls if isinstance(call, Call) and call.heard != call.step]
+        self._denoised |= asks[0].method == "forward"
+        hearing = self.hearing(calls)
         pushing: Any = nullcontext()
         if self.diversity and self._pushed(first):
             candidates = [call for call in calls if isinstance(call, Call)]
@@ -499,12 +564,7 @@ class Runner:
             for ask in asks:
                 ask.key = None
             return
-        for number, (call, part) in enumerate(zip(calls, parts[: len(calls)], strict=True)):
-            if heard and hearing and call in hearing:
-                call.cells, call.heard = heard[0][number : number + 1], call.step
-            if denoiser and isinstance(call, Call) and asks[0].model in self.probe.denoisers:
-                call.count_pass()
-            call.answer(part)
+        self._hand_out(calls, parts[: len(calls)], hearing, heard[0] if heard else None)
         if self.diversity and len(asks) > len(calls):
             self.diversity.answered(asks[len(calls) :], parts[len(calls) :])
 

@@ -12,6 +12,7 @@ from typing import Any
 from ttsnap.core.cost import Budget
 from ttsnap.core.grid import Policy
 from ttsnap.core.registry import Registry
+from ttsnap.files.text import read_text
 from ttsnap.policies.best_first import BestFirst
 from ttsnap.policies.best_of_n import BestOfN
 from ttsnap.policies.branching import Branching
@@ -68,6 +69,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # published settings by the name they ar
     "rbf": {"policy": "rollover"},  # arXiv 2503.19385
 }
 
+MOST = 16 << 20  # bytes of a policy file
 NOTES = ("provenance", "held_out", "by_budget")  # what a policy file may say beside the policy
 PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
 
@@ -221,10 +223,9 @@ def load_with_notes(path: str | Path) -> tuple[Policy, dict[str, Any]]:
     Raises:
         ValueError: as `load`.
     """
+    text = read_text(Path(path), MOST, "policy file")
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read policy file {path}: {error.strerror}") from error
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"policy file {path} is not valid JSON: {error}") from error
     try:

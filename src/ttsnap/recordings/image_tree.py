@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ttsnap.core.grid import IntArray
-from ttsnap.files.storage import AnyPath, Remote, location, write_json
+from ttsnap.files.storage import AnyPath, Remote, location, vanished, write_json
 from ttsnap.live.settings import changes
 
 MANIFEST = "manifest.json"
@@ -235,11 +235,15 @@ class ImageTree:
             try:
                 temporary.write_bytes(data)
             except FileNotFoundError:
+                if not self.root.is_dir():
+                    raise vanished(self.root) from None
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.write_bytes(data)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+                error.filename = str(path)
             raise
 
     def read(self, prompt: int, candidate: int, call: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -16,12 +15,13 @@ import numpy as np
 
 from ttsnap.core.grid import BoolArray, IntArray
 from ttsnap.files.reading import ahead
-from ttsnap.files.storage import AnyPath, location, publish
+from ttsnap.files.storage import AnyPath, location, new_folder
+from ttsnap.files.text import read_text
 from ttsnap.live.judging import apart
 from ttsnap.recordings.image_tree import BadImageError, ImageTree
 from ttsnap.recordings.published_values import MAX_FILE_BYTES, PRINT_SCALES, REWARD_NAMES
 from ttsnap.recordings.recorder import check_finite, check_same, groups, judge_all, recorded_names, split
-from ttsnap.recordings.recording import Recording, begin_folder
+from ttsnap.recordings.recording import Recording
 
 _FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
 
@@ -310,8 +310,7 @@ def import_ground_truth(
         for p, row in rows.items():
             clean[p, :, -1, column] = row
     last = clean[listed, :, -1]
-    temporary = begin_folder(out)
-    try:
+    with new_folder(out, "zarr.json") as temporary:
         recording = Recording.create(
             temporary,
             prompts=prompts,
@@ -330,10 +329,6 @@ def import_ground_truth(
         for run in np.split(listed, np.flatnonzero(np.diff(listed) > 1) + 1):
             part = slice(int(run[0]), int(run[-1]) + 1)
             recording.write(part, clean[part], seeds=None if seeds is None else seeds[part])
-        publish(temporary, out, "zarr.json")
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Recording(out)
 
 
@@ -361,14 +356,7 @@ def read_ground_truth(path: str | Path) -> dict[int, list[float]]:
     import yaml
 
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot read labels from {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text: byte {error.start} is not UTF-8") from error
+    text = read_text(path, MAX_FILE_BYTES, "labels from")
     try:
         node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:

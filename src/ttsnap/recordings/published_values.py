@@ -7,10 +7,8 @@ SS + 1 denoiser calls; the last one is the finished image.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ttsnap.core.grid import FloatArray
+from ttsnap.files.storage import new_folder
 from ttsnap.recordings.recording import Recording
 
 REWARD_NAMES = {"hps": "hpsv2", "imr": "imagereward", "pic": "pickscore"}
@@ -144,8 +143,7 @@ def import_values(
                 target[:, :, step, column] = read_values(path, files.num_prompts, files.num_images)
     single = (clean.astype(np.float32) == clean).all() and ((aware.astype(np.float32) == aware) | np.isnan(aware)).all()
     names = [REWARD_NAMES.get(files.reward, files.reward) for files in chosen]
-    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.import"
-    try:
+    with new_folder(out, "zarr.json") as temporary:
         recording = Recording.create(
             temporary,
             prompts=texts,
@@ -165,10 +163,6 @@ def import_values(
         recording.write(slice(None), clean, aware)
         if out.exists():
             shutil.rmtree(out)
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Recording(out)
 
 

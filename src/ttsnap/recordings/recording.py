@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import tempfile
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap.core.grid import BoolArray, IntArray
-from ttsnap.files.storage import AnyPath, Remote, location, options, patiently, publish
+from ttsnap.files.storage import AnyPath, Remote, location, new_folder, options, patiently, vanished
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -118,10 +115,12 @@ class Recording:
             same = found.shape == shape and found.prompts == tuple(prompts) and found.rewards == tuple(rewards)
             if not same:
                 raise ValueError(f"{path} holds another recording: sizes {found.shape}, {', '.join(found.rewards)}")
+            if isinstance(path, Path):
+                for left in path.rglob("*.partial"):  # zarr's, of a process that was killed
+                    left.unlink(missing_ok=True)
             return found
         per_chunk = max(1, min(len(prompts), _WHOLE_CHUNK // int(np.prod(shape[1:])))) if whole else 1
-        temporary = begin_folder(path)
-        try:
+        with new_folder(path, "zarr.json") as temporary:
             group = zarr.create_group(temporary, zarr_format=3)
             kinds = {"clean": (dtype, np.nan), "aware": (dtype, np.nan), "seed": ("int64", -1), "sigma": ("f8", np.nan)}
             for name, dims in _ARRAYS.items():
@@ -145,10 +144,6 @@ class Recording:
                     "provenance": dict(provenance or {}),
                 }
             )
-            publish(temporary, path, "zarr.json")
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         return cls(path)
 
     def write_prompt(
@@ -215,7 +210,13 @@ class Recording:
         def store() -> None:
             self._array(name)[where] = values
 
-        _asked(store, self.path)
+        if isinstance(self.path, Path) and not (self.path / "zarr.json").exists():
+            raise vanished(self.path)
+        try:
+            _asked(store, self.path)
+        except OSError as error:  # such as a full disk
+            error.filename = error.filename or (str(self.path) if error.errno else None)
+            raise
 
     def _array(self, name: str) -> Any:
         """An array, opened once."""
@@ -358,14 +359,6 @@ class Recording:
                 f"recording {self.path} has {self.rewards[reward]} {final[prompt, candidate, reward]:g} for the "
                 f"finished image of candidate {candidate} of prompt {self.prompts[prompt]!r}; it must be finite"
             )
-
-
-def begin_folder(path: AnyPath) -> Path:
-    """A name for a temporary local folder, which is then published as `path`."""
-    if isinstance(path, Remote):
-        return Path(tempfile.mkdtemp(prefix="ttsnap-")) / path.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def _open_group(path: AnyPath) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ttsnap.pipelines.patience import Timed
 from ttsnap.rewards.own import adapt
 from ttsnap.rewards.registry import (
     REWARDS,
@@ -30,8 +31,19 @@ from ttsnap.rewards.registry import (
 )
 
 
-def load(rewards: Rewards, device: Any = "cpu") -> dict[str, Callable[..., Any]]:
-    """Rewards by name, from a name, several (a list, or separated by commas), a callable, or a mapping of callables."""
+def load(rewards: Rewards, device: Any = "cpu", timeout: float | None = None) -> dict[str, Callable[..., Any]]:
+    """Rewards by name, from a name, several (a list, or separated by commas), a callable, or a mapping of callables.
+
+    Args:
+        rewards: what is named.
+        device: where they run.
+        timeout: seconds in which each has to answer.
+    """
+    found = _load_all(rewards, device)
+    return {name: Timed(name, judge, timeout) for name, judge in found.items()} if timeout else found
+
+
+def _load_all(rewards: Rewards, device: Any) -> dict[str, Callable[..., Any]]:
     names = names_of(rewards)
     if callable(rewards):
         return {names[0]: adapt(rewards)}

@@ -211,15 +211,15 @@ def save_head(
         sigma: lowest noise level that it serves.
         **notes: where it comes from; anything JSON.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as stored  # to bytes: on a full disk `save_file` has an error of its own
 
     from ttsnap.files.provenance import versions
-    from ttsnap.files.storage import atomically, write_json
+    from ttsnap.files.storage import write, write_json
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in head.state_dict().items()}
-    atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+    write(folder / WEIGHTS, stored(tensors))
     description = {
         "format": FORMAT,
         "version": VERSION,

@@ -232,9 +232,11 @@ class Worker:
         reward = reward_of(model_name(self.model.model), self.search.reward, pushed=bool(self.model.diversity))
         device = find_device(self.model.reward_device or self.model.device)
         self._pipe = load_model(self.model.model, loading)
-        self._judges = rewards.load(reward, device)
+        self._judges = rewards.load(reward, device, self.model.reward_timeout)
         report = self.search.report_reward  # held out where it is asked for alone: it would judge every picture
-        self._held_out = None if report in (None, AUTO, NONE) else rewards.load(report, device)
+        self._held_out = (
+            None if report in (None, AUTO, NONE) else rewards.load(report, device, self.model.reward_timeout)
+        )
         self._asked = {"reward": reward} if isinstance(reward, str) else {}
         example = MODELS[self.name].example if self.name in MODELS else ""
         first = Search(example or "a photo", 0, done=lambda outcome: None)

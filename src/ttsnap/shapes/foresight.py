@@ -153,14 +153,14 @@ def begin(network: RewardNetwork | None = None) -> Foresight:
 
 def save(model: Foresight, folder: Path, *, sigma: float, **notes: Any) -> None:
     """Write weights (half precision) and description; `sigma` is the lowest noise level to serve."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     from ttsnap.files.provenance import versions
-    from ttsnap.files.storage import atomically, write_json
+    from ttsnap.files.storage import write, write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name in stored(model)}
-    atomically(folder / "model.safetensors", lambda temporary: save_file(tensors, temporary))
+    write(folder / "model.safetensors", to_bytes(tensors))
     config = {"student": model.student.config, "sigma": sigma, **notes, "versions": versions()}
     write_json(config, folder / "config.json")
 

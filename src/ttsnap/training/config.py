@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ttsnap.files.text import read_text
+
+MOST = 1 << 20  # bytes of a config
 SCHEDULES = ("linear", "cosine", "exponential")
 METHODS = ("auto", "lora", "full")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -170,9 +173,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from error
+        data = yaml.safe_load(read_text(Path(path), MOST, "the config"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

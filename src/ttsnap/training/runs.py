@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.files.provenance import versions
-from ttsnap.files.storage import atomically, write_json
+from ttsnap.files.storage import atomically, write, write_json
 from ttsnap.rewards.noise_aware import FORMAT, VERSION, check_fit, read_run
 from ttsnap.rewards.registry import RUN, is_run
 from ttsnap.training.config import Config, read_config, write_config
@@ -190,7 +190,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _save(tensors: Mapping[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    atomically(path, lambda temporary: save_file(plain, temporary, metadata=metadata))
+    write(path, save(plain, metadata))
