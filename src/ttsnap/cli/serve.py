@@ -39,8 +39,8 @@ def serve(
     if dry_run:
         from ttsnap.cli.options import tell
         from ttsnap.cli.workers import quietly
-        from ttsnap.files.pictures import Pictures
         from ttsnap.live.forecast import forecast
+        from ttsnap.pipelines.conditions import Pictures
 
         session = quietly(search.prepare, model, "a", Pictures(), None)
         work = forecast(session, ["a"], board=False).work

@@ -264,7 +264,7 @@ def atomically(path: Path, work: Callable[[Path], Any]) -> None:
         os.close(handle)
 
 
-def vanished(out: Path) -> OSError:
+def vanished(out: str | Path) -> OSError:
     """What to raise where an output is gone that was there."""
     return OSError(
         errno.ENOENT, "the output has vanished while it was written; the same command begins again", str(out)

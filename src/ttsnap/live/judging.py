@@ -39,7 +39,7 @@ def judge(name: str, reward: Any, seen: Tensor | View, prompts: Sequence[str], s
 
     with torch.no_grad():
         of_features = seen.features if isinstance(seen, View) and reads_features(reward, sigma) else None
-        pictures = seen.shown if isinstance(seen, View) and of_features is None else seen
+        pictures: Any = seen.shown if isinstance(seen, View) and of_features is None else seen
         return in_time(reward, len(seen), ask)
 
 

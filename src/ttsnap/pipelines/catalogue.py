@@ -104,7 +104,7 @@ class Family:
         """As a JSON object, figures included."""
         counted = {str(size): self.tflop(size) for size in SIZES}
         costs = {size: {"call_tflop": c[0], "decode_tflop": c[1]} if c else None for size, c in counted.items()}
-        extra = {"looks": self.looks, "command": self.command, "weights_gb": self.weights_gb}
+        extra: dict[str, Any] = {"looks": self.looks, "command": self.command, "weights_gb": self.weights_gb}
         extra |= {"memory_gb": self.memory_gb(), "cost": costs}
         return asdict(self) | {"rungs": list(self.rungs), "keep": list(self.keep)} | extra
 

@@ -345,7 +345,7 @@ def _digest(path: Path | str) -> str:
 
 
 def _taken(kind: type) -> list[str]:
-    return list(inspect.signature(kind.__call__).parameters)  # type: ignore[operator]
+    return list(inspect.signature(kind.__call__).parameters)
 
 
 def _check_models(kind: type, models: Mapping[str, str]) -> None:
@@ -382,7 +382,7 @@ def _control_of(taken: Sequence[str]) -> str:
 
 def _is_led_by_image(kind: type) -> bool:
     """Whether a pipeline is led by the picture that it takes as `image`."""
-    parts = inspect.signature(kind.__init__).parameters
+    parts = inspect.signature(kind).parameters
     return bool({"controlnet", "adapter"} & set(parts)) and "control_image" not in _taken(kind)
 
 

@@ -271,7 +271,9 @@ def set_attention(pipe: Any, name: str) -> list[str]:
     for part in ("transformer", "transformer_2", "unet"):
         model = getattr(pipe, part, None)
         processors = getattr(model, "attn_processors", None)
-        if processors is None or not all(hasattr(one, "_attention_backend") for one in processors.values()):
+        if model is None or processors is None:
+            continue
+        if not all(hasattr(one, "_attention_backend") for one in processors.values()):
             continue
         try:
             model.set_attention_backend(name)

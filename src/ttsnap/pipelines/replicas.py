@@ -397,8 +397,9 @@ class Work:
         })  # fmt: skip
         model = self.parts[ask.model]
         tap = self._tap(job)
-        autocast = torch.autocast(self.device.type, job.autocast) if job.autocast else nullcontext()
-        with autocast, tap.listen(job.prompts) if tap else nullcontext([]) as heard:
+        autocast: Any = torch.autocast(self.device.type, job.autocast) if job.autocast else nullcontext()
+        listening: Any = tap.listen(job.prompts) if tap else nullcontext([])
+        with autocast, listening as heard:
             target = model if ask.method == "forward" else getattr(model, ask.method)
             made = target(*own_containers(ask.args), **own_containers(ask.kwargs))
         words = dict(zip(job.prompts, tap.words(job.prompts), strict=True)) if tap else {}

@@ -236,7 +236,7 @@ class ImageTree:
                 temporary.write_bytes(data)
             except FileNotFoundError:
                 if not self.root.is_dir():
-                    raise vanished(self.root) from None
+                    raise vanished(str(self.root)) from None
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.write_bytes(data)
             os.replace(temporary, path)
