@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-
 from tools import evidence
 
 HEAD = "# Evidence\n| claim | command | last run | hardware | record |\n|---|---|---|---|---|\n"
@@ -19,7 +18,9 @@ def root(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(README)
     (tmp_path / "docs" / "evidence.md").write_text(HEAD + ROW)
-    (tmp_path / "docs" / "words.md").write_text("# W\n| a | b |\n|---|---|\n| one | two |\n| 3 | four |\n| five | six |\n")
+    (tmp_path / "docs" / "words.md").write_text(
+        "# W\n| a | b |\n|---|---|\n| one | two |\n| 3 | four |\n| five | six |\n"
+    )
     record(tmp_path, -1.6181, 0.35)
     return tmp_path
 
@@ -43,7 +44,9 @@ def test_a_number_that_is_not_in_the_record_is_told(root, reward, right, told):
 
 def test_a_table_without_a_row_and_a_row_without_a_table_are_told(root):
     (root / "docs" / "more.md").write_text(README)
-    assert evidence.problems(root) == ["docs/more.md#what-it-buys has a table of figures and no row in docs/evidence.md"]
+    assert evidence.problems(root) == [
+        "docs/more.md#what-it-buys has a table of figures and no row in docs/evidence.md"
+    ]
     (root / "docs" / "more.md").unlink()
     (root / "docs" / "evidence.md").write_text(HEAD + ROW.replace("what-it-buys", "gone"))
     problems = evidence.problems(root)

@@ -89,4 +89,6 @@ def test_a_whole_protocol_runs_on_a_small_model(ttsnap, tmp_path, monkeypatch, n
     assert PROTOCOLS[name].source in out
     if name.startswith("psp"):
         assert "| PSP | psp | imagereward |" in out
-        assert not any(line.startswith("| PSP | psp | imagereward") and line.endswith("| - |") for line in out.split("\n"))
+        assert not any(
+            line.startswith("| PSP | psp | imagereward") and line.endswith("| - |") for line in out.split("\n")
+        )

@@ -65,11 +65,12 @@ def bench(
     Every call, decode and look is counted, all search with the same candidates, and best-of-N is measured up to --pool
     candidates. What is measured is kept in --out: the same command goes on, another one adds to it.
 
-    --protocol: a published comparison (ttsnap, psp, psp-sd3.5, dog-trim, rbf), with the paper's figures beside ours; each
-    option that is given goes before what it says.
+    --protocol: a published comparison (ttsnap, psp, psp-sd3.5, dog-trim, rbf), with the paper's figures beside ours;
+    each option that is given goes before what it says.
 
     --speed: seconds, batch places used, what is added to the bare calls, and memory, of --policies (default: that of
-    generate) with --candidates, against the stock pipeline's best-of-N for as many calls in the same run; --draws turns.
+    generate) with --candidates, against the stock pipeline's best-of-N for as many calls in the same run; in --draws
+    turns.
 
     Without these: the agreement of each kind of look's ranking with that of the finished images, and its cost.
 

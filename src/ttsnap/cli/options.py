@@ -165,7 +165,9 @@ def _lists() -> dict[str, Callable[[], list[str]]]:
     from ttsnap.pipelines.models import MODELS
     from ttsnap.rewards.geneval_prompts import prompts as geneval
 
-    return {"geneval": geneval} | {f"{name}:{kind}": read for name, model in MODELS.items() for kind, read in model.prompts.items()}
+    return {"geneval": geneval} | {
+        f"{name}:{kind}": read for name, model in MODELS.items() for kind, read in model.prompts.items()
+    }
 
 
 def read_range(text: str | None, count: int) -> range:

@@ -179,8 +179,8 @@ PROTOCOLS = {
             None,
             images=6,
             note=(
-                "best-of-6 and nine searches at its cost; prompts are those of the authors' hpd_test.json; their order-"
-                "aligned trimming is `dog-trim` with noise-aware checkpoints, --reward hpsv2+DIR, and their repulsion of "
+                "best-of-6 and nine searches at its cost; prompts are those of the authors' hpd_test.json; their "
+                "trimming is `dog-trim` with noise-aware checkpoints, --reward hpsv2+DIR, and their repulsion of "
                 "tokens is --diversity (docs/diversity.md)"
             ),
         ),

@@ -111,7 +111,9 @@ def measure(
     return found
 
 
-def _search(session: Session, policy: Policy, prompt: str, seeds: Any, clock: Clock | None = None) -> tuple[Any, Engine]:
+def _search(
+    session: Session, policy: Policy, prompt: str, seeds: Any, clock: Clock | None = None
+) -> tuple[Any, Engine]:
     """A search from its prompt on: nothing is remembered of an earlier one."""
     session.sampler.forget_prompts()
     engine = session.engine()
@@ -221,7 +223,17 @@ def _resident(field: str) -> int | None:
 def table(found: Sequence[Speed]) -> list[str]:
     """As lines of a table in Markdown."""
     shares = ("calls", "decodes", "previews", "looks", "all else")
-    columns = ["", "candidates", "calls made", "s", "per call: of stock", "places used", "over bare calls", *shares, "peak MiB"]
+    columns = [
+        "",
+        "candidates",
+        "calls made",
+        "s",
+        "per call: of stock",
+        "places used",
+        "over bare calls",
+        *shares,
+        "peak MiB",
+    ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for one in found:
         low, high = one.per_call_range

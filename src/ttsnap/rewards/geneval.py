@@ -108,9 +108,7 @@ class Detector(nn.Module):
         if self.squares:
             texts = [f"a photo of a {name}" for name in names]
             length = int(self.model.config.text_config.max_position_embeddings)
-            read = self.tokenizer(
-                texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            )
+            read = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             return {key: read[key] for key in ("input_ids", "attention_mask")}
         read = self.tokenizer([f"{name}." for name in names], padding=True, return_tensors="pt")
         return dict(read)
@@ -172,8 +170,12 @@ class GenEval(nn.Module):
                 right = right and all(colour == thing.colour for colour in self.colours(image, boxes, thing.name))
                 met.append(right)
             if thing.relation is not None:
-                right = right and first is not None and all(
-                    thing.relation in relations(one, other, self.rules.margin) for one in boxes for other in first
+                right = (
+                    right
+                    and first is not None
+                    and all(
+                        thing.relation in relations(one, other, self.rules.margin) for one in boxes for other in first
+                    )
                 )
                 met.append(right)
             if number == 0:

@@ -19,16 +19,17 @@ from functools import cache
 
 import numpy as np
 
-CLASSES = tuple(
-    " ".join(name.split())
-    for name in """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
-    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag,
-    tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard,
-    tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot,
-    hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, computer mouse,
-    tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
-    teddy bear, hair drier, toothbrush""".split(",")
+_NAMES = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, "
+    "stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, "
+    "backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, "
+    "baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, "
+    "knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
+    "chair, couch, potted plant, bed, dining table, toilet, tv, laptop, computer mouse, tv remote, "
+    "computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, "
+    "scissors, teddy bear, hair drier, toothbrush"
 )
+CLASSES = tuple(_NAMES.split(", "))
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -121,9 +122,7 @@ def scenes(seed: int = SEED) -> tuple[Scene, ...]:
     def attributed() -> tuple[Thing, ...]:
         places = rng.choice(len(CLASSES) - 1, size=2, replace=False)
         colours = rng.choice(len(COLOURS), size=2, replace=False)
-        return tuple(
-            Thing(without_people(int(p)), colour=COLOURS[c]) for p, c in zip(places, colours, strict=True)
-        )
+        return tuple(Thing(without_people(int(p)), colour=COLOURS[c]) for p, c in zip(places, colours, strict=True))
 
     order = rng.choice(len(CLASSES), size=len(CLASSES), replace=False)
     found = [Scene(KINDS[0], (Thing(CLASSES[place]),)) for place in order]

@@ -187,9 +187,7 @@ def load_vision_language(reward: str, folder: Path, device: Any, dtype: torch.dt
     return VisionLanguage(model.to(device), tokenizer, Sight.read(folder), chat_template(folder))
 
 
-def load_whole(
-    kind: Any, reward: str, folder: Path, types: tuple[str, ...], dtype: torch.dtype = torch.float32
-) -> Any:
+def load_whole(kind: Any, reward: str, folder: Path, types: tuple[str, ...], dtype: torch.dtype = torch.float32) -> Any:
     """A model of transformers with all of its weights.
 
     Args:
