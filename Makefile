@@ -30,6 +30,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.model_tables --check
+	$(BIN)/python -m tools.evidence
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
-import time
 
 import numpy as np
 import torch
 
+from ttsnap.live.speed import in_turns, now
+
 PROMPT = "a red circle left of a blue square"
-
-
-def wait(device) -> None:
-    """Until the GPU has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def now(device) -> float:
-    """Seconds; on a CPU those that this process computed, which other programs on the machine hardly change."""
-    wait(device)
-    return time.process_time() if device.type == "cpu" else time.perf_counter()
 
 
 def seconds(work, device) -> float:
@@ -57,17 +45,6 @@ def difference(mine, theirs) -> tuple[float, float]:
     """Mean and largest difference of images [n, 3, h, w] and [n, h, w, 3], of 255."""
     apart = 255 * np.abs(mine.float().cpu().numpy().transpose(0, 2, 3, 1) - theirs)
     return float(apart.mean()), float(apart.max())
-
-
-def in_turns(works, device, repeats):
-    """Seconds [repeats] of each of some works, by turns, so that what else the machine does strikes all alike."""
-    took = {name: [] for name in works}
-    for number in range(repeats):
-        names = list(works)
-        for name in names if number % 2 else reversed(names):
-            gc.collect()
-            took[name].append(seconds(works[name], device))
-    return {name: np.array(found) for name, found in took.items()}
 
 
 class Idle:
@@ -110,7 +87,7 @@ def fixed_part(make, most, few, many, repeats):
         works = {(a, b): lambda w=work, s=sampler: w(s, most) for (a, work), (b, sampler) in pairs}
         for work in works.values():
             work()
-        least = {name: took.min() for name, took in in_turns(works, short.device, repeats).items()}
+        least = {name: took.min() for name, took in in_turns(works, short.device, repeats)[0].items()}
     apart = {b: least["ours", b] - least["stock", b] for b in ("few", "many")}
     step = (apart["many"] - apart["few"]) / (many - few) / most
     return 1e3 * (apart["few"] / most - few * step), 1e3 * step

@@ -22,7 +22,7 @@ import torch
 
 from random_models import MODELS
 from ttsnap.core.driver import run
-from ttsnap.live.engine import Clock, Engine
+from ttsnap.live.engine import Clock, Engine, wait
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import default_policy
 
@@ -33,12 +33,6 @@ COLUMNS = (
     *("peak GiB stock / ours", "waits per call"),
 )
 HEAD = f"| {' | '.join(COLUMNS)} |"
-
-
-def now(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 class Rows:
@@ -60,9 +54,11 @@ def peak(device, work):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-    start = now(device)
+    wait(device)
+    start = time.perf_counter()
     made = work()
-    seconds = now(device) - start
+    wait(device)
+    seconds = time.perf_counter() - start
     gib = (torch.cuda.max_memory_allocated(device) - before) / 2**30 if device.type == "cuda" else 0.0
     return made, seconds, gib
 

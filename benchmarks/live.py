@@ -1,4 +1,6 @@
-"""A live search against the stock pipeline's own batch: seconds, the sampler's fixed part, shares, memory, quality.
+"""The sampler against the stock pipeline's own batch: seconds, the fixed part, quality.
+
+Of searches `ttsnap bench --speed` tells where the time goes.
 
     OMP_NUM_THREADS=1 python benchmarks/live.py                                   # the embedded model
     OMP_NUM_THREADS=1 python benchmarks/live.py --model flux-dev-tiny --size 64   # small blocks of FLUX.1's classes
@@ -14,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import ctypes
 import pstats
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +24,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from batches import PROMPT, Idle, difference, fixed_part, in_turns, now, one_by_one, ours, seconds, stock, wait
+from batches import Idle, difference, fixed_part, one_by_one, ours, seconds, stock
 from random_models import MODELS
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.driver import run
-from ttsnap.live.engine import Clock, Engine
 from ttsnap.live.session import prepare
-from ttsnap.pipelines import previews
-from ttsnap.pipelines.flops import cost_model
+from ttsnap.live.speed import in_turns, now
 from ttsnap.pipelines.sampler import Sampler
-from ttsnap.policies import BestOfN, default_policy
+from ttsnap.policies import BestOfN
 from ttsnap.shapes.scenes import held_out_prompts
 
 
@@ -42,7 +40,7 @@ def against_stock(sampler, batch, repeats):
     device = sampler.device
     mine, theirs = ours(sampler, batch), stock(sampler, batch)
     works = {"ours": lambda: ours(sampler, batch), "stock": lambda: stock(sampler, batch)}
-    took = in_turns(works, device, repeats)
+    took, _ = in_turns(works, device, repeats)
     ratios = took["ours"] / took["stock"]
     alone = seconds(lambda: one_by_one(sampler, batch), device)
     return (
@@ -65,44 +63,6 @@ def profiled(sampler, batch, rows):
     by_own = sorted(stats.stats.items(), key=lambda item: -item[1][2])
     for (file, line, name), (_, count, own, whole, _) in by_own[:rows]:
         yield f"{Path(file).name}:{line} {name}", str(count), f"{1e3 * own:.1f}", f"{1e3 * whole:.1f}"
-
-
-def shares(sampler, judges, policy, candidates, repeats):
-    """Share of a search's time in calls, decodes, previews, looks and everything else; means over searches."""
-    parts = []
-    for number in range(repeats + 1):
-        seeds = 1000 * number + np.arange(candidates)[None]
-        clock = Clock()
-        grid = Engine(sampler, judges, clock=clock).grid([PROMPT], seeds, previews=True)
-        start = time.perf_counter()
-        run(policy, grid)
-        wait(sampler.device)
-        wall = time.perf_counter() - start
-        busy = [clock.calls, clock.decodes, clock.previews, clock.looks]
-        parts.append([part / wall for part in (*busy, wall - sum(busy))])
-    return np.mean(parts[1:], axis=0)
-
-
-def memory(sampler, judges, policy, candidates):
-    """MiB of a search beyond what was there before: the peak, and what the grid still holds in the end."""
-    cuda = sampler.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(sampler.device)
-        before = torch.cuda.memory_allocated(sampler.device)
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # Linux: what earlier searches freed is given back,
-        Path("/proc/self/clear_refs").write_text("5")  # and the peak starts from now
-        before = resident("VmRSS")
-    grid = Engine(sampler, judges).grid([PROMPT], np.arange(candidates)[None])
-    run(policy, grid)
-    peak = torch.cuda.max_memory_allocated(sampler.device) if cuda else resident("VmHWM")
-    return f"{(peak - before) / 2**20:.0f}", f"{grid.held() / 2**20:.2f}"
-
-
-def resident(field):
-    """Bytes of this process in main memory: now (VmRSS) or at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def quality(budgets, prompts):
@@ -131,36 +91,25 @@ def quality(budgets, prompts):
         )
 
 
-class Brightness:
-    """A reward that takes next to no time, so that what is left is the search itself."""
-
-    def __call__(self, images, prompts, *, sigma):
-        return images.mean((1, 2, 3))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["shapes", *MODELS], default="shapes")
     parser.add_argument("--size", type=int, default=512, help="pixels (64 for shapes)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batches", default="1,8,16")
-    parser.add_argument("--candidates", default="8,32", help="for shares and memory")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--preview", help="as of ttsnap generate")
     parser.add_argument("--prompts", type=int, default=40, help="for seconds at equal quality, on shapes")
     parser.add_argument("--budgets", default="5,7.5,10", help="GFLOP, for the same")
     parser.add_argument("--profile", type=int, default=0, metavar="ROWS", help="of the fixed part, on shapes")
     a = parser.parse_args()
     device = torch.device(a.device)
     if a.model == "shapes":
-        session = prepare("shapes", device=a.device, num_inference_steps=a.steps)
-        pipe, judges, policy = session.sampler.pipe, session.judges, session.policy
+        pipe = prepare("shapes", device=a.device, num_inference_steps=a.steps).sampler.pipe
         options = {"height": 64, "width": 64, "max_sequence_length": 12}
     else:
         build, full = MODELS[a.model]
         pipe = build(device, torch.bfloat16 if full else torch.float32, full)
-        judges, policy = {"brightness": Brightness()}, default_policy(a.steps)
         options = {"height": a.size, "width": a.size}
 
     def make(steps):
@@ -199,21 +148,6 @@ def main() -> None:
             for row in profiled(sampler, 16, a.profile):
                 table.add_row(*row)
             console.print(table)
-    previews.attach(sampler, a.preview)
-    model = cost_model(sampler, judges)
-    table = Table(
-        "candidates", "calls", "decodes", "previews", "looks", "all else", title=f"share of a search ({policy})"
-    )
-    rest = Table("candidates", "peak beyond the model, MiB", "held by the search, MiB", title="memory on the device")
-    for candidates in map(int, a.candidates.split(",")):
-        part = shares(sampler, judges, policy, candidates, a.repeats)
-        table.add_row(str(candidates), *(f"{100 * share:.1f} %" for share in part))
-        rest.add_row(str(candidates), *memory(sampler, judges, policy, candidates))
-    console.print(table)
-    console.print(rest)
-    console.print(
-        f"a call {model.call_tflop:.4g} TFLOP, a decode {model.decode_tflop:.4g}; early looks: {model.look(1)}"
-    )
     if a.model == "shapes" and a.prompts:
         table = Table(
             "budget", "search", "best-of-N for the same reward", "ratio", title=f"seconds, {a.prompts} prompts"

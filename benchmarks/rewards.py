@@ -30,6 +30,8 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -39,7 +41,7 @@ from transformers import (
 
 from models import QWEN25_VISION
 from ttsnap.pipelines.counting import Unmultiplied, count_tflop, some_pictures
-from ttsnap.rewards import blip, clip, hpsv3, mps, preprocess, unifiedreward, vqascore
+from ttsnap.rewards import blip, clip, geneval, hpsv3, mps, preprocess, unifiedreward, vqascore
 from ttsnap.rewards.vision_language import Sight, VisionLanguage
 
 LENGTH = 77
@@ -128,6 +130,17 @@ def clip_flant5(size: dict) -> torch.nn.Module:
     return vqascore.T5VqaScore(network, words())
 
 
+def geneval_reward() -> torch.nn.Module:
+    """OWLv2's large sizes, and CLIP ViT-L/14."""
+    sizes = {
+        "vision_config": clip.VIT_L["vision_config"] | {"image_size": 1008},
+        "text_config": clip.VIT_L["text_config"] | {"vocab_size": 49408, "max_position_embeddings": 16},
+    }
+    model = Owlv2ForObjectDetection(Owlv2Config(**sizes, projection_dim=768))
+    detector = geneval.Detector(model, words(), (1008, 1008))
+    return geneval.GenEval(detector, clip_reward(clip.VIT_L))
+
+
 def size(name: str, reward: torch.nn.Module, bytes_each: int) -> dict[str, str | float]:
     parameters = sum(p.numel() for p in {id(p): p for p in reward.parameters()}.values())
     kind = {4: "fp32", 2: "bf16"}[bytes_each]
@@ -161,12 +174,12 @@ def count_values(name: str, reward: torch.nn.Module, sides: tuple[int, ...]) -> 
     for module in reward.modules():
         for key, p in list(module._parameters.items()):
             if p is not None:
-                module._parameters[key] = torch.nn.Parameter(torch.zeros(1).expand(p.shape), requires_grad=False)
+                module._parameters[key] = torch.nn.Parameter(torch.zeros(()).expand(p.shape), requires_grad=False)
     with Unmultiplied():
         for side in sides:
             images = some_pictures(1, side, side)
             found[f"look_tflop_{side}"] = round(
-                count_tflop(lambda images=images: reward(images, ["a cat on a mat"])), 3
+                count_tflop(lambda images=images: reward(images, [getattr(reward, "example", "a cat on a mat")])), 3
             )
     return found
 
@@ -183,6 +196,7 @@ def main() -> None:
         "vqascore (CLIP-FlanT5 XXL)": lambda: clip_flant5(xxl),
     }
     asking = {
+        "geneval": (geneval_reward, (512,)),
         "hpsv3": (hpsv3_reward, (512,)),
         "vqascore (Qwen2.5-VL-7B)": (lambda: vqascore.QwenVqaScore(qwen25()), (512, 1024)),
         "unifiedreward (Qwen2.5-VL-7B)": (unified_reward, (512, 1024)),

@@ -34,7 +34,15 @@ def test_a_tuned_policy_is_written_and_simulated(made, tmp_path):
     assert notes["held_out"] == answer["held_out"]
     done = ttsnap("simulate", made, "--policy", out, "--budgets", "60TFLOP", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["policies"][0]["hyperparameters"]["rungs"] == list(policy.rungs)
+    answer = json.loads(done.stdout)
+    assert answer["policies"][0]["hyperparameters"]["rungs"] == list(policy.rungs)
+    assert answer["policies"][0]["policy"].endswith("tuned (in-sample)")
+    assert answer["in_sample"] == {str(out): notes["held_out"]["sentence"]}
+    other = recording(tmp_path / "other.zarr", rewards(prompts=12, candidates=30, steps=8, noise=0.3)).path
+    done = ttsnap("simulate", other, "--policy", out, "--budgets", "60TFLOP")
+    assert "in-sample" not in done.stdout
+    done = ttsnap("simulate", made, "--policy", out, "--budgets", "60TFLOP")
+    assert "was tuned on this recording" in done.stdout
 
 
 def test_people_get_a_table_and_the_result_in_words(made):

@@ -79,7 +79,7 @@ def random_weights(model, seed=0):
     with torch.no_grad():
         for parameter in model.parameters():
             values = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + values * 0.1 if parameter.ndim == 1 else values / max(1, parameter.shape[-1]) ** 0.5)
+            parameter.copy_(1 + values * 0.1 if parameter.ndim < 2 else values / max(1, parameter.shape[-1]) ** 0.5)
     return model.eval()
 
 

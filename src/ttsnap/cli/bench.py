@@ -24,7 +24,9 @@ from ttsnap.cli.options import (
     tell,
 )
 from ttsnap.core import MAX_CANDIDATES
+from ttsnap.live import protocols
 from ttsnap.live.comparison import Comparison, ComparisonSettings
+from ttsnap.live.protocols import Protocol
 from ttsnap.live.settings import ModelSettings, check_ranges
 from ttsnap.pipelines.conditions import Pictures
 
@@ -41,9 +43,11 @@ def bench(
     prompts: Annotated[str | None, What] = None,
     prompt_column: Annotated[str | None, What] = None,
     prompt_range: Annotated[str | None, What] = None,
+    protocol: Annotated[str | None, What] = None,
     compared: ComparisonOptions = ComparisonSettings(),
     budget: Annotated[tuple[str, ...], Budgets] = (),
     looks: Annotated[str | None, What] = None,
+    speed: Annotated[bool, Parameter(group=SEARCH, negative="")] = False,
     candidates: Annotated[int, What] = 16,
     calls: Annotated[str | None, What] = None,
     model: ModelOptions = ModelSettings(),
@@ -61,16 +65,25 @@ def bench(
     Every call, decode and look is counted, all search with the same candidates, and best-of-N is measured up to --pool
     candidates. What is measured is kept in --out: the same command goes on, another one adds to it.
 
-    Without --policies: the agreement of each kind of look's ranking with that of the finished images, and its cost.
+    --protocol: a published comparison (ttsnap, psp, psp-sd3.5, dog-trim, rbf), with the paper's figures beside ours;
+    each option that is given goes before what it says.
+
+    --speed: seconds, batch places used, what is added to the bare calls, and memory, of --policies (default: that of
+    generate) with --candidates, against the stock pipeline's best-of-N for as many calls in the same run; in --draws
+    turns.
+
+    Without these: the agreement of each kind of look's ranking with that of the finished images, and its cost.
 
     Args:
         prompt: Prompts.
-        prompts: File with prompts (.txt, one per line, .csv, .tsv, .json or .jsonl), or shapes:held-out.
+        prompts: File with prompts (.txt, one per line, .csv, .tsv, .json or .jsonl), shapes:held-out, or geneval.
         prompt_column: Column of the table or JSON with the prompts, by name or number.
         prompt_range: Part of the prompts, such as 0:20.
+        protocol: A published comparison: model, prompts, policies, rewards and cost.
         budget: With --policies: what a prompt may cost, such as 18GFLOP or 80NFE, or 9:36:9GFLOP; may be repeated.
         looks: Kinds of looks, such as full,tiny,small=128,linear (default: all that this model has).
-        candidates: Of each prompt, to look at.
+        speed: Measure where the time goes, on the first prompt.
+        candidates: Of each prompt, to look at; with --speed those that a search starts.
         calls: Calls to look after, such as 2,4,8 (default: eight of the first three fifths).
         out: With --policies: folder for measurements, bench.json, bench.md and bench.png (default: bench).
         compare: Two of these folders, to set them side by side.
@@ -80,8 +93,22 @@ def bench(
 
         print("\n".join(side_by_side(*compare)))
         return
+    published = protocols.named(protocol) if protocol is not None else None
+    if published is not None:
+        model, compared = protocols.filled(model, published.model), protocols.filled(compared, published.compared)
+        budget = budget or published.budgets(model.steps)
+        prompts = prompts or (None if prompt else published.prompts)
+        if prompts is None and not prompt:
+            raise ValueError(f"protocol {protocol} needs --prompts: {published.note}")
     texts = read_prompts(prompt, prompts, verb="bench", column=prompt_column, wildcards=True)
     part = read_range(prompt_range, len(texts))
+    if speed:
+        if budget or looks is not None or calls is not None or out is not None or dry_run:
+            raise ValueError(
+                "--speed takes no --budget, --looks, --calls, --out or --dry-run; it measures searches of --candidates"
+            )
+        _speed(model, pictures, compared, texts[part.start], candidates, json)
+        return
     if compared.policies is not None:
         if looks is not None or calls is not None:
             raise ValueError("--looks and --calls compare looks, --policies compares searches; give one of them")
@@ -92,7 +119,7 @@ def bench(
         if dry_run:
             tell(_planned(comparison), json)
             return
-        _policies(comparison, workers, json)
+        _policies(comparison, workers, published, json)
         return
     if budget or out is not None:
         raise ValueError("--budget and --out compare searches; say which with --policies, such as halving,svdd")
@@ -120,7 +147,7 @@ def _planned(comparison: Comparison) -> Work:
     return Work(what, *amounts, pool.weights, 2000 * len(comparison.parts()))
 
 
-def _policies(comparison: Comparison, workers: Workers, silent: bool) -> None:
+def _policies(comparison: Comparison, workers: Workers, protocol: Protocol | None, silent: bool) -> None:
     """Measure what is left, and show the table."""
     import shlex
     import sys
@@ -143,15 +170,67 @@ def _policies(comparison: Comparison, workers: Workers, silent: bool) -> None:
     if failures:
         raise SystemExit(PARTLY)
     found = leaderboard.rows(comparison)
-    file = leaderboard.save(comparison, found, shlex.join(["ttsnap", *sys.argv[1:]]))
+    file = leaderboard.save(comparison, found, shlex.join(["ttsnap", *sys.argv[1:]]), protocol)
     data = leaderboard.read(file)
     if silent:
         print(encoder.dumps(data, indent=1))
         return
     print("\n".join(leaderboard.table(found)))
+    if protocol is not None:
+        print("\n".join(["", *leaderboard.printed(data)]))
     for why in data["left_out"]:
         print(f"left out: {why}")
     print(f"written: {file.with_suffix('.md')}, {file.with_suffix('.png')}, {file}")
+
+
+def _speed(
+    model: ModelSettings,
+    pictures: Pictures,
+    compared: ComparisonSettings,
+    prompt: str,
+    candidates: int,
+    silent: bool,
+) -> None:
+    """Measure where the time goes, and show it."""
+    import shlex
+    import sys
+    from dataclasses import asdict
+
+    from ttsnap import policies
+    from ttsnap.cli.progress import ImageProgress
+    from ttsnap.cli.workers import quietly
+    from ttsnap.files.provenance import versions
+    from ttsnap.live import speed as measuring
+    from ttsnap.live.comparison import DEFAULT
+    from ttsnap.live.leaderboard import hardware
+    from ttsnap.live.session import prepare
+
+    check_ranges(candidates=(candidates, 1, MAX_CANDIDATES))
+    if len(compared.reward) > 1 or compared.previews or any(who.steps for who in compared.contenders()):
+        raise ValueError("--speed measures policies with one reward, one preview and one number of steps")
+    reward = compared.reward[0] if compared.reward else None
+    given = model.keywords(pictures) | {"reward": reward, "report": "none", "prompt": prompt}
+    session = quietly(lambda: prepare(model.model, reward_device=model.reward_device, **given))
+    steps, turns = session.sampler.num_steps, compared.draws if compared.draws > 1 else 5
+    names = [who.policy for who in compared.contenders()] or [DEFAULT]
+    searches = {
+        name: session.policy if name == DEFAULT else policies.named(name) or policies.default_policy(steps)
+        for name in names
+    }
+    with ImageProgress("measuring", silent=silent, unit="turns") as progress:
+        progress.start(turns + 1)
+        found = measuring.measure(session, searches, prompt, candidates, turns, on_turn=lambda: progress.advance(1))
+    where = hardware(model.device)
+    if silent:
+        told = {"command": shlex.join(["ttsnap", *sys.argv[1:]]), "hardware": where, "versions": versions()}
+        print(encoder.dumps(told | {"speed": [asdict(one) for one in found]}, indent=1))
+        return
+    print("\n".join(measuring.table(found)))
+    s = session.sampler
+    print(
+        f"{model.model}, {s.width} x {s.height}, {steps} steps, batches of {s.max_batch}, one prompt, medians of "
+        f"{turns} turns, {where}; seconds are those of {'computing' if s.device.type == 'cpu' else 'the wall'}"
+    )
 
 
 def _looks(

@@ -139,7 +139,7 @@ def read_prompts(
         prompts = list(given)
     elif given:
         raise ValueError("give prompts on the command line or in a file, not both")
-    elif ":" in source and not Path(source).exists():
+    elif (":" in source or not Path(source).suffix) and not Path(source).exists():
         lists = _lists()
         if source not in lists:
             raise ValueError(f"unknown prompts {source!r}; known are {', '.join(lists)}, or a file")
@@ -161,10 +161,13 @@ def read_prompts(
 
 
 def _lists() -> dict[str, Callable[[], list[str]]]:
-    """The lists of prompts that come with models, such as `shapes:train`."""
+    """GenEval's prompts, and the lists that come with models, such as `shapes:train`."""
     from ttsnap.pipelines.models import MODELS
+    from ttsnap.rewards.geneval_prompts import prompts as geneval
 
-    return {f"{name}:{kind}": read for name, model in MODELS.items() for kind, read in model.prompts.items()}
+    return {"geneval": geneval} | {
+        f"{name}:{kind}": read for name, model in MODELS.items() for kind, read in model.prompts.items()
+    }
 
 
 def read_range(text: str | None, count: int) -> range:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 GUIDES = {"aware": ("aware",), "clean": ("clean",), "both": ("aware", "clean")}
 METHODS = {"aware": "TTSnap", "clean": "TTSp"}
+IN_SAMPLE = " (in-sample)"  # after the name of a policy file that was tuned on the recording that it is replayed on
 
 
 def simulate(
@@ -67,7 +69,8 @@ def simulate(
     Args:
         recording: A recording (see import-values and record); or what a search with forks left: its tree.json, or the
             folder of generate. Only what was looked at is known of it, so it replays the policy that was recorded.
-        policy: halving, early-selection, or a policy FILE.json; several by repeating (default: halving).
+        policy: halving, early-selection, or a policy FILE.json; several by repeating (default: halving). A file that
+            was tuned on this very recording is marked as in-sample.
         rungs: Another halving: steps at which to look, such as 3,7,12.
         keep: Share that survives each look, such as .4,.4,.5.
         guide: What policies see: aware (noise-aware rewards, clean where there are none), clean, or both (default:
@@ -97,7 +100,8 @@ def simulate(
     opened = Recording.open(recording)
     model = cost_model_of(opened, cost_model, call_tflop=call_tflop, look_tflop=look_tflop)
     charged = accounting_of(accounting, model)
-    field = contenders(opened, policy, rungs, keep, guide)
+    tuned = {file: told for file in policy if (told := tuned_on(opened, file)) is not None}
+    field = contenders(opened, policy, rungs, keep, guide, tuned)
     if dry_run:
         from ttsnap.live.forecast import Work
 
@@ -134,9 +138,10 @@ def simulate(
         atomically(csv, lambda temporary: simulation.table.to_csv(temporary, index=False))
         written.append(csv)
     if json:
-        print(encoder.dumps(simulation.to_dict() | {"files": [str(path) for path in written]}))
+        more = {"in_sample": tuned, "files": [str(path) for path in written]}
+        print(encoder.dumps(simulation.to_dict() | more))
     else:
-        show(simulation, written)
+        show(simulation, written, tuned)
 
 
 def _trees(path: Path) -> list[Path]:
@@ -182,8 +187,27 @@ def _replay_trees(files: Sequence[Path], names: Sequence[str], weights: str | No
     Console().print(table)
 
 
+def tuned_on(recording: Recording, name: str) -> str | None:
+    """What `tune` said of a policy file's worth on prompts it was not fitted on, if it was tuned on this recording."""
+    from ttsnap import policies
+
+    if not name.endswith(".json"):
+        return None
+    notes = policies.load_with_notes(name)[1]
+    made = notes.get("provenance", {})
+    _, candidates, steps, _ = recording.shape
+    here = recording.provenance, list(recording.rewards), candidates, steps
+    there = tuple(made.get(key) for key in ("recording_provenance", "rewards", "candidates_recorded", "num_steps"))
+    return str(notes.get("held_out", {}).get("sentence", "")) if there == here else None
+
+
 def contenders(
-    recording: Recording, names: Sequence[str], rungs: str | None, keep: str | None, guide: str | None
+    recording: Recording,
+    names: Sequence[str],
+    rungs: str | None,
+    keep: str | None,
+    guide: str | None,
+    tuned: Iterable[str] = (),
 ) -> list[Contender]:
     """Every policy with every guide that is asked for and recorded, under names that tell them apart."""
     from ttsnap import policies
@@ -198,7 +222,7 @@ def contenders(
     for name in names or ([] if rungs else ["halving"]):
         if name == "best-of-n":
             continue  # always beside the others, exact
-        label = name.removesuffix(".json").split("/")[-1]
+        label = name.removesuffix(".json").split("/")[-1] + (IN_SAMPLE if name in tuned else "")
         chosen.append((label, policies.named(name) or policies.default_policy(steps)))
     if rungs or keep:
         chosen.append((f"halving {rungs}", read_policy(None, rungs, keep)))
@@ -214,7 +238,7 @@ def contenders(
     return field
 
 
-def show(simulation: Simulation, written: Iterable[Path]) -> None:
+def show(simulation: Simulation, written: Iterable[Path], tuned: Mapping[str, str] = MappingProxyType({})) -> None:
     """Tables for people, and what they rest on."""
     from rich.console import Console
 
@@ -232,6 +256,9 @@ def show(simulation: Simulation, written: Iterable[Path]) -> None:
         style="dim",
         highlight=False,
     )
+    for file, told in tuned.items():
+        what = f"note: {file} was tuned on this recording: what it gains here is in-sample, more than it will elsewhere"
+        console.print(f"{what}; {told}" if told else what, highlight=False, soft_wrap=True)
     for note in simulation.notes():
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     if paths := [str(path) for path in written]:

@@ -15,12 +15,12 @@ import numpy as np
 from ttsnap.core.cost import Budget, format_amount
 from ttsnap.core.grid import FloatArray
 from ttsnap.live.comparison import BLOCK, HELD_OUT, Comparison, Contender, Part
+from ttsnap.live.protocols import BASE, Protocol, named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "bench.json"
-BASE = "best-of-N"
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _pool_of(comparison: Comparison, who: Contender) -> Pool:
     return Pool(joined("reward"), float(one["tflop"]), float(one["prompt"]), int(one["steps"]), held_out)
 
 
-def save(comparison: Comparison, found: Sequence[Row], command: str) -> Path:
+def save(comparison: Comparison, found: Sequence[Row], command: str, protocol: Protocol | None = None) -> Path:
     """Write `bench.json`, `bench.md` and `bench.png` into the comparison's folder; returns the first."""
     from ttsnap.files import figures
     from ttsnap.files.provenance import versions
@@ -215,6 +215,8 @@ def save(comparison: Comparison, found: Sequence[Row], command: str) -> Path:
         "rows": [asdict(row) for row in found],
         "left_out": left_out(comparison),
     }
+    if protocol is not None:
+        data["protocol"] = asdict(protocol)
     write_json(data, comparison.folder / FILE)
     write(comparison.folder / "bench.md", report(data).encode())
     figures.save({"bench": figure(found)}, comparison.folder)
@@ -257,7 +259,16 @@ def report(data: Mapping[str, Any]) -> str:
         *table([read_row(row) for row in data["rows"]]),
     ]
     lines += ["", *(f"- left out: {why}" for why in data["left_out"])] if data["left_out"] else []
+    if "protocol" in data:
+        lines += ["", *printed(data)]
     return "\n".join(lines) + "\n"
+
+
+def printed(data: Mapping[str, Any]) -> list[str]:
+    """What the paper of a bench's protocol printed, beside what was measured, in Markdown."""
+    protocol = named(data["protocol"]["name"])
+    beside = protocol.beside([read_row(row) for row in data["rows"]])
+    return [f"{protocol.source}: {protocol.note}.", "", *beside]
 
 
 def read_row(data: Mapping[str, Any]) -> Row:

@@ -143,10 +143,11 @@ def count_look(reward: Any, device: Any, height: int, width: int, prompt: str = 
 
     A reward that is a module, or has one as `reward`, `clean` or `judge`, is counted on a copy without data, or, where
     it asks for values, with none of its products computed; one that says its own `tflop` (and `text_tflop`, if it keeps
-    anything) is not called.
+    anything) is not called. One that judges certain prompts only names an `example` of them.
     """
     own = reward.reward if isinstance(reward, Timed) else reward
     parts = [own, *(getattr(own, name, None) for name in ("reward", "clean", "judge"))]
+    prompt = next((part.example for part in parts if hasattr(part, "example")), prompt)
     for part in parts:
         if (told := getattr(part, "tflop", None)) is not None:
             return LookCount(float(told), float(getattr(part, "text_tflop", 0.0)))

@@ -113,11 +113,11 @@ class ClipReward(nn.Module):
         device = self.clip.logit_scale.device
         with full_precision(self, device):
             image = F.normalize(self.clip.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
-            text = torch.cat([self._read(prompt, device) for prompt in prompts])
+            text = torch.cat([self.read(prompt, device) for prompt in prompts])
             scale = self.clip.logit_scale.exp() if self.scale is None else self.scale
             return scale * (image * text).sum(-1)
 
-    def _read(self, prompt: str, device: torch.device) -> Tensor:
+    def read(self, prompt: str, device: torch.device) -> Tensor:
         """Features [1, d] of a prompt, of length 1; kept unless the text tower itself is being trained."""
         learning = torch.is_grad_enabled() and self.clip.text_projection.weight.requires_grad
         if learning or prompt not in self.texts:

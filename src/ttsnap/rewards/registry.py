@@ -36,6 +36,7 @@ REWARDS = Registry(
         "hpsv2.1": Published("clip", "load_hpsv21"),
         "clipscore": Published("clip", "load_clipscore"),
         "aesthetic": Published("clip", "load_aesthetic"),
+        "geneval": Published("geneval", "load_geneval"),
         "hpsv3": Published("hpsv3", "load_hpsv3"),
         "mps": Published("mps", "load_mps"),
         "unifiedreward": Published("unifiedreward", "load_unifiedreward"),

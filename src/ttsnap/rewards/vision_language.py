@@ -180,21 +180,38 @@ def load_vision_language(reward: str, folder: Path, device: Any, dtype: torch.dt
     Raises:
         ValueError: it is another model, or its weights do not fit.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    quiet_libraries()
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in KINDS:
-        raise ValueError(f"reward {reward}: {folder} is a {kind}; it takes {', '.join(KINDS)}")
-    config = AutoConfig.from_pretrained(folder)
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        folder, config=config, dtype=dtype, output_loading_info=True
-    )
-    for what, keys in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
-        if keys:
-            raise ValueError(f"reward {reward}: {folder} is no whole {kind}: the model {what} {sorted(keys)[0]}")
+    model = load_whole(AutoModelForImageTextToText, reward, folder, KINDS, dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return VisionLanguage(model.to(device), tokenizer, Sight.read(folder), chat_template(folder))
+
+
+def load_whole(kind: Any, reward: str, folder: Path, types: tuple[str, ...], dtype: torch.dtype = torch.float32) -> Any:
+    """A model of transformers with all of its weights.
+
+    Args:
+        kind: the class that loads it.
+        reward: for messages.
+        folder: of its published files.
+        types: of models that will do.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: it is another model, or its weights do not fit.
+    """
+    from transformers import AutoConfig
+
+    quiet_libraries()
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if name not in types:
+        raise ValueError(f"reward {reward}: {folder} is a {name}; it takes {', '.join(types)}")
+    config = AutoConfig.from_pretrained(folder)
+    model, info = kind.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+    for what, keys in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
+        if keys:
+            raise ValueError(f"reward {reward}: {folder} is no whole {name}: the model {what} {sorted(keys)[0]}")
+    return model
 
 
 def chat_template(folder: Path) -> str | None:
