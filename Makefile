@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 # One prompt, the embedded model, a pruning board and a record, in ./demo
 demo: $(VENV)/.installed
-	$(BIN)/ttsnap generate "a red circle left of a blue square" --compare --out demo
+	$(BIN)/ttsnap generate "a red circle left of a blue square" --steps 4 --compare --out demo
 
 # Lint, types and the fast tests
 test: lint types
