@@ -109,7 +109,8 @@ def evidence(root: Path) -> list[Row]:
         records = [(root / "docs" / link).resolve() for link in re.findall(r"\]\(([^)]+)\)", found[4])]
         if lost := [str(record) for record in records if not record.is_file()]:
             raise ValueError(f"{EVIDENCE}: there is no record {lost[0]}")
-        rows.append(Row(keys, *found[1:4], tuple(records)))
+        _, command, date, hardware, _ = found
+        rows.append(Row(keys, command, date, hardware, tuple(records)))
     return rows
 
 

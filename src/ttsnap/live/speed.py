@@ -10,6 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def measure(
     ours: dict[str, Policy] = {OURS: BestOfN(), **searches}
     works: dict[str, Callable[[], Any]] = {STOCK: lambda: stock_best_of_n(session, prompt, images)}
     for name, policy in ours.items():
-        works[name] = lambda p=policy, n=started[name]: _search(session, p, prompt, np.arange(n)[None])
+        works[name] = partial(_search, session, policy, prompt, np.arange(started[name])[None])
     took, peaks = in_turns(works, sampler.device, repeats + 1, on_turn)
     took = {name: values[1:] for name, values in took.items()}
     found = []
