@@ -136,7 +136,7 @@ def test_a_policy_file_is_read_with_its_notes(tuned, tmp_path):
     path.write_text(json.dumps(data | {"extra": 1}))
     with pytest.raises(ValueError, match="policy halving has no extra"):
         policies.load(path)
-    with pytest.raises(ValueError, match="notes on provenance and held_out, not advice"):
+    with pytest.raises(ValueError, match="notes on provenance, held_out, by_budget, not advice"):
         policies.save(tuned.policy, path, advice="none")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import signal
 import sys
@@ -47,12 +46,6 @@ def run(job: Job, workers: Workers, out: AnyPath, show: Board) -> Outcome:
     except KeyboardInterrupt:
         print(f"stopped: the same command goes on from there ({out})", file=sys.stderr)
         raise SystemExit(130) from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno, "the disk is full; all that is stored is whole, and the same command goes on from it"
-            ) from error
-        raise
 
 
 @contextlib.contextmanager
