@@ -93,7 +93,7 @@ class Tree:
             ValueError: it is another file.
         """
         if not Path(path).is_file():
-            raise ValueError(f"there is no tree {path}, or it is no regular file")
+            raise ValueError(f"cannot read the tree {path}: it is not there, or no regular file")
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             looks = {
