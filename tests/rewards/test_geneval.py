@@ -158,40 +158,45 @@ def test_a_crop_has_a_pixel_at_least_and_stays_in_the_image():
 # Detectors of the real classes.
 
 WORDS = sorted({word for name in CLASSES for word in name.split()})
+VOCABULARY = {word: n for n, word in enumerate(["[PAD]", "[UNK]", ".", *WORDS, "[CLS]", "[SEP]"])}
+
+
+def save_tokenizer(folder):
+    """A token for each word of the classes. OWLv2 takes a first token of 0 for no query, the largest for the end."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(token, VOCABULARY[token]) for token in ("[CLS]", "[SEP]")]
+    plain.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)  # fmt: skip
 
 
 def save_owlv2(folder):
     """A small OWLv2 as it is published, CLIP beside it."""
     from transformers import Owlv2Config, Owlv2ForObjectDetection
 
-    tokenizer = ref.clip_tokenizer()
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision = text | {"image_size": 64, "patch_size": 16}
-    text |= {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
+    text |= {"vocab_size": len(VOCABULARY), "max_position_embeddings": 16}
     model = Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=32))
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 64, "width": 64}}))
 
 
 def save_dino(folder):
     """A small Grounding DINO as it is published."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, PreTrainedTokenizerFast
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
-    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", ".", *WORDS])}
-    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    plain.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
+    save_tokenizer(folder)
     swin = {"model_type": "swin", "image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 1],
             "num_heads": [1, 2, 4], "window_size": 4, "out_features": ["stage1", "stage2", "stage3"]}  # fmt: skip
-    text = {"model_type": "bert", "vocab_size": len(vocabulary), "hidden_size": 32, "num_hidden_layers": 1,
+    text = {"model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
     config = GroundingDinoConfig(
         backbone_config=swin, text_config=text, d_model=32, num_queries=12, encoder_layers=1, decoder_layers=2,
@@ -269,6 +274,7 @@ def test_pictures_are_cut_as_the_library_cuts_them_and_boxes_are_where_it_says(s
             with torch.no_grad():
                 words = detector._words(["dog"])
                 output = detector.model(pixel_values=detector.see(smooth), **words)
+                assert output.logits.abs().max() < 1e3  # none of the queries is taken for padding
                 (theirs,) = processor.post_process_object_detection(output, -1.0, [(96, 144)])
                 confidences, boxes = detector(smooth, ["dog"])
             torch.testing.assert_close(boxes[0], theirs["boxes"])
