@@ -239,7 +239,22 @@ def test_a_prompt_that_the_model_was_not_made_for_is_told_before_anything_runs(s
 
     with gr.Blocks():
         form = Form(searches, "x", ["tuned for the model"])
-    values = ["a dog", "candidates", 4, "shapes", ["shapes"], 0, "", None, None, "", [], "tuned for the model"]
+    values = [
+        "a dog",
+        "candidates",
+        4,
+        "shapes",
+        ["shapes"],
+        0,
+        "",
+        None,
+        None,
+        "",
+        [],
+        None,
+        None,
+        "tuned for the model",
+    ]
     assert requests(values)[0].size is None
     assert "is not a prompt of the shapes world" in form.told(*values)
     assert "tt-note" in form.told(*values)

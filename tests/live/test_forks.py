@@ -349,7 +349,7 @@ def test_a_file_that_is_no_tree_is_refused(tmp_path):
     (tmp_path / "tree.json").write_text('{"looks": [{"way": []}]}')
     for file, told in (
         (tmp_path / "tree.json", "is not a tree.json"),
-        (tmp_path / "none.json", "there is no tree"),
+        (tmp_path / "none.json", "cannot read the tree"),
     ):
         with pytest.raises(ValueError, match=told):
             Tree.load(file)

@@ -281,7 +281,9 @@ def test_rewards_run_on_a_device_of_their_own(monkeypatch):
     from ttsnap.shapes.pipeline import load_pipeline
 
     placed, load = [], rewards.load
-    monkeypatch.setattr(rewards, "load", lambda named, device: placed.append((named, device)) or load(named, device))
+    monkeypatch.setattr(
+        rewards, "load", lambda named, device, *rest: placed.append((named, device)) or load(named, device, *rest)
+    )
     pipe, options = load_pipeline(), {"candidates": 2, "num_inference_steps": 2, "policy": BestOfN()}
     ours = ttsnap.search(pipe, PROMPT, reward="shapes", report="shapes-hard", reward_device="cpu:0", **options)
     assert placed == [("shapes", torch.device("cpu:0")), ("shapes-hard", torch.device("cpu:0"))]

@@ -51,7 +51,7 @@ class Models:
             prompt=request.prompt,
             **request.arguments(),
         )
-        made.sampler.prelude = "; ".join(loaded.lines)
+        made.sampler.prelude = "; ".join(filter(None, [*loaded.lines, made.sampler.prelude]))
         made.asked |= {"lora": list(request.loras)} if request.loras else {}
         if not request.arguments().keys() & {"num_inference_steps", "width", "aspect_ratio"}:
             size = f"{made.sampler.width}x{made.sampler.height}"

@@ -60,7 +60,7 @@ VERBS = {  # loaded when they are called
     ),
     "bench": (
         "bench:bench",
-        "Measure which early look is worth its cost: the agreement of its ranking with that of the finished images.",
+        "Compare policies at equal cost on a model of one's own, or measure which early look is worth its cost.",
     ),
     "app": (
         "app:open_page",

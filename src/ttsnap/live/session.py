@@ -453,6 +453,7 @@ def prepare(
     }
     asked |= {field.name: options.get(field.name) for field in fields(Additions)}
     options["pictures"] = options.get("pictures") or Pictures.taken_from(options)
+    options["pictures"].settings()  # their files are read now, and may be gone when the search ends
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -154,11 +155,15 @@ class Pictures:
         return cls(**given)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result, as a JSON object: the files' contents, not their names.
+        """What decides the result, as a JSON object: the files' contents, when first asked for, not their names.
 
         Raises:
             ValueError: a file cannot be read.
         """
+        return dict(self._settings)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for use, path in (("mask_image", self.mask), ("control_image", self.control_image)):
             if path:
