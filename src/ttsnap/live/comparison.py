@@ -37,6 +37,7 @@ from ttsnap.live.settings import (
 from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.models import MODELS
 from ttsnap.policies import BestOfN, default_policy
+from ttsnap.rewards import parse
 
 if TYPE_CHECKING:
     from ttsnap.live.session import Session
@@ -350,8 +351,12 @@ class Measuring:
     def _pool(self, part: Part) -> dict[str, Any]:
         """Reward and held-out rewards [prompts, pool] of finished candidates, and what they cost."""
         who, prompts = part.contender, self.comparison.texts(part)
-        targets = ",".join(self.session(who.reward, None, None).targets)
-        session = self.session(targets, None, who.steps)
+        spec = parse(who.reward) if who.reward else None
+        if spec and spec.clean:  # with its weights, which names of results leave out
+            judge = f"{spec.clean}={spec.path}" if spec.path else spec.clean
+        else:
+            judge = ",".join(self.session(who.reward, None, None).targets)
+        session = self.session(judge, None, who.steps)
         seeds = self.seeds(part, self.comparison.settings.pool)
         grid = session.engine().grid(prompts, seeds)
         steps = session.sampler.num_steps
