@@ -31,6 +31,7 @@ MEASURE = """() => {
 }"""
 
 
+@pytest.mark.slow
 def test_all_text_stands_out_in_both_colour_schemes(visit, searches):
     page = visit()
     page.fill("#tt-search-amount input", "0")

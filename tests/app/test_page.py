@@ -156,6 +156,7 @@ def test_two_people_at_once(visit, searches):
     assert len([name for name in names if "my run" in name]) == 1
 
 
+@pytest.mark.slow
 def test_a_reload_shows_the_search_that_is_on_and_then_its_end(visit, searches):
     page = visit()
     search(page, prompt="a green circle", amount=64)

@@ -46,6 +46,7 @@ def test_calls_places_shares_and_memory_of_a_search(session):
     assert len({line.count("|") for line in lines}) == 1
 
 
+@pytest.mark.slow
 def test_the_command(ttsnap):
     code, out, err = ttsnap("bench", "a red circle", "--speed", "--candidates", 4, "--draws", 2, "--steps", 4, "--json")
     assert code == 0, err
