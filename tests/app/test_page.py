@@ -98,6 +98,7 @@ def test_64_candidates_and_nothing_dropped(visit, searches):
     assert {32, 64} <= set(page.evaluate("() => [...window.seen]"))  # both batches of the first look were shown
 
 
+@pytest.mark.slow  # where the search is over before the click there is nothing to stop
 def test_stop_keeps_what_is_finished(visit):
     page = visit()
     search(page, **LONG)

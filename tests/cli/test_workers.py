@@ -9,11 +9,18 @@ import signal
 import pytest
 from rich.console import Console
 
+from ttsnap.cli import verbosity
 from ttsnap.cli.options import Workers
 from ttsnap.cli.progress import Board
 from ttsnap.cli.workers import report_failures, run
 from ttsnap.cluster.jobs import Event, Plan
 from ttsnap.cluster.scheduling import Outcome
+
+
+@pytest.fixture(autouse=True)
+def not_quiet(monkeypatch):
+    """Whatever a command in this process said of itself before."""
+    monkeypatch.setattr(verbosity, "level", 0)
 
 
 def test_one_bar_and_a_line_per_worker():

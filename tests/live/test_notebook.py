@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -107,7 +108,8 @@ def test_results_can_be_waited_for_while_the_event_loop_goes_on(session):
         ticking.cancel()
         return found
 
-    found = asyncio.run(main())
+    with ThreadPoolExecutor(1) as thread:  # in this one a browser's test may have left a loop
+        found = thread.submit(asyncio.run, main()).result()
     assert sorted(found) == [0, 1]
     assert len(ticks) > 3
     plain = dict(session.stream(["a red circle", "a blue square"], seed=4))
