@@ -240,6 +240,7 @@ def test_a_bad_prompt_then_a_good_one_by_keyboard_on_a_phone(visit):
     assert "a blue circle" in alt
 
 
+@pytest.mark.slow
 def test_compare_two_policies(visit):
     page = visit()
     page.get_by_role("tab", name="Compare").click()
