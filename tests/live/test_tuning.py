@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -142,6 +143,16 @@ def test_a_budget_chooses_policy_and_steps_from_a_file_that_was_tuned_for_severa
     assert (made.policy, made.sampler.num_steps) == (first.policy, first.num_steps)
     assert SearchSettings(policy=str(file), budget="12NFE").chosen_policy() == first.policy
     assert SearchSettings(policy=str(file), budget="12NFE").key() != SearchSettings(policy=str(file)).key()
+
+
+@pytest.mark.parametrize(
+    "entries", [[1], [{"budget": "9NFE"}], [{"budget": "x"}], 3, [{"budget": "9NFE", "policy": 1}]]
+)
+def test_a_file_whose_budgets_are_not_as_tune_writes_them_is_refused(tmp_path, entries):
+    file = tmp_path / "tuned.json"
+    file.write_text(json.dumps({"policy": "best-of-n", "by_budget": entries}))
+    with pytest.raises(ValueError, match="by_budget is a list of a budget and its policy"):
+        policies.for_budget(file, Budget(9.0, "NFE"))
 
 
 def test_a_session_with_other_steps_is_one_that_was_prepared_so(session):

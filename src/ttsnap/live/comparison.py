@@ -22,7 +22,7 @@ from ttsnap import policies
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.cost import Budget, affordable, parse_budgets
 from ttsnap.core.grid import FloatArray, Policy, Query
-from ttsnap.core.ranking import WeightedSum
+from ttsnap.core.ranking import WeightedSum, weights_of
 from ttsnap.live.settings import (
     MAX_SEED,
     MAX_STEPS,
@@ -339,7 +339,7 @@ class Measuring:
                 assert ended.error is not None
                 raise ended.error
             p, result = ended.number, ended.result
-            found["reward"][p] = result.rewards[0] @ _weights(session)
+            found["reward"][p] = result.rewards[0] @ weights_of(session.combine)
             found["tflop"][p] = result.ledger.tflop(session.cost_model)[0]
             found["nfe"][p] = result.ledger.nfe[0]
             image = ended.grid.finished[0, int(result.chosen[0])]
@@ -360,7 +360,7 @@ class Measuring:
         seeds = self.seeds(part, self.comparison.settings.pool)
         grid = session.engine().grid(prompts, seeds)
         steps = session.sampler.num_steps
-        reward = grid.observe(Query(np.ones(seeds.shape, dtype=bool), steps)) @ _weights(session)
+        reward = grid.observe(Query(np.ones(seeds.shape, dtype=bool), steps)) @ weights_of(session.combine)
         found: dict[str, Any] = {"reward": reward}
         found |= {HELD_OUT + name: np.full(seeds.shape, np.nan) for name in session.held_out}
         for p, prompt in enumerate(prompts):
@@ -376,10 +376,6 @@ class Measuring:
 def _save(found: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, **found)
-
-
-def _weights(session: Session) -> FloatArray:
-    return np.asarray(session.combine.weights if isinstance(session.combine, WeightedSum) else (1.0,), dtype=float)
 
 
 def _held_out(session: Session, prompt: str, images: np.ndarray) -> dict[str, FloatArray]:

@@ -15,7 +15,7 @@ import numpy as np
 from ttsnap import policies
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import FloatArray, Policy
-from ttsnap.core.ranking import WeightedSum
+from ttsnap.core.ranking import WeightedSum, weights_of
 from ttsnap.live.leaderboard import interval
 from ttsnap.live.session import Session, check_prompts
 from ttsnap.policies import BestOfN
@@ -242,8 +242,7 @@ def _block(
     grid = session.engine().grid(some, seeds)
     result = run(policy, grid, session.combine, np.random.default_rng([seed, start]), keep_history=False)
     session.sampler.forget_prompts()
-    weights = session.combine.weights if isinstance(session.combine, WeightedSum) else (1.0,)
-    return result.rewards @ np.asarray(weights, dtype=float), result.ledger.tflop(session.cost_model)
+    return result.rewards @ weights_of(session.combine), result.ledger.tflop(session.cost_model)
 
 
 def _interval(differences: FloatArray) -> tuple[float, float, float]:

@@ -246,13 +246,18 @@ def for_budget(path: str | Path, budget: Budget | None) -> tuple[Policy, int | N
     policy, notes = load_with_notes(path)
     made = notes.get("provenance", {})
     steps = int(made["num_steps"]) if "steps" in made else None
-    entries = [(Budget.parse(entry["budget"]), entry) for entry in notes.get("by_budget", [])]
-    entries = sorted((e for e in entries if budget and e[0].unit == budget.unit), key=lambda entry: entry[0].amount)
-    if not entries or budget is None:
-        return policy, steps
-    within = [entry for limit, entry in entries if limit.amount <= budget.amount * (1 + 1e-9)]
-    chosen = within[-1] if within else entries[0][1]
-    return from_dict(chosen["policy"]), chosen.get("num_steps", steps)
+    try:
+        entries = [(Budget.parse(entry["budget"]), entry) for entry in notes.get("by_budget", [])]
+        entries = sorted((e for e in entries if budget and e[0].unit == budget.unit), key=lambda entry: entry[0].amount)
+        if not entries or budget is None:
+            return policy, steps
+        within = [entry for limit, entry in entries if limit.amount <= budget.amount * (1 + 1e-9)]
+        chosen = within[-1] if within else entries[0][1]
+        return from_dict(chosen["policy"]), chosen.get("num_steps", steps)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"policy file {path}: by_budget is a list of a budget and its policy each, as `ttsnap tune` writes it"
+        ) from error
 
 
 def save(policy: Policy, path: str | Path, **notes: Any) -> None:
