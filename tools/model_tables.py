@@ -7,7 +7,7 @@ python -m tools.model_tables --check    # part of `make lint`: are they as they 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ttsnap.pipelines.catalogue import HEAD, families, rows
@@ -31,9 +31,9 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in table)
 
 
-def renewed(document: str) -> str:
+def renewed(document: str, parts: Mapping[str, str]) -> str:
     """A Markdown document with its generated parts, between `<!-- name -->` and `<!-- end -->`, made anew."""
-    for name, text in tables().items():
+    for name, text in parts.items():
         before, start, rest = document.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not start or not end:
@@ -42,14 +42,14 @@ def renewed(document: str) -> str:
     return document
 
 
-def main() -> None:
-    """Renew or check."""
-    text = DOCUMENT.read_text()
+def main(path: Path, parts: Mapping[str, str]) -> None:
+    """Renew or check a document."""
+    text = path.read_text()
     if "--check" not in sys.argv:
-        DOCUMENT.write_text(renewed(text))
-    elif renewed(text) != text:
-        sys.exit(f"{DOCUMENT.name} is not as its sources say; renew it: python -m tools.model_tables")
+        path.write_text(renewed(text, parts))
+    elif renewed(text, parts) != text:
+        sys.exit(f"{path.name} is not as its sources say; renew it: {Path(sys.argv[0]).stem} in tools/")
 
 
 if __name__ == "__main__":
-    main()
+    main(DOCUMENT, tables())

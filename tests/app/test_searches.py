@@ -417,7 +417,7 @@ def test_a_picture_sets_the_form(searches, tmp_path):
     from ttsnap.app.form import restored
     from ttsnap.policies import to_dict, tuned_policy
 
-    policy = to_dict(tuned_policy("shapes", ["shapes-aware"], 20))
+    policy = to_dict(tuned_policy("shapes", ["shapes-aware"], 20)[0])
     settings = {"model": "shapes", "reward": "shapes-aware", "steps": 20, "size": "64x64", "candidates": 9, "seed": 4}
     own = {"prompt": "a red circle", "settings": settings | {"policy": policy}}
     values, said = restored(own, searches)

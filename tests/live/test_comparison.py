@@ -13,6 +13,7 @@ from ttsnap.live import comparison as module
 from ttsnap.live import leaderboard
 from ttsnap.live.comparison import Comparison, ComparisonSettings, Measuring
 from ttsnap.live.leaderboard import Pool, Row
+from ttsnap.live.session import Session
 from ttsnap.live.settings import ModelSettings
 from ttsnap.pipelines.conditions import Pictures
 
@@ -26,7 +27,7 @@ def small_blocks(monkeypatch):
 
 
 def compared(folder, prompts=PROMPTS, first=0, budgets=("12NFE",), **settings):
-    settings = ComparisonSettings(**{"policies": "best-of-n,svdd", "pool": 5} | settings)
+    settings = ComparisonSettings(**{"policies": "best-of-n,svdd", "pool": 5, "try_steps": "none"} | settings)
     return Comparison.of(ModelSettings(steps=3), Pictures(), settings, budgets, prompts, first, folder)
 
 
@@ -121,6 +122,24 @@ def test_what_was_measured_is_not_measured_again_wherever_the_list_is_cut(whole,
     assert {part.first for part in elsewhere.parts() if not elsewhere.file(part).is_file()} == {2}
 
 
+def test_best_of_n_is_tried_with_fewer_steps_too_unless_told_otherwise(tmp_path, monkeypatch):
+    own = ComparisonSettings(policies="svdd")
+    assert [who.steps for who in own.plain(20)] == [None, 8, 12]
+    assert [who.steps for who in own.plain(1)] == [None]
+    assert [who.share for who in own.plain(None)] == [None, 0.4, 0.6]
+    monkeypatch.setattr(Comparison, "plain", lambda self: self.settings.plain(None))  # as of a model that is not known
+    found = measured(compared(tmp_path, PROMPTS[:1], policies="best-of-n", try_steps="34%", budgets=("2NFE",)))
+    assert [found.read(part)["steps"] for part in found.parts()[:2]] == [3, 1]
+    monkeypatch.setattr(Session, "with_steps", refuse)
+    found = measured(compared(tmp_path, PROMPTS[:1], policies="best-of-n", try_steps="67%", budgets=("3NFE",)))
+    assert "impossible" in found.read(found.parts()[1])
+    assert [row.policy for row in leaderboard.rows(found)] == ["best-of-N", "best-of-n"]
+
+
+def refuse(session, steps):
+    raise ValueError("it takes no other number of steps")
+
+
 def test_a_policy_that_the_budget_does_not_pay_for_is_left_out(tmp_path):
     found = measured(compared(tmp_path, PROMPTS[:1], budgets=("2NFE",), policies="best-of-n@2,best-of-n@3"))
     assert [(row.policy, row.steps) for row in leaderboard.rows(found)] == [("best-of-N", 3), ("best-of-n", 2)]
@@ -138,6 +157,7 @@ def test_a_policy_that_the_budget_does_not_pay_for_is_left_out(tmp_path):
         ({}, ("3s",), "seconds depend on"),
         ({}, ("9NFE", "1TFLOP"), "all alike"),
         ({"try_steps": "a"}, ("9NFE",), "--try-steps"),
+        ({"try_steps": "40%,120%"}, ("9NFE",), "between 0 and 100 %"),
         ({"pool": 1}, ("9NFE",), "pool"),
     ],
 )

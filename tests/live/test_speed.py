@@ -29,7 +29,7 @@ def test_the_stock_pipelines_images_are_those_of_the_sampler(session):
 
 def test_calls_places_shares_and_memory_of_a_search(session):
     halving = SuccessiveHalving((1,), keep=(0.5,))
-    stock, ours, search = speed.measure(session, {"halving": halving}, "a red circle", 6, repeats=2)
+    stock, ours, search = speed.measure(session, {"halving": halving}, "a red circle", 6, repeats=1)
     assert (stock.name, ours.name, search.name) == ("stock best-of-N", "best-of-N", "halving")
     assert search.calls == 6 + 3 * 3
     assert stock.candidates == ours.candidates == round(15 / 4)

@@ -79,7 +79,7 @@ def test_choices_and_ledger_are_those_of_each_prompt_alone(policy):
 
 def test_a_long_queue_of_prompts_keeps_the_batches_full():
     """32 candidates, the published schedule, batches of 32: as the command line cuts it into blocks."""
-    prompts = [f"prompt {number}" for number in range(40)]
+    prompts = [f"prompt {number}" for number in range(20)]
     block = prompts_per_block(PAPER.plan(32, 20), 32)
     taken, places = 0, 0
     sampler = toy_sampler(num_steps=20, max_batch=32)

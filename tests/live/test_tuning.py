@@ -116,6 +116,8 @@ def test_the_number_of_steps_is_tuned_too_and_goes_with_the_policy(session, tmp_
         assert (paid > 0).all()
     assert found.provenance["best_of_n_steps"] == max(plain, key=plain.get)
     assert "gain_over_best_of_n_at_its_best_steps" in found.figures
+    poor = tuning.tune(session, PROMPTS, SuccessiveHalving((0.4,), (0.5,)), Budget(4.0, "NFE"), steps=[2, 3], trials=2)
+    assert poor.provenance["steps"] == [2, 3]  # five cannot be paid for
     tuning.save([found], tmp_path / "tuned.json")
     assert steps_of_file(str(tmp_path / "tuned.json")) == found.num_steps
     assert steps_of_file("svdd") is None
@@ -143,6 +145,24 @@ def test_a_budget_chooses_policy_and_steps_from_a_file_that_was_tuned_for_severa
     assert (made.policy, made.sampler.num_steps) == (first.policy, first.num_steps)
     assert SearchSettings(policy=str(file), budget="12NFE").chosen_policy() == first.policy
     assert SearchSettings(policy=str(file), budget="12NFE").key() != SearchSettings(policy=str(file)).key()
+
+
+def test_of_what_ships_the_budget_or_the_number_of_steps_chooses(tmp_path, monkeypatch):
+    monkeypatch.setattr(policies, "TUNED", tmp_path)
+    twenty, eight, four = (SuccessiveHalving((rung,), (0.5,)) for rung in (9, 3, 1))
+    entries = [("2 GFLOP", four, 4), ("4 GFLOP", eight, 8), ("40 NFE", eight, 8), ("9 GFLOP", twenty, 20)]
+    by_budget = [{"budget": b, "policy": policies.to_dict(p), "num_steps": n} for b, p, n in entries]
+    provenance = {"guides": ["mine"], "rewards": ["clean"], "num_steps": 20}
+    policies.save(twenty, tmp_path / "model-mine.json", provenance=provenance, by_budget=by_budget)
+    for steps, budget, found in (
+        (None, None, (twenty, 20)), (None, "1GFLOP", (four, 4)), (None, "5GFLOP", (eight, 8)),
+        (None, "1TFLOP", (twenty, 20)), (None, "99NFE", (eight, 8)), (None, "3s", (twenty, 20)),
+        (4, None, (four, 4)), (4, "9GFLOP", (four, 4)), (20, "1GFLOP", (twenty, 20)), (20, "40NFE", (twenty, 20)),
+        (6, None, None), (6, "5GFLOP", None),
+    ):  # fmt: skip
+        assert policies.tuned_policy("model", ["mine"], steps, Budget.parse(budget) if budget else None) == found
+    assert policies.tuned_policy("model", ["clean"]) is None
+    assert policies.tuned_policy("a/model", ["mine"]) is None
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ ONE = [Budget(50, "TFLOP")]
 
 
 def quick(made, budgets=RANGE, **options):
-    return tune(made, budgets, CHARGE, **({"trials": 240, "folds": 2} | options))
+    return tune(made, budgets, CHARGE, **({"trials": 120, "folds": 2} | options))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,13 +114,14 @@ def test_held_out_figures_are_what_simulate_says(tuned, informative):
         np.testing.assert_allclose(tuned.held_out.dataset.value[..., rows, :], alone.dataset.value)
 
 
-def test_the_same_seed_gives_the_same_result_on_any_number_of_threads(tuned, informative):
-    def comparable(result):
-        data = result.to_dict()
+def test_the_same_seed_gives_the_same_result_on_any_number_of_threads(informative):
+    def comparable(**options):
+        data = quick(informative, ONE, trials=50, **options).to_dict()
         return json.dumps(data | {"provenance": data["provenance"] | {"seconds": None}})
 
-    assert comparable(quick(informative, threads=1)) == comparable(tuned)
-    assert comparable(quick(informative, seed=1)) != comparable(tuned)
+    one = comparable()
+    assert comparable(threads=1) == one
+    assert comparable(seed=1) != one
 
 
 def test_a_policy_file_is_read_with_its_notes(tuned, tmp_path):
@@ -130,7 +131,7 @@ def test_a_policy_file_is_read_with_its_notes(tuned, tmp_path):
     _, notes = policies.load_with_notes(path)
     assert notes == json.loads(json.dumps({"provenance": tuned.provenance, "held_out": tuned.figures}))
     assert notes["provenance"]["policy_fitted_on"] == "all recorded prompts"
-    assert notes["provenance"]["schedules_tried"] > 100
+    assert notes["provenance"]["schedules_tried"] > 50
     assert [p.name for p in path.parent.iterdir()] == ["tuned.json"]
     data = json.loads(path.read_text())
     path.write_text(json.dumps(data | {"extra": 1}))
@@ -143,7 +144,7 @@ def test_a_policy_file_is_read_with_its_notes(tuned, tmp_path):
 def test_several_rewards_by_ranks_and_by_weights(tmp_path):
     made = recording(tmp_path / "two", rewards(20, 40, kinds=2, noise=0.3))
     for weights in (None, (1.0, 0.5)):
-        tuned = quick(made, ONE, weights=weights, trials=100)
+        tuned = quick(made, ONE, weights=weights, trials=60)
         assert [row["reward_name"] for row in tuned.figures["budgets"]] == ["reward0", "reward1"]
         assert tuned.better
 
@@ -151,7 +152,7 @@ def test_several_rewards_by_ranks_and_by_weights(tmp_path):
 def test_the_guide_matters(tmp_path):
     clean = rewards(20, 40, noise=3.0)
     made = recording(tmp_path / "aware", clean, rewards(20, 40, noise=0.1))
-    gains = [quick(made, ONE, guide=guide, trials=100).figures["budgets"][0]["gain"] for guide in ("aware", "clean")]
+    gains = [quick(made, ONE, guide=guide, trials=60).figures["budgets"][0]["gain"] for guide in ("aware", "clean")]
     assert gains[0] > gains[1] + 0.1
 
 

@@ -55,9 +55,9 @@ def test_a_candidates_reward_does_not_depend_on_its_batch(sampler):
 def test_it_is_the_default_with_its_own_schedule_and_the_clean_reward_judges_what_is_finished():
     searcher = prepare("shapes", candidates=4)
     assert list(searcher.judges) == ["shapes-aware"]
-    assert searcher.policy == tuned_policy("shapes", ["shapes-aware"], 20)
+    assert (searcher.policy, 20) == tuned_policy("shapes", ["shapes-aware"])
     clean = prepare("shapes", reward="shapes", candidates=4)
-    assert clean.policy == tuned_policy("shapes", ["shapes"], 20)
+    assert (clean.policy, 20) == tuned_policy("shapes", ["shapes"], 20)
     assert clean.policy != searcher.policy
     (early,) = searcher.cost_model.early
     assert early.source == "features"

@@ -216,7 +216,8 @@ def restored(own: Mapping[str, Any], searches: Searches) -> tuple[list[Any], str
     steps = settings.get("steps")
     policy = policies.parse(settings["policy"])
     kind = policies.to_dict(policy)["policy"]
-    tuned = policy == policies.tuned_policy(model, rewards, steps or 0)
+    found = policies.tuned_policy(model, rewards, steps)
+    tuned = found is not None and found[0] == policy
     label = next((label for label, name in POLICIES.items() if name == (None if tuned else kind)), None)
     if label is None or (kind == "halving" and not tuned and policy != policies.default_policy(steps or 0)):
         missing.append("the schedule")

@@ -53,7 +53,8 @@ class Models:
         )
         made.sampler.prelude = "; ".join(filter(None, [*loaded.lines, made.sampler.prelude]))
         made.asked |= {"lora": list(request.loras)} if request.loras else {}
-        if not request.arguments().keys() & {"num_inference_steps", "width", "aspect_ratio"}:
+        said = request.arguments().keys() & {"num_inference_steps", "width", "aspect_ratio"}
+        if request.model not in MODELS and not said:
             size = f"{made.sampler.width}x{made.sampler.height}"
             self.own[request.model] = {"size": size, "steps": made.sampler.num_steps}
         if request.image:  # a visitor has no use for where the server keeps it
@@ -63,7 +64,7 @@ class Models:
 
     def defaults(self, model: str) -> dict[str, Any]:
         """Size and steps that a model has unless told otherwise, where they are known."""
-        if model in self.own or model not in MODELS:
+        if model not in MODELS:
             return self.own.get(model, {})
         own = MODELS[model].arguments
         return {"size": f"{own['width']}x{own['height']}", "steps": own["num_inference_steps"]}

@@ -136,7 +136,7 @@ def _planned(comparison: Comparison) -> Work:
     sampler = quietly(model.sampler, prompt, comparison.pictures)
     named = ",".join(asked.reward) if asked.reward else None
     judges = model.load_rewards(str(reward_of(model.model, named)), sampler.device)
-    plain, searches = asked.plain(), asked.contenders()
+    plain, searches = comparison.plain(), asked.contenders()
     times = len(comparison.prompts) * asked.draws
     what = f"{times} prompts: {asked.pool} candidates finished in {len(plain)} ways for best-of-N; {len(searches)} "
     what += f"searches at each of {len(comparison.budgets)} budgets"

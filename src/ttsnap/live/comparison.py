@@ -62,12 +62,14 @@ class Contender:
         reward: what it searches by; None: the model's own.
         preview: what early looks see; None: what the model's settings say.
         steps: denoiser calls of a finished image; None: what the policy file or the model's settings say.
+        share: or of the model's own number of steps, where that is not known before it is loaded.
     """
 
     policy: str
     reward: str | None
     preview: str | None
     steps: int | None
+    share: float | None = None
 
     def chosen(self, budget: Budget | None) -> tuple[Policy | None, int | None]:
         """The policy, if it is not the one that comes with model or steps, and the number of steps, if one is said."""
@@ -85,7 +87,7 @@ class ComparisonSettings:
         policies: Compare policies, such as default,svdd,rbf@8,my.json (default: as generate; @8: with 8 steps), or all.
         reward: Reward to search by (default: the model's own); of several (by repeating) each is compared.
         previews: Compare what early looks see, such as full,small=128,linear (default: --preview).
-        try_steps: Numbers of steps to try best-of-N with, such as 8,12: it is shown at its best one, too.
+        try_steps: Numbers of steps to try best-of-N with, such as 8,12 or 40%: it is shown at its best one, too; none.
         report_reward: Held-out rewards: judge finished images, steer nothing (default: one that is here already).
         draws: Sets of seeds per prompt.
         pool: Candidates per prompt that best-of-N is measured with; more than any search is worth.
@@ -95,7 +97,7 @@ class ComparisonSettings:
     policies: str | None = None
     reward: tuple[str, ...] = ()
     previews: str | None = None
-    try_steps: str | None = None
+    try_steps: str = "40%,60%"
     report_reward: str | None = None
     draws: int = 1
     pool: int = 64
@@ -123,16 +125,30 @@ class ComparisonSettings:
             found.append(Contender(name, reward, preview, int(count) if at else None))
         return found
 
-    def plain(self) -> list[Contender]:
-        """Best-of-N, with the model's own number of steps and the others that are to be tried."""
-        counts = [int(n) for n in read_numbers(self.try_steps, "--try-steps", "8,12")] if self.try_steps else []
-        check_ranges(**{f"try_steps {count}": (count, 1, MAX_STEPS) for count in counts})
-        reward = self.reward[0] if self.reward else None
-        return [Contender("best-of-n", reward, None, count) for count in (None, *counts)]
+    def plain(self, own: int | None = None) -> list[Contender]:
+        """Best-of-N, with the model's own number of steps (where that is known) and the others that are to be tried."""
+        plain = Contender("best-of-n", self.reward[0] if self.reward else None, None, None)
+        found = [plain]
+        for text in _parts(self.try_steps) if self.try_steps != "none" else []:
+            (number,) = read_numbers(text.removesuffix("%"), "--try-steps", "8,12 or 40%,60%")
+            if not text.endswith("%"):
+                check_ranges(try_steps=(int(number), 1, MAX_STEPS))
+                found.append(replace(plain, steps=int(number)))
+            elif not 0 < number < 100:
+                raise ValueError(f"--try-steps takes shares of the model's own steps between 0 and 100 %, got {text!r}")
+            elif own is None:
+                found.append(replace(plain, share=number / 100))
+            elif (count := _part_of(own, number / 100)) != own:
+                found.append(replace(plain, steps=count))
+        return list(dict.fromkeys(found))
 
 
 def _parts(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _part_of(steps: int, share: float) -> int:
+    return max(1, round(share * steps))
 
 
 @dataclass(frozen=True)
@@ -204,10 +220,15 @@ class Comparison:
         """NFE or TFLOP."""
         return self.budgets[0].unit
 
+    def plain(self) -> list[Contender]:
+        """Best-of-N in the ways that it is measured."""
+        own = MODELS.get(self.model.model)
+        return self.settings.plain(self.model.steps or (own and own.arguments.get("num_inference_steps")))
+
     def parts(self) -> list[Part]:
         """All that is to be measured: best-of-N first, then budget by budget."""
         blocks = list(itertools.product(range(0, len(self.prompts), BLOCK), range(self.settings.draws)))
-        who: list[tuple[Contender, Budget | None]] = [(contender, None) for contender in self.settings.plain()]
+        who: list[tuple[Contender, Budget | None]] = [(contender, None) for contender in self.plain()]
         who += [(contender, budget) for budget in self.budgets for contender in self.settings.contenders()]
         return [Part(*found, self.first + first, draw) for found in who for first, draw in blocks]
 
@@ -320,9 +341,12 @@ class Measuring:
         who, prompts = part.contender, self.comparison.texts(part)
         policy, asked = who.chosen(budget)
         session = self.session(who.reward, who.preview, asked)
-        steps = session.sampler.num_steps
         if policy is None and who.policy == DEFAULT:
-            policy = policies.tuned_policy(session.model, list(session.judges), steps)
+            steps = asked or self.comparison.model.steps
+            if tuned := policies.tuned_policy(session.model, list(session.judges), steps, budget):
+                policy, steps = tuned
+                session = self.session(who.reward, who.preview, steps)
+        steps = session.sampler.num_steps
         policy = policy or default_policy(steps)
         try:
             count = affordable(policy, budget, session.cost_model, steps)
@@ -357,6 +381,11 @@ class Measuring:
         else:
             judge = ",".join(self.session(who.reward, None, None).targets)
         session = self.session(judge, None, who.steps)
+        if who.share is not None:
+            try:
+                session = self.session(judge, None, _part_of(session.sampler.num_steps, who.share))
+            except ValueError as error:  # it takes no other number of steps
+                return {"impossible": np.array(str(error))}
         seeds = self.seeds(part, self.comparison.settings.pool)
         grid = session.engine().grid(prompts, seeds)
         steps = session.sampler.num_steps

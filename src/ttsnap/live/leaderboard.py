@@ -114,11 +114,11 @@ def interval(function: Callable[[Any], float], count: int, times: int = 2000) ->
 
 def rows(comparison: Comparison) -> list[Row]:
     """Budget by budget: best-of-N, best-of-N with its best number of steps, and the contenders from the best down."""
-    pools = {who.steps: _pool_of(comparison, who) for who in comparison.settings.plain()}
-    base, unit = next(iter(pools.values())), comparison.unit
+    pools = [pool for who in comparison.plain() if (pool := _pool_of(comparison, who))]
+    base, unit = pools[0], comparison.unit
     found = []
     for budget in comparison.budgets:
-        best = max(pools.values(), key=lambda pool: pool.curves[:, pool.affordable(budget) - 1].mean())
+        best = max(pools, key=lambda pool: pool.curves[:, pool.affordable(budget) - 1].mean())
         found.append(_best_of_n(BASE, base, base, budget))
         if best is not base:
             found.append(_best_of_n(f"{BASE}, its best number of steps", best, base, budget))
@@ -186,13 +186,16 @@ def _by_prompt(parts: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Float
     return np.concatenate([np.mean([found[name] for found in block], axis=0) for block in parts])
 
 
-def _pool_of(comparison: Comparison, who: Contender) -> Pool:
+def _pool_of(comparison: Comparison, who: Contender) -> Pool | None:
+    """What a way of best-of-N found; None where the model takes no such number of steps."""
     parts = list(_blocks(comparison, who, None))
 
     def joined(name: str) -> FloatArray:
         return np.concatenate([np.stack([found[name] for found in block], axis=1) for block in parts])
 
     one = parts[0][0]
+    if "impossible" in one:
+        return None
     held_out = {name: joined(HELD_OUT + name) for name in _held_out_names(one)}
     return Pool(joined("reward"), float(one["tflop"]), float(one["prompt"]), int(one["steps"]), held_out)
 

@@ -380,7 +380,8 @@ def prepare(
     Args:
         pipe: a stock pipeline, `shapes`, a diffusers directory, a .safetensors file, or a hub id.
         reward: name, several names, a callable, or name -> callable (default: the model's own).
-        budget: what a prompt may cost: `200NFE`, `2000TFLOP`, `30s`; or
+        budget: what a prompt may cost: `200NFE`, `2000TFLOP`, `30s`; where a model's schedule, or the policy file, was
+            tuned for several budgets, it chooses policy and number of steps; or
         candidates: how many to start (default 32; 8 for `shapes`).
         policy: a policy, its name, or a policy file (default: the schedule tuned for the model if one ships, else
             successive halving).
@@ -438,6 +439,9 @@ def prepare(
         options = ({"num_inference_steps": steps} if steps else {}) | options
     elif isinstance(policy, str):
         chosen = policies.named(policy)
+    elif policy is None and (tuned := tuned_policy(name, names, options.get("num_inference_steps"), budget)):
+        chosen = tuned[0]
+        options["num_inference_steps"] = tuned[1]
     given = {**(own.arguments if own else {}), **options}
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
     placed = find_device(reward_device) if reward_device is not None else None
@@ -461,8 +465,6 @@ def prepare(
     from ttsnap.pipelines import features, previews
     from ttsnap.pipelines.flops import cost_model, count_look
 
-    if policy is None:
-        chosen = tuned_policy(name, names, sampler.num_steps)
     chosen = chosen or default_policy(sampler.num_steps)
     if different and isinstance(chosen, SuccessiveHalving):
         chosen = replace(chosen, least=max(chosen.least, different))

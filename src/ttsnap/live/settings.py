@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.values import read_value
@@ -230,17 +230,12 @@ class SearchSettings:
         """The policy that is asked for; None: the model's own."""
         return read_policy(self.policy, self.rungs, self.keep, self.budget)
 
-    def with_steps(self, model: ModelSettings) -> ModelSettings:
-        """The model's settings with the number of steps that the policy file was tuned with, if no other is given."""
-        steps = steps_of_file(self.policy, self.budget) if model.steps is None else None
-        return model if steps is None else replace(model, steps=steps)
-
     def keywords(self) -> dict[str, Any]:
         """Keywords of `ttsnap.live.session.prepare`, but for the rewards: what is searched with, and at what cost."""
         return {
             "budget": self.budget,
             "candidates": self.candidates,
-            "policy": self.chosen_policy(),
+            "policy": self.policy if is_file(self.policy) else self.chosen_policy(),
             "stop_at": self.stop_at,
             "combine": self.combine,
             "weights": read_weights(self.weights),
@@ -258,11 +253,13 @@ class SearchSettings:
             fixed: candidates that a run which is resumed has settled on.
             top: images that are wanted.
         """
+        from ttsnap.core.cost import Budget
         from ttsnap.live.reporting import AUTO
         from ttsnap.live.session import prepare
 
-        model = self.with_steps(model)
-        asked = self.keywords() | ({"budget": None, "candidates": fixed} if fixed else {})
+        asked = self.keywords()
+        if fixed and self.budget and Budget.parse(self.budget).unit == "s":  # which are not to be measured again
+            asked |= {"budget": None, "candidates": fixed}
         session = prepare(
             model.model,
             reward=self.reward,
@@ -275,6 +272,7 @@ class SearchSettings:
             **model.keywords(pictures),
         )
         session.budget = self.budget
+        session.candidates = fixed or session.candidates
         return session
 
     def key(self) -> dict[str, Any]:
@@ -429,9 +427,14 @@ def read_call(arguments: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def is_file(policy: str | None) -> TypeGuard[str]:
+    """Whether a policy is that of a file."""
+    return policy is not None and policy.endswith(".json")
+
+
 def steps_of_file(policy: str | None, budget: str | None = None) -> int | None:
     """The number of steps that a policy file was tuned with for a budget, where that was tuned, too."""
-    if policy is None or not policy.endswith(".json"):
+    if not is_file(policy):
         return None
     from ttsnap import policies
     from ttsnap.core.cost import Budget
@@ -448,7 +451,7 @@ def read_policy(
             from ttsnap import policies
 
             return policies.parse(name)
-        if name is not None and name.endswith(".json"):
+        if is_file(name):
             from ttsnap import policies
             from ttsnap.core.cost import Budget
 

@@ -128,13 +128,8 @@ def tune(
     if len(session.judges) > 1 and not isinstance(session.combine, WeightedSum):
         raise ValueError("several rewards are tuned for as a weighted sum; give --weights, such as 1,.5")
     ranges(policy)
-    own = session.sampler.num_steps
-    affordable(policy, budget, session.cost_model, own)
-    sessions = {own: session}
-    for count in steps:
-        if count not in sessions:
-            other = session.with_steps(count)
-            sessions.setdefault(other.sampler.num_steps, other)
+    sessions = _payable([session, *(session.with_steps(n) for n in dict.fromkeys(steps))], policy, budget)
+    own = session.sampler.num_steps if session.sampler.num_steps in sessions else max(sessions)
     fit, test = list(prompts[::2]), list(prompts[1::2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `multivariate` is called experimental
@@ -199,6 +194,21 @@ def tune(
     if choice:
         provenance |= {"steps": sorted(sessions), "best_of_n_steps": judged["best-of-n at its best steps"][1]}
     return LiveTuning(kept, bool(low > 0), kept_steps, rewards, tflop, made, provenance)
+
+
+def _payable(made: Sequence[Session], policy: Policy, budget: Budget) -> dict[int, Session]:
+    """Sessions by their number of steps, those whose images a budget pays for."""
+    found: dict[int, Session] = {}
+    refused: list[ValueError] = []
+    for one in made:
+        try:
+            affordable(policy, budget, one.cost_model, one.sampler.num_steps)
+            found.setdefault(one.sampler.num_steps, one)
+        except ValueError as error:
+            refused.append(error)
+    if not found:
+        raise refused[-1]
+    return found
 
 
 def measure(

@@ -70,6 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # published settings by the name they ar
 }
 
 MOST = 16 << 20  # bytes of a policy file
+TUNED = Path(__file__).parent / "tuned"  # what ships
 NOTES = ("provenance", "held_out", "by_budget")  # what a policy file may say beside the policy
 PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
 
@@ -134,27 +135,36 @@ def default_policy(num_steps: int) -> Policy:
     return SuccessiveHalving(tuple(rungs), tuple((0.4, 0.4, 0.5)[: len(rungs)]))
 
 
-def tuned_policy(model: str, rewards: Sequence[str], num_steps: int) -> Policy | None:
-    """The schedule that ships for a model with these rewards and steps (made by `ttsnap tune`); None if none does.
+def tuned_policy(
+    model: str, rewards: Sequence[str], num_steps: int | None = None, budget: Budget | None = None
+) -> tuple[Policy, int] | None:
+    """The policy that ships for a model with these rewards, and its number of steps; None if none does.
 
     Args:
         model: its name.
         rewards: names of what judges the looks.
-        num_steps: denoiser calls of a finished image.
+        num_steps: denoiser calls of a finished image, if they are given: of what was tuned with as many.
+        budget: what a prompt may cost, see `for_budget`; None: the file's own, else that of the largest budget.
     """
     if not model.replace("-", "").isidentifier():  # a path is no name
         return None
-    for path in sorted((Path(__file__).parent / "tuned").glob(f"{model}*.json")):
+    for path in sorted(TUNED.glob(f"{model}*.json")):
         policy, notes = load_with_notes(path)
         made_for = notes["provenance"]
-        if (made_for.get("guides", made_for["rewards"]), made_for["num_steps"]) == (list(rewards), num_steps):
-            return policy
+        if made_for.get("guides", made_for["rewards"]) != list(rewards):
+            continue
+        own = int(made_for["num_steps"])
+        entries = [entry for entry in _by_budget(notes, own) if num_steps in (None, entry[2])]
+        if not (chosen := _within(entries, budget)) and num_steps in (None, own):
+            return policy, own
+        chosen = chosen or max(entries, key=lambda entry: entry[0].amount, default=None)
+        return chosen[1:] if chosen else None
     return None
 
 
 def shipped() -> str:
     """A fingerprint of the schedules that ship, for records of searches with whatever is the default."""
-    files = sorted((Path(__file__).parent / "tuned").glob("*.json"))
+    files = sorted(TUNED.glob("*.json"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -247,17 +257,27 @@ def for_budget(path: str | Path, budget: Budget | None) -> tuple[Policy, int | N
     made = notes.get("provenance", {})
     steps = int(made["num_steps"]) if "steps" in made else None
     try:
-        entries = [(Budget.parse(entry["budget"]), entry) for entry in notes.get("by_budget", [])]
-        entries = sorted((e for e in entries if budget and e[0].unit == budget.unit), key=lambda entry: entry[0].amount)
-        if not entries or budget is None:
-            return policy, steps
-        within = [entry for limit, entry in entries if limit.amount <= budget.amount * (1 + 1e-9)]
-        chosen = within[-1] if within else entries[0][1]
-        return from_dict(chosen["policy"]), chosen.get("num_steps", steps)
+        chosen = _within(_by_budget(notes, steps), budget)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"policy file {path}: by_budget is a list of a budget and its policy each, as `ttsnap tune` writes it"
         ) from error
+    return chosen[1:] if chosen else (policy, steps)
+
+
+def _by_budget(notes: dict[str, Any], steps: Any) -> list[tuple[Budget, Policy, Any]]:
+    """Budgets of a policy file, what is best for each, and with how many steps."""
+    entries = notes.get("by_budget", [])
+    return [(Budget.parse(e["budget"]), from_dict(e["policy"]), e.get("num_steps", steps)) for e in entries]
+
+
+def _within(entries: list[tuple[Budget, Policy, Any]], budget: Budget | None) -> tuple[Budget, Policy, Any] | None:
+    """The entry of the largest budget that is not above this one, else of the least; None of none in its unit."""
+    found = sorted((e for e in entries if budget and e[0].unit == budget.unit), key=lambda entry: entry[0].amount)
+    if not found or budget is None:
+        return None
+    within = [entry for entry in found if entry[0].amount <= budget.amount * (1 + 1e-9)]
+    return within[-1] if within else found[0]
 
 
 def save(policy: Policy, path: str | Path, **notes: Any) -> None:

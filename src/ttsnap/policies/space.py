@@ -47,6 +47,8 @@ def suggest(policy: Policy, ask: Ask) -> Policy:
             chosen[name] = ask.suggest_int(name, low, high)
         else:
             chosen[name] = round(ask.suggest_float(name, low, high), 3)
+    if "grow" in chosen:  # at least what is kept, as a policy that forks needs it
+        chosen["grow"] = tuple(map(max, chosen["grow"], chosen["keep"]))
     return dataclasses.replace(policy, **chosen)  # type: ignore[type-var]
 
 
