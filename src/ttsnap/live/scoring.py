@@ -49,7 +49,7 @@ class ScoreSettings:
         prompt: What all the pictures are to show (default: what a table or the picture's own metadata says).
         sigma: Noise level of the pictures, for noise-aware rewards (default: 0, finished pictures).
         max_batch: Most pictures in one batch (halved when memory runs out).
-        readers: Processes that read and decode (default: one per core, at most 8).
+        readers: Processes that read and decode (default: one per core but one, at most 8).
         device: cpu, cuda, cuda:1, mps.
         reward_timeout: Seconds in which a reward has to answer about a batch (default: it may take for ever).
     """
@@ -264,16 +264,17 @@ class _Work:
         self._done([number] * len(known))
         if read.pixels is None:
             return
+        pixels = np.frombuffer(read.pixels, np.uint8).reshape(3, *reversed(read.size))
         self.told[number] = read.prompt or "", read.note
         for name in read.keys.keys() - known.keys():
             groups = self.waiting[name]
-            group = groups.setdefault(read.pixels.shape, [])
-            group.append(_Row(number, read.pixels, read.prompt or "", read.keys[name]))
-            if len(group) >= self._most(read.pixels):
-                self._judge(name, groups.pop(read.pixels.shape))
+            group = groups.setdefault(pixels.shape, [])
+            group.append(_Row(number, pixels, read.prompt or "", read.keys[name]))
+            if len(group) >= self._most(pixels):
+                self._judge(name, groups.pop(pixels.shape))
             elif self._fits(name) and sum(map(len, groups.values())) >= 2 * self.settings.max_batch:
                 self._judge(name, self._some(name))
-            self.bytes += read.pixels.nbytes
+            self.bytes += pixels.nbytes
         while self.bytes > MOST_WAITING:
             name = max(self.judges, key=lambda name: sum(map(len, self.waiting[name].values())))
             self._judge(name, self._some(name))
@@ -314,9 +315,9 @@ class _Work:
             some = [rows[n] for n in chosen]
             prompts = [row.prompt for row in some]
             if mixed:
-                seen = torch.cat([judge.fit(_tensor(row.pixels[None], self.device)) for row in some])
+                seen = torch.cat([judge.fit(_tensor([row.pixels], self.device)) for row in some])
             else:
-                seen = _tensor(np.stack([row.pixels for row in some]), self.device)
+                seen = _tensor([row.pixels for row in some], self.device)
             reward = (Timed(name, see, judge.timeout) if isinstance(judge, Timed) else see) if mixed else judge
             values[list(chosen)] = judge_in_parts(self.limits, name, reward, seen, prompts, self.settings.sigma)
 
@@ -427,11 +428,11 @@ def _reward_keys(reward: rewards.Rewards, names: Sequence[str], sigma: float) ->
     }
 
 
-def _tensor(pixels: np.ndarray, device: Any) -> Tensor:
-    """Images [n, 3, h, w] in 0..1 of pixels [n, 3, h, w] of 8 bits."""
+def _tensor(pixels: Sequence[np.ndarray], device: Any) -> Tensor:
+    """Images [n, 3, h, w] in 0..1 of so many [3, h, w] of 8 bits."""
     import torch
 
-    return torch.from_numpy(pixels).to(device).float().div_(255)
+    return torch.from_numpy(np.stack(pixels)).to(device).float().div_(255)
 
 
 def save(scores: Scores, folder: Path, *, sheet: bool = True) -> dict[str, str]:
