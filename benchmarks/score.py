@@ -1,7 +1,7 @@
 """How fast `ttsnap score` judges files, beside the bare loop of the model over the same pictures in memory.
 
     python benchmarks/score.py                 # 2,000 pictures, the reward `shapes`: docs/score.md
-    python benchmarks/score.py --clip 200      # and 200 of 512 x 512 as JPEG, the network of CLIP ViT-B/32 with random weights
+    python benchmarks/score.py --clip 200      # and 200 of 512 x 512 as JPEG by a CLIP ViT-B/32 of random weights
 
 The loop has everything ready: tensors in 0..1, batches of the same size, prompts. `score` starts from files: it lists,
 reads, hashes and decodes them, fits them to the reward, and keeps a journal. Both take turns; each line is the median.

@@ -141,7 +141,13 @@ def test_a_policy_file_is_read_with_its_notes(tuned, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rule", [{}, {"weights": (1.0, 0.5)}, {"combine": "minimum", "weights": (1.0, 1.0)}, {"combine": "reward0 where reward1>=0"}]
+    "rule",
+    [
+        {},
+        {"weights": (1.0, 0.5)},
+        {"combine": "minimum", "weights": (1.0, 1.0)},
+        {"combine": "reward0 where reward1>=0"},
+    ],
 )
 def test_several_rewards_by_any_rule(tmp_path, rule):
     made = recording(tmp_path / "two", rewards(20, 40, kinds=2, noise=0.3))
@@ -158,7 +164,7 @@ def test_a_schedule_may_not_miss_a_bound_more_than_best_of_n_does(tmp_path, monk
     monkeypatch.setattr(fitting, "MISSED", np.inf)
     lax = quick(made, ONE, combine=rule, trials=40)
     assert lax.provenance["combine"] == rule
-    assert {row["reward_name"]: row["gain"] > 0 for row in lax.figures["budgets"]} == {"reward0": True, "reward1": False}
+    assert [row["gain"] > 0 for row in lax.figures["budgets"]] == [True, False]
 
 
 def test_the_guide_matters(tmp_path):

@@ -91,7 +91,18 @@ def tune(
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
     if recording is None:
-        _live(live, model, {"weights": weights, "combine": combine}, budgets, out, trials or 40, seconds, seed, dry_run, json)
+        _live(
+            live,
+            model,
+            {"weights": weights, "combine": combine},
+            budgets,
+            out,
+            trials or 40,
+            seconds,
+            seed,
+            dry_run,
+            json,
+        )
         return
     if given := live.given():
         raise ValueError(f"{', '.join(given)} tune live; leave out the recording {recording}")

@@ -163,8 +163,8 @@ class WeightedSum:
 def worth(combine: Combine, rewards: FloatArray) -> FloatArray:
     """What images are worth in any company: numbers [..., aims] that are to be raised, of rewards [..., rewards].
 
-    Each reward is an aim; or one number is, where a rule has weights; of bounds it is the rewards that are optimised, and
-    last how far the bounds are missed, below zero.
+    Each reward is an aim; or one number is, where a rule has weights; of bounds it is the rewards that are optimised,
+    and last how far the bounds are missed, below zero.
     """
     if isinstance(combine, WeightedSum):
         return rewards @ _weights(combine.weights, rewards)[:, None]

@@ -11,7 +11,7 @@ import numpy as np
 from ttsnap.core.cost import Budget
 from ttsnap.core.driver import run
 from ttsnap.core.grid import FloatArray, Policy
-from ttsnap.core.ranking import Constrained, RankSum, Rule, worth
+from ttsnap.core.ranking import Constrained, Rule, worth
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.replay.accounting import Accounting
 from ttsnap.replay.environment import ReplayEnvironment
@@ -43,7 +43,7 @@ class Judge:
         accounting: Accounting,
         *,
         steps: tuple[int, ...] = (),
-        rule: Rule = RankSum(),
+        rule: Rule,
         drawn: int = DRAWN,
         seed: int = 0,
     ) -> None:

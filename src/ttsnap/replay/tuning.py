@@ -141,7 +141,7 @@ def tune(
         fit: instead of folds, the prompts to fit on (indices of recorded prompts), for the policy itself too; and
         test: those to report on.
         weights: of several rewards in a weighted sum (default: rank sum over the alive).
-        combine: another rule for several rewards, as `ttsnap.core.ranking.read_rule` reads it. A schedule has to gain in
+        combine: another rule for several rewards, as `ttsnap.core.ranking.read_rule` reads it. A schedule gains in
             what the rule aims at; one that misses a bound by more than best-of-N does is none.
         trials: schedules to try, for all folds together.
         seconds: stop the search early after so long; the result then depends on the machine.
