@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
+import ttsnap
 from tests.rewards import reference as ref
 from ttsnap import rewards
 from ttsnap.rewards import Spec, clip, preprocess
@@ -114,6 +116,11 @@ def test_trainers_files_counted_from_zero(case, tmp_path):
     loaded = rewards.load(f"{name}={spec.path}+{folder}")
     assert list(loaded) == [f"{name}+{folder}"]
     check(loaded[f"{name}+{folder}"], forward, states)
+    pictures = [Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()) for image in IMAGES]
+    for sigma, state in ((0.9, states[1]), (0.0, states[0])):
+        found = ttsnap.score(pictures, reward=f"{name}={spec.path}+{folder}", sigma=sigma, prompt=PROMPTS)
+        said = {picture.prompt: picture.rewards[f"{name}+{folder}"] for picture in found.ranked}
+        torch.testing.assert_close(torch.tensor([said[p] for p in PROMPTS]), forward(state), atol=1e-4, rtol=1e-5)
 
 
 def test_the_later_layout_counted_in_calls(case, tmp_path):

@@ -184,9 +184,12 @@ def serve() -> None:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     reading = _receive(source)
-    _send(sink, "ready")
-    while (items := _receive(source)) is not None:
-        _send(sink, [reading.read(item) for item in items])
+    try:
+        _send(sink, "ready")
+        while (items := _receive(source)) is not None:
+            _send(sink, [reading.read(item) for item in items])
+    except BrokenPipeError:  # the one that began this was killed
+        os._exit(0)
 
 
 def _send(sink: BinaryIO, value: Any) -> None:

@@ -444,7 +444,8 @@ def save(scores: Scores, folder: Path, *, sheet: bool = True) -> dict[str, str]:
 
     files = {"table": folder / "scores.csv", "record": folder / "scores.json"}
     write(files["table"], _csv(scores).encode())
-    write_json(scores.to_dict() | {"versions": versions()}, files["record"])
+    told = {name: value for name, value in scores.to_dict().items() if name != "found"}  # the same however it came about
+    write_json(told | {"versions": versions()}, files["record"])
     if sheet and scores.ranked:
         files["contact sheet"] = folder / "contact.png"
         save_image(contact_sheet(scores), files["contact sheet"])
