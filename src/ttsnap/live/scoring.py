@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ttsnap import rewards
-from ttsnap.core.ranking import RankSum, order
+from ttsnap.core.ranking import Rule, order, read_rule
 from ttsnap.files.finding import find_pictures
 from ttsnap.files.journal import Journal, read_lines
 from ttsnap.files.readers import Item, Read, Reading
 from ttsnap.live.judging import apart, judge_in_parts, try_own
-from ttsnap.live.settings import check_ranges, reward_contents
+from ttsnap.live.settings import check_ranges, read_weights, reward_contents
 from ttsnap.pipelines.patience import Timed, check_timeout
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class ScoreSettings:
     """What judges pictures, and how.
 
     Attributes:
-        reward: Reward (see `ttsnap rewards`), module:function, or several by commas (ranked by their rank sum).
+        reward: Reward (see `ttsnap rewards`), module:function, or several by commas.
+        weights: Weights of several rewards, such as 1,.5 (default: rank sum).
+        combine: How several rewards rank: rank-sum, weighted-sum, minimum, or such as "hpsv2 where vqascore>=.8".
         prompt: What all the pictures are to show (default: what a table or the picture's own metadata says).
         sigma: Noise level of the pictures, for noise-aware rewards (default: 0, finished pictures).
         max_batch: Most pictures in one batch (halved when memory runs out).
@@ -55,6 +57,8 @@ class ScoreSettings:
     """
 
     reward: str | None = None
+    weights: str | None = None
+    combine: str | None = None
     prompt: str | None = None
     sigma: float = 0.0
     max_batch: int = 32
@@ -70,7 +74,11 @@ class ScoreSettings:
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("--prompt is empty; a prompt needs at least one word")
         if self.reward is not None:
-            rewards.names_of(self.reward)
+            self.rule(rewards.names_of(self.reward))
+
+    def rule(self, names: Sequence[str]) -> Rule:
+        """How rewards with these names rank."""
+        return read_rule(self.combine, names, read_weights(self.weights))
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Scores:
 
     Attributes:
         rewards: names.
-        pictures: the best first (of several rewards, by the sum of their ranks); then those with a fault.
+        pictures: the best first (of several rewards, as `combine` says); then those with a fault.
         found: how many of them were in the journal already.
         left_out: files of folders that are no pictures.
     """
@@ -174,7 +182,7 @@ def score(
         out: a folder for the journal; a run that was stopped goes on from it.
         on_start: called with the number of pictures.
         on_images: called with the number of pictures that are done.
-        **settings: `sigma`, `max_batch`, `readers`, `device`; see `ScoreSettings`.
+        **settings: `weights`, `combine`, `sigma`, `max_batch`, `readers`, `device`; see `ScoreSettings`.
 
     Raises:
         ValueError: what was wrong and what would work. A picture that cannot be judged is no error, but has a `fault`.
@@ -183,6 +191,7 @@ def score(
     if reward is None:
         raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
     names = rewards.names_of(reward)
+    asked.rule(names)
     items, left_out = _items(pictures, prompt)
     try_own(reward, "a", None, asked.reward_timeout)
     keys = _reward_keys(reward, names, asked.sigma)
@@ -358,7 +367,7 @@ class _Work:
         if whole:
             values = np.array([[[picture.rewards[name] for name in names] for picture in whole]])
             alive = np.ones(values.shape[:2], dtype=bool)
-            whole = [whole[place] for place in order(RankSum()(values, alive), alive)[0]]
+            whole = [whole[place] for place in order(self.settings.rule(names)(values, alive), alive)[0]]
         return Scores(names, whole + [picture for picture in all_of if picture.fault], self.found, left_out)
 
     def _said(self, n: int) -> tuple[str, dict[str, float], str, str]:

@@ -7,7 +7,7 @@ sentence says how to get it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -201,6 +201,35 @@ def model_folder(reward: str, named: str) -> Path:
     raise ValueError(
         f"the model of reward {reward} is not on this machine and could not be downloaded ({_brief(problem)}); get it "
         f"with `hf download {named}`, or give its directory as {reward}=PATH"
+    )
+
+
+def checkpoints_folder(reward: str, named: str, patterns: Sequence[str]) -> Path:
+    """The directory of noise-aware checkpoints: one that is named, or that of a hub repository such as TerryYu/DOGTrim.
+
+    Args:
+        reward: its name, for messages.
+        named: a directory, or a repository.
+        patterns: the files in it that are wanted.
+
+    Raises:
+        ValueError: it is a repository that is not on this machine and cannot be downloaded.
+    """
+    if Path(named).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+        return Path(named)
+    from huggingface_hub import snapshot_download
+
+    for offline in (True,) if _local_only.get() else (True, False):
+        try:
+            found = Path(snapshot_download(named, allow_patterns=list(patterns), local_files_only=offline))
+            if any(found.rglob("*.pt")) or any(found.rglob("*.safetensors")):
+                return found
+            problem: Exception = ValueError(f"it holds none for {reward}")
+        except Exception as error:  # the hub's, the network's and the file system's errors share no base class
+            problem = error
+    raise ValueError(
+        f"the noise-aware checkpoints of reward {reward} in {named} are not on this machine and could not be downloaded "
+        f"({_brief(problem)}); get them with `hf download {named}`, or name their directory: {reward}+DIR"
     )
 
 
