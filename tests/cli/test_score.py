@@ -69,7 +69,9 @@ def test_several_rewards_rank_by_the_sum_of_their_ranks_or_by_another_rule(here,
         (["--combine", "tones:bright where tones:dark<=-.2"], "pics/more/b.jpg"),
         (["--combine", "tones:dark where tones:bright<=100"], "pics/a.png"),
     ):
-        code, out, err = ttsnap("score", "pics", "--reward", names, "--prompt", PROMPT, "--json", "--no-sheet", *options)
+        code, out, err = ttsnap(
+            "score", "pics", "--reward", names, "--prompt", PROMPT, "--json", "--no-sheet", *options
+        )
         assert code == 0, err
         assert json.loads(out)["pictures"][0]["file"] == best
     code, _, err = ttsnap("score", "pics", "--reward", names, "--combine", "best")

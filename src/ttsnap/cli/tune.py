@@ -27,7 +27,7 @@ from ttsnap.cli.options import (
 from ttsnap.live.settings import LiveTuningSettings, ModelSettings, read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ttsnap.core.cost import Budget
     from ttsnap.live.forecast import Work
@@ -94,7 +94,7 @@ def tune(
         _live(
             live,
             model,
-            {"weights": weights, "combine": combine},
+            (weights, combine),
             budgets,
             out,
             trials or 40,
@@ -144,7 +144,7 @@ def tune(
 def _live(
     asked: LiveTuningSettings,
     model: ModelSettings,
-    several: Mapping[str, str | None],
+    several: tuple[str | None, str | None],
     budgets: Sequence[Budget],
     out: Path | None,
     trials: int,
@@ -174,7 +174,9 @@ def _live(
     base = policies.named(asked.policy)
     texts = read_prompts((), asked.prompts)
     texts = [texts[place] for place in read_range(asked.prompt_range, len(texts))]
-    settings = SearchSettings(reward=asked.reward, **several, policy=asked.policy if base else None)
+    weights, combine = several
+    named = asked.policy if base else None
+    settings = SearchSettings(reward=asked.reward, weights=weights, combine=combine, policy=named)
     session = quietly(settings.prepare, model, texts[0], Pictures(), None)
     base = base or policies.default_policy(session.sampler.num_steps)
     if dry_run:

@@ -15,7 +15,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get(error.name or "")
         extra = extra or (
-            "replay" if error.name in ("xarray", "zarr", "scipy", "pandas", "optuna", "yaml") else "diffusion"
+            "replay" if error.name in ("xarray", "zarr", "pandas", "optuna", "yaml") else "diffusion"
         )
         return f"{error.name} is not installed; it comes with: pip install 'ttsnap[{extra}]'"
     if isinstance(error, RecursionError):

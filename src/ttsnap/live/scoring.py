@@ -453,7 +453,9 @@ def save(scores: Scores, folder: Path, *, sheet: bool = True) -> dict[str, str]:
 
     files = {"table": folder / "scores.csv", "record": folder / "scores.json"}
     write(files["table"], _csv(scores).encode())
-    told = {name: value for name, value in scores.to_dict().items() if name != "found"}  # the same however it came about
+    told = {
+        name: value for name, value in scores.to_dict().items() if name != "found"
+    }  # the same however it came about
     write_json(told | {"versions": versions()}, files["record"])
     if sheet and scores.ranked:
         files["contact sheet"] = folder / "contact.png"

@@ -117,7 +117,9 @@ class ModelSettings(Loading, CallSettings):
             from ttsnap.pipelines.loading import read_devices
 
             if self.device_map:
-                raise ValueError("--devices are for copies of a model, --device-map for one model; leave one of them out")
+                raise ValueError(
+                    "--devices are for copies of a model, --device-map for one model; leave one of them out"
+                )
             first = read_devices(self.devices)[0]
             if self.device not in (None, first):
                 raise ValueError(

@@ -222,7 +222,7 @@ def tune(
         optuna.logging.set_verbosity(verbosity)
     final = fitted[-1]
     reported = tuple(fold for fold in fitted if len(fold.test))
-    held_out = _report(recording, reported, used, accounting, guide, (weights, combine), seed, threads)
+    held_out = _report(recording, reported, used, accounting, guide, weights, combine, seed, threads)
     if too_large := sum(fold.too_large for fold in fitted):
         notes.append(
             f"{too_large} schedules would have started more candidates than the {recording.shape[1]} recorded; left out"
@@ -360,7 +360,8 @@ def _report(
     budgets: Sequence[Budget],
     accounting: Accounting,
     guide: str,
-    rule: tuple[Sequence[float] | None, str | None],
+    weights: Sequence[float] | None,
+    combine: str | None,
     seed: int,
     threads: int | None,
 ) -> Simulation:
@@ -370,8 +371,17 @@ def _report(
     parts = []
     for fold in folds:
         contender = Contender(TUNED, fold.policy, guide)
-        options = {"weights": rule[0], "combine": rule[1], "prompts": fold.test, "seed": seed, "threads": threads}
-        dataset = simulate(recording, [contender], budgets, accounting, **options).dataset
+        dataset = simulate(
+            recording,
+            [contender],
+            budgets,
+            accounting,
+            weights=weights,
+            combine=combine,
+            prompts=fold.test,
+            seed=seed,
+            threads=threads,
+        ).dataset
         if isinstance(fold.policy, BestOfN):
             dataset["value"] = dataset.best_of_n.expand_dims(policy=[TUNED])
         parts.append(dataset)

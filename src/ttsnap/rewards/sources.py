@@ -228,8 +228,8 @@ def checkpoints_folder(reward: str, named: str, patterns: Sequence[str]) -> Path
         except Exception as error:  # the hub's, the network's and the file system's errors share no base class
             problem = error
     raise ValueError(
-        f"the noise-aware checkpoints of reward {reward} in {named} are not on this machine and could not be downloaded "
-        f"({_brief(problem)}); get them with `hf download {named}`, or name their directory: {reward}+DIR"
+        f"the noise-aware checkpoints of reward {reward} in {named} are not on this machine and could not be "
+        f"downloaded ({_brief(problem)}); get them with `hf download {named}`, or name their directory: {reward}+DIR"
     )
 
 
