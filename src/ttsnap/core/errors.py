@@ -7,7 +7,13 @@ import errno
 _EXTRAS = {"gradio": "app"}
 _EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "serve")
 _EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "cluster")
-_NO_MEMORY = ("Cannot allocate memory", "can't allocate memory", "not enough memory", "could not create a primitive")
+_NO_MEMORY = (
+    "Cannot allocate memory",
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",
+    "failed to map segment",  # of a library that is loaded late
+)
 
 
 def explain(error: Exception) -> str:
