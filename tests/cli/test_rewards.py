@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from ttsnap import rewards
+from ttsnap.rewards import sources
 from ttsnap.rewards.catalogue import ENTRIES
 
 
@@ -27,31 +28,32 @@ def test_it_lists_all_rewards_without_torch():
 
 def test_it_says_where_weights_are(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    folder = tmp_path / "models--THUDM--ImageReward"
-    (folder / "snapshots" / "abc").mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("abc")
-    weights = folder / "snapshots" / "abc" / "ImageReward.pt"
-    weights.touch()
+
+    def cached(repo, *files):
+        folder = tmp_path / f"models--{repo.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("abc")
+        (place := folder / "snapshots" / "abc").mkdir(parents=True)
+        for name in files:
+            (place / name).touch()
+        return place
+
+    weights = cached("THUDM/ImageReward", "ImageReward.pt") / "ImageReward.pt"
+    whole = cached(sources.VQASCORE.repo, "config.json", "model-00001-of-00002.safetensors")
+    cached(sources.UNIFIEDREWARD.repo, "config.json")
     here = {entry["name"]: entry["here"] for entry in json.loads(run("--json"))["rewards"]}
     assert (here["imagereward"], here["pickscore"], here["shapes"]) == (str(weights), None, None)
+    assert (here["vqascore"], here["unifiedreward"]) == (str(whole), None)
 
 
 def test_it_names_what_is_loaded():
-    from ttsnap.rewards import blip, clip, hpsv3, mps, unifiedreward, vqascore
-    from ttsnap.rewards import sources as known
-
     listed = {entry.name: entry for entry in ENTRIES}
-    sources = (clip.PICKSCORE, clip.HPSV2, clip.HPSV21, clip.CLIPSCORE, clip.AESTHETIC, blip.IMAGEREWARD, hpsv3.HPSV3)
-    for source in sources:
-        assert listed[source.reward].weights.startswith(source.repo)
-        if listed[source.reward].tokenizer:
-            assert listed[source.reward].tokenizer == source.tokenizer
-    for name in ("imagereward", "hpsv2", "hpsv2.1", "aesthetic", "hpsv3"):
-        (file,) = next(source.files for source in sources if source.reward == name)
-        assert file in listed[name].weights
-    assert listed["aesthetic"].weights.endswith(known.OPENAI)
-    assert mps.MPS_SOURCE.files[0] in listed["mps"].weights
-    assert listed["mps"].tokenizer == mps.MPS_SOURCE.tokenizer
-    assert listed["vqascore"].weights.startswith(vqascore.MODEL)
-    assert listed["unifiedreward"].weights.startswith(unifiedreward.MODEL)
+    assert sources.SOURCES.keys() == {name for name in listed if "shapes" not in name} - {"vlm"}
+    for source in sources.SOURCES.values():
+        entry = listed[source.reward]
+        assert entry.weights.startswith(source.repo or "mps=FILE")
+        if entry.tokenizer:
+            assert entry.tokenizer == (source.tokenizer or sources.OPENAI)
+        if source.files[0] not in (sources.CONFIG, "model.safetensors"):
+            assert source.files[0] in entry.weights
+    assert listed["aesthetic"].weights.endswith(sources.OPENAI)

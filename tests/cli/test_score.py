@@ -56,7 +56,7 @@ def test_a_folder_is_ranked_copied_and_kept(here, ttsnap):
     assert "contact sheet" not in again["files"]
 
 
-def test_several_rewards_rank_by_the_sum_of_their_ranks(here, ttsnap):
+def test_several_rewards_rank_by_the_sum_of_their_ranks_or_by_another_rule(here, ttsnap):
     Image.new("RGB", (20, 30), (0, 255, 255)).save(here / "pics" / "cyan.png")  # bright, and without red
     names = "tones:bright,tones:dark"
     code, out, _ = ttsnap("score", "pics/*.*", "pics/more", "--reward", names, "--prompt", PROMPT, "--json")
@@ -64,6 +64,18 @@ def test_several_rewards_rank_by_the_sum_of_their_ranks(here, ttsnap):
     assert (code, len(pictures)) == (0, 4)
     assert pictures[0]["file"] == "pics/cyan.png"
     assert pictures[0]["rewards"].keys() == {"tones:bright", "tones:dark"}
+    for options, best in (
+        (["--weights", "0,1"], "pics/cyan.png"),
+        (["--combine", "tones:bright where tones:dark<=-.2"], "pics/more/b.jpg"),
+        (["--combine", "tones:dark where tones:bright<=100"], "pics/a.png"),
+    ):
+        code, out, err = ttsnap(
+            "score", "pics", "--reward", names, "--prompt", PROMPT, "--json", "--no-sheet", *options
+        )
+        assert code == 0, err
+        assert json.loads(out)["pictures"][0]["file"] == best
+    code, _, err = ttsnap("score", "pics", "--reward", names, "--combine", "best")
+    assert (code, "unknown combine 'best'" in err) == (2, True)
 
 
 def test_what_cannot_be_scored_is_named_and_told_by_the_exit_code(here, ttsnap):

@@ -224,11 +224,45 @@ def test_options_are_checked(folder, stock):
         (Loading(device="cpu", offload="sequential"), "offload sequential needs an accelerator"),
         (Loading(device="cpu", offload="sequential", compile=True), "does not go with offload sequential"),
         (Loading(device="cpu", config="x"), "config belongs to a single"),
+        (Loading(device_map="auto"), "device-map is balanced, got 'auto'"),
+        (Loading(device_map="balanced", device="cpu"), "device-map says where a model is, as device does"),
+        (Loading(device_map="balanced"), "spreads a model over several GPUs, this machine has 0"),
     ):
         with pytest.raises(ValueError, match=message):
             load_model(str(folder), loading)
     with pytest.raises(ValueError, match="offload is for a model that is named"):
         load_sampler(stock, offload="model", **SMALL)
+
+
+def test_a_device_map_goes_to_diffusers_and_nothing_is_moved_afterwards(folder, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    made, real = [], DiffusionPipeline.from_pretrained
+
+    def here(model, device_map=None, **options):
+        made.append(device_map)
+        return real(model, **options)
+
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", here)
+    monkeypatch.setattr(DiffusionPipeline, "to", None)
+    load_model(str(folder), Loading(device_map="balanced"))
+    assert made == ["balanced"]
+    with pytest.raises(ValueError, match="for a diffusers directory or hub id, not for shapes"):
+        load_model("shapes", Loading(device_map="balanced"))
+
+
+def test_a_model_whose_layers_are_in_several_places_is_searched_and_is_not_copied(tmp_path, folder, stock):
+    from accelerate import dispatch_model
+
+    expected = finished(stock)
+    pipe = fresh(folder)
+    places = {name: "disk" if "blocks" in name else "cpu" for name, _ in pipe.transformer.named_children()}
+    pipe.transformer = dispatch_model(pipe.transformer, places, main_device="cpu", offload_dir=str(tmp_path))
+    assert any(parameter.is_meta for parameter in pipe.transformer.parameters())
+    assert torch.equal(finished(pipe).x0, expected.x0)
+    with pytest.raises(ValueError, match="for a pipeline that is on one device; leave out --offload or device_map"):
+        load_sampler(pipe, devices="cpu,cpu", **SMALL)
 
 
 def offload(pipe, how):

@@ -141,12 +141,31 @@ def test_a_policy_file_is_read_with_its_notes(tuned, tmp_path):
         policies.save(tuned.policy, path, advice="none")
 
 
-def test_several_rewards_by_ranks_and_by_weights(tmp_path):
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"weights": (1.0, 0.5)},
+        {"combine": "minimum", "weights": (1.0, 1.0)},
+        {"combine": "reward0 where reward1>=0"},
+    ],
+)
+def test_several_rewards_by_any_rule(tmp_path, rule):
     made = recording(tmp_path / "two", rewards(20, 40, kinds=2, noise=0.3))
-    for weights in (None, (1.0, 0.5)):
-        tuned = quick(made, ONE, weights=weights, trials=60)
-        assert [row["reward_name"] for row in tuned.figures["budgets"]] == ["reward0", "reward1"]
-        assert tuned.better
+    tuned = quick(made, ONE, trials=40, **rule)
+    assert [row["reward_name"] for row in tuned.figures["budgets"]] == ["reward0", "reward1"]
+    assert tuned.better
+
+
+def test_a_schedule_may_not_miss_a_bound_more_than_best_of_n_does(tmp_path, monkeypatch):
+    both = rewards(20, 40, kinds=2, noise=0.3)
+    both[..., :-1, 1] = 9.0  # early looks promise that any bound is kept
+    made, rule = recording(tmp_path / "two", both), "reward0 where reward1>=0.5"
+    assert quick(made, ONE, combine=rule, trials=40).policy == BestOfN()
+    monkeypatch.setattr(fitting, "MISSED", np.inf)
+    lax = quick(made, ONE, combine=rule, trials=40)
+    assert lax.provenance["combine"] == rule
+    assert [row["gain"] > 0 for row in lax.figures["budgets"]] == [True, False]
 
 
 def test_the_guide_matters(tmp_path):
@@ -187,6 +206,7 @@ def test_a_limit_in_seconds_is_kept_and_noted(informative):
         ({"trials": 0}, "at least 1 schedule, got 0"),
         ({"seconds": 0}, "must be above 0"),
         ({"weights": (1.0, 2.0)}, "1 rewards .reward0. need as many weights"),
+        ({"combine": "reward0 where reward7>=1"}, "combine names the reward 'reward7'; there is reward0"),
         ({"guide": "oracle"}, "a guide is `aware` or `clean`, got 'oracle'"),
     ],
 )

@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
+import ttsnap
 from tests.rewards import reference as ref
 from ttsnap import rewards
 from ttsnap.rewards import Spec, clip, preprocess
@@ -114,6 +116,37 @@ def test_trainers_files_counted_from_zero(case, tmp_path):
     loaded = rewards.load(f"{name}={spec.path}+{folder}")
     assert list(loaded) == [f"{name}+{folder}"]
     check(loaded[f"{name}+{folder}"], forward, states)
+    pictures = [Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()) for image in IMAGES]
+    for sigma, state in ((0.9, states[1]), (0.0, states[0])):
+        found = ttsnap.score(pictures, reward=f"{name}={spec.path}+{folder}", sigma=sigma, prompt=PROMPTS)
+        said = {picture.prompt: picture.rewards[f"{name}+{folder}"] for picture in found.ranked}
+        torch.testing.assert_close(torch.tensor([said[p] for p in PROMPTS]), forward(state), atol=1e-4, rtol=1e-5)
+
+
+def test_a_hub_repository_is_found_by_its_name_and_told_of_where_it_is_not(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    make, (save, file, layout), forward, wrap, _ = CASES["pickscore"]
+    states = [make(seed) for seed in range(3)]
+    (clean := tmp_path / "clean").mkdir()
+    save(clean, file, layout(states[0]))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    named = f"pickscore={clean}+TerryYu/DOGTrim"
+    with pytest.raises(ValueError, match=r"in TerryYu/DOGTrim are not on this machine .* get them with `hf download"):
+        rewards.load(named)
+    folder = tmp_path / "models--TerryYu--DOGTrim"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (place := folder / "snapshots" / "abc" / "pickscore").mkdir(parents=True)
+    ref.save(place / "step2.pt", wrap(states[1]))
+    ref.save(place / "step4.pt", wrap(states[2]))
+    with pytest.raises(ValueError, match=r"not which noise levels they are of: write .*levels\.json"):
+        rewards.load(named)
+    (place.parent / "levels.json").write_text(json.dumps({"sigmas": SIGMAS, "counted": "calls"}))
+    loaded = rewards.load(named)
+    assert list(loaded) == ["pickscore+TerryYu/DOGTrim"]
+    check(loaded["pickscore+TerryYu/DOGTrim"], forward, states)
 
 
 def test_the_later_layout_counted_in_calls(case, tmp_path):

@@ -166,7 +166,7 @@ def verbs() -> list[Verb]:
 
 def reward(folder: Path) -> list[object]:
     """A reward that can be made to hang."""
-    return ["--reward", "shapes_or_hang:judge", "--reward-timeout", 4]
+    return ["--reward", "shapes_or_hang:judge", "--reward-timeout", 15]
 
 
 # What is needed before.

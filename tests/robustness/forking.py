@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LONGEST = 120.0  # seconds that a run may take
+LONGEST = 300.0  # seconds that a run may take
 
 
 @dataclass

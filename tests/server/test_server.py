@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.server.conftest import KEYS, until
+from tests.server.conftest import KEYS, PATIENCE, until
 from ttsnap.files import metadata
 from ttsnap.server.settings import ServerSettings
 
@@ -53,6 +53,44 @@ def test_n_pictures_are_n_searches_each_as_the_library_makes_it(client, served):
         assert item.ttsnap["cost"]["nfe"] == alone.cost.nfe
     assert (answer.size, answer.output_format, answer.quality) == ("64x64", "png", "auto")
     assert answer.usage.total_tokens == 0
+
+
+def test_other_devices_are_one_set_of_replicas_for_all_lanes_which_end_with_the_server(monkeypatch):
+    from ttsnap.live.settings import ModelSettings, SearchSettings
+    from ttsnap.pipelines import replicas
+    from ttsnap.server.lanes import CallOptions, Search
+    from ttsnap.server.metrics import Metrics
+    from ttsnap.server.worker import Worker
+
+    made = []
+
+    class Counted:
+        count = 2
+
+        def __init__(self, sampler, devices):
+            self.devices, self.dealt, self.closed = devices, 0, False
+            made.append(self)
+
+        def deal(self, runner, group):
+            self.dealt += 1
+            return []
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(replicas, "Replicas", Counted)
+    settings = ModelSettings(steps=4, devices="cpu,cpu")
+    worker = Worker(settings, SearchSettings(candidates=2), ServerSettings(port=0), Metrics())
+    worker.start()
+    ended = threading.Semaphore(0)
+    for options in (CallOptions(), CallOptions(steps=3)):
+        before = made[0].dealt
+        worker.submit([Search(PROMPT, 0, options=options, done=lambda outcome: ended.release())])
+        assert ended.acquire(timeout=PATIENCE)
+        assert made[0].dealt > before
+    assert worker.lanes == 2
+    worker.close(PATIENCE)
+    assert [(one.devices, one.closed) for one in made] == [(["cpu", "cpu"], True)]
 
 
 def test_a_stream_shows_what_becomes_of_the_picture(client):

@@ -132,7 +132,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped: nothing was kept, the same command begins again", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError, MemoryError, CycloptsError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError, CycloptsError) as error:
         if verbosity.debug or os.environ.get("TTSNAP_DEBUG"):
             raise
         if isinstance(error, BrokenPipeError):

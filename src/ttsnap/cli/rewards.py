@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ttsnap.cli.options import AsJson
 
@@ -28,18 +28,25 @@ def rewards(*, json: AsJson = False) -> None:
 
     from ttsnap.core.cost import format_amount
 
-    table = Table(show_edge=False, pad_edge=False)
-    for name in ("reward", "judges", "licence", "fp32", "a look", "a prompt", "looked for"):
-        side: Any = "right" if name in ("a look", "a prompt", "fp32") else "left"
-        table.add_column(name, justify=side, no_wrap=name == "reward", overflow="fold")
+    console, table = Console(), Table(show_edge=False, pad_edge=False)
+    wide = console.width >= 160  # else all of a reward stands in one column
+    columns = ("reward", "judges", "memory", "a look", "a prompt", "licence", "looked for")
+    for name in columns if wide else ("reward", "judges; memory; cost; licence; looked for"):
+        numbers = name in ("memory", "a look", "a prompt")
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
     for entry in ENTRIES:
-        size = "" if not entry.million_parameters else f"{entry.million_parameters * 4e6 / 2**30:.3g} GiB"
+        size = "" if not entry.gib else f"{entry.gib:.3g} GiB" if entry.gib >= 0.01 else f"{entry.gib * 1024:.2g} MiB"
         look = "in seconds" if entry.look_tflop is None else format_amount(entry.look_tflop, "TFLOP")
         text = format_amount(entry.text_tflop, "TFLOP") if entry.text_tflop else ""
         here = _here(entry)
         place = entry.weights if here is None else f"{entry.weights}, here: {here}"
-        table.add_row(entry.name, entry.judges, entry.licence, size, look, text, place)
-    console = Console()
+        if wide:
+            table.add_row(entry.name, entry.judges, size, look, text, entry.licence, place)
+            continue
+        cost = f"a look {look}" + f", a prompt {text}" * bool(text)
+        table.add_row(
+            entry.name, "\n".join([entry.judges, "; ".join(filter(None, [size, cost, entry.licence])), place])
+        )
     console.print(table)
     console.print(f"hub weights are looked for in {_cache()}, then downloaded", highlight=False, soft_wrap=True)
     for name, what in OTHERS:

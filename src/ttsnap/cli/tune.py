@@ -20,10 +20,11 @@ from ttsnap.cli.options import (
     DryRun,
     LookTflop,
     ModelOptions,
+    Rule,
     Weights,
     tell,
 )
-from ttsnap.live.settings import LiveTuningSettings, ModelSettings, read_numbers
+from ttsnap.live.settings import LiveTuningSettings, ModelSettings, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +50,7 @@ def tune(
     accounting: Accounting = "calls",
     guide: Annotated[str, Parameter(group=POLICIES)] = "aware",
     weights: Weights = None,
+    combine: Rule = None,
     folds: int = 4,
     trials: int | None = None,
     seconds: float | None = None,
@@ -89,7 +91,18 @@ def tune(
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file such as {out / 'tuned.json'}")
     if recording is None:
-        _live(live, model, weights, budgets, out, trials or 40, seconds, seed, dry_run, json)
+        _live(
+            live,
+            model,
+            (weights, combine),
+            budgets,
+            out,
+            trials or 40,
+            seconds,
+            seed,
+            dry_run,
+            json,
+        )
         return
     if given := live.given():
         raise ValueError(f"{', '.join(given)} tune live; leave out the recording {recording}")
@@ -110,7 +123,8 @@ def tune(
             budgets or default_budgets(costs, opened.shape[2]),
             accounting_of(accounting, costs),
             guide=guide,
-            weights=read_numbers(weights, "--weights", "1,.5") if weights else None,
+            weights=read_weights(weights),
+            combine=combine,
             folds=folds,
             trials=3200 if trials is None else trials,
             seconds=seconds,
@@ -130,7 +144,7 @@ def tune(
 def _live(
     asked: LiveTuningSettings,
     model: ModelSettings,
-    weights: str | None,
+    several: tuple[str | None, str | None],
     budgets: Sequence[Budget],
     out: Path | None,
     trials: int,
@@ -160,7 +174,9 @@ def _live(
     base = policies.named(asked.policy)
     texts = read_prompts((), asked.prompts)
     texts = [texts[place] for place in read_range(asked.prompt_range, len(texts))]
-    settings = SearchSettings(reward=asked.reward, weights=weights, policy=asked.policy if base else None)
+    weights, combine = several
+    named = asked.policy if base else None
+    settings = SearchSettings(reward=asked.reward, weights=weights, combine=combine, policy=named)
     session = quietly(settings.prepare, model, texts[0], Pictures(), None)
     base = base or policies.default_policy(session.sampler.num_steps)
     if dry_run:

@@ -7,7 +7,13 @@ import errno
 _EXTRAS = {"gradio": "app"}
 _EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "serve")
 _EXTRAS |= dict.fromkeys(("ray", "fsspec", "s3fs"), "cluster")
-_NO_MEMORY = ("Cannot allocate memory", "can't allocate memory", "not enough memory", "could not create a primitive")
+_NO_MEMORY = (
+    "Cannot allocate memory",
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",
+    "failed to map segment",  # of a library that is loaded late
+)
 
 
 def explain(error: Exception) -> str:
@@ -15,7 +21,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get(error.name or "")
         extra = extra or (
-            "replay" if error.name in ("xarray", "zarr", "scipy", "pandas", "optuna", "yaml") else "diffusion"
+            "replay" if error.name in ("xarray", "zarr", "pandas", "optuna", "yaml") else "diffusion"
         )
         return f"{error.name} is not installed; it comes with: pip install 'ttsnap[{extra}]'"
     if isinstance(error, RecursionError):

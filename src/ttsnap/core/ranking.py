@@ -160,6 +160,23 @@ class WeightedSum:
         return True
 
 
+def worth(combine: Combine, rewards: FloatArray) -> FloatArray:
+    """What images are worth in any company: numbers [..., aims] that are to be raised, of rewards [..., rewards].
+
+    Each reward is an aim; or one number is, where a rule has weights; of bounds it is the rewards that are optimised,
+    and last how far the bounds are missed, below zero.
+    """
+    if isinstance(combine, WeightedSum):
+        return rewards @ _weights(combine.weights, rewards)[:, None]
+    if isinstance(combine, Minimum) and combine.weights is not None:
+        least: FloatArray = (rewards * _weights(combine.weights, rewards)).min(axis=-1, keepdims=True)
+        return least
+    if isinstance(combine, Constrained):
+        aims = worth(combine.combine, rewards[..., list(combine.objectives)])
+        return np.concatenate([aims, -combine.shortfall(rewards)[..., None]], axis=-1)
+    return rewards
+
+
 def weights_of(combine: Combine) -> FloatArray:
     """What turns rewards [..., rewards] into one number: the weights of a weighted sum; of a single reward, 1."""
     return np.asarray(combine.weights if isinstance(combine, WeightedSum) else (1.0,), dtype=float)
@@ -234,7 +251,7 @@ class Constrained:
     def __call__(self, rewards: FloatArray, alive: BoolArray) -> FloatArray:
         """One number [prompts, candidates] from rewards [prompts, candidates, rewards], NaN where not alive."""
         values = self.combine(rewards[..., list(self.objectives)], alive)
-        missed = np.sum([bound.shortfall(rewards) for bound in self.bounds], axis=0)
+        missed = self.shortfall(rewards)
         lowest = np.where(alive, values, np.inf).min(axis=1, keepdims=True)
         return np.where(alive, np.where(missed > 0, lowest - 1 - missed, values), np.nan)
 
@@ -242,6 +259,11 @@ class Constrained:
         """In words, of rewards with these names."""
         bounds = " and ".join(bound.said(names) for bound in self.bounds)
         return f"{','.join(names[i] for i in self.objectives)} where {bounds}"
+
+    def shortfall(self, rewards: FloatArray) -> FloatArray:
+        """By how much the bounds are missed [...], relative to each, added up, of rewards [..., rewards]."""
+        missed: FloatArray = np.sum([bound.shortfall(rewards) for bound in self.bounds], axis=0)
+        return missed
 
     def missed(self, rewards: FloatArray) -> list[Bound]:
         """The bounds that rewards [rewards] of one candidate do not keep."""

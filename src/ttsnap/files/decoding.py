@@ -15,8 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ttsnap.files.pictures import LONGEST_SIDE, MOST_PIXELS
 
 if TYPE_CHECKING:
@@ -52,13 +50,13 @@ class Decoded:
     """A picture.
 
     Attributes:
-        pixels: [h, w, 3] uint8.
+        picture: in RGB, upright.
         note: what else is in the file and is not shown; empty if nothing is.
         info: text chunks and comments, by name.
         exif: EXIF values by tag, those of the camera's own part too.
     """
 
-    pixels: np.ndarray
+    picture: Image
     note: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
     exif: Mapping[int, Any] = field(default_factory=dict)
@@ -136,7 +134,7 @@ def shown(picture: Image, *, least: int | None = None) -> Decoded:
     picture.load()
     note = "the first of its pages" if picture.format == "TIFF" else "the first frame of an animation"
     info = {str(name): value for name, value in picture.info.items()}
-    return Decoded(np.asarray(_upright(picture)), note if animated else "", info, _exif(picture))
+    return Decoded(_upright(picture), note if animated else "", info, _exif(picture))
 
 
 class _Refused(ValueError):
@@ -191,6 +189,7 @@ def _upright(picture: Image) -> Image:
 
 def _eight_bits(picture: Image) -> Image:
     """A picture of one channel of 16 or 32 bits, or of floating-point numbers, in 8 bits."""
+    import numpy as np
     from PIL import Image
 
     values = np.asarray(picture)

@@ -35,7 +35,7 @@ def read_picture(path: Path | str) -> Image:
                 raise ValueError(f"{path} has {picture.width} x {picture.height} pixels; at most 64 million are taken")
             plain = picture.convert("RGB")
             try:
-                whole = Image.fromarray(shown(picture).pixels)
+                whole = Image.merge("RGB", shown(picture).picture.split())  # without what its file says
             except ValueError as error:
                 raise ValueError(f"{path} {error}") from error
             whole.filename = str(path)  # type: ignore[attr-defined]  # says how to make it again

@@ -2,7 +2,8 @@
 
 Python runs one thread at a time, so that decoding many small pictures on threads would hold up the model. A process
 of its own also keeps a decoder that crashes on a file from taking everything with it: that file is named. Processes
-end with the one that began them, however it ends, as their input does.
+end with the one that began them, however it ends, as their input does. They begin without numpy, which takes longer
+to import than fifty small pictures to read.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
-
-import numpy as np
 
 from ttsnap.files.decoding import decode, read_file, shown
 from ttsnap.files.embedded_prompt import embedded_prompt
@@ -52,14 +51,16 @@ class Read(NamedTuple):
         keys: reward -> the key of what it says of this content and prompt.
         prompt: that was given, or is in its metadata; None if neither is.
         note: what else is in its file.
-        pixels: [3, h, w] of 8 bits; None if nothing is to be judged.
+        pixels: of 8 bits, the rows of red, then of green, then of blue; None if nothing is to be judged.
+        size: width and height.
         fault: why it cannot be.
     """
 
     keys: Mapping[str, str] = {}
     prompt: str | None = None
     note: str = ""
-    pixels: np.ndarray | None = None
+    pixels: bytes | None = None
+    size: tuple[int, int] = (0, 0)
     fault: str = ""
 
 
@@ -83,9 +84,10 @@ class Reading:
             keys = {name: _key(content, item.prompt, reward) for name, reward in self.rewards.items()}
             if all(key in self.known for key in keys.values()):
                 return Read(keys)
-            picture = shown(item.source) if data is None else decode(data)  # type: ignore[arg-type]
-            pixels = np.ascontiguousarray(picture.pixels.transpose(2, 0, 1))
-            return Read(keys, item.prompt or embedded_prompt(picture.info, picture.exif), picture.note, pixels)
+            found = shown(item.source) if data is None else decode(data)  # type: ignore[arg-type]
+            pixels = b"".join(plane.tobytes() for plane in found.picture.split())
+            prompt = item.prompt or embedded_prompt(found.info, found.exif)
+            return Read(keys, prompt, found.note, pixels, found.picture.size)
         except ValueError as error:
             return Read(fault=str(error))
 
@@ -95,12 +97,12 @@ class Reading:
 
         Args:
             items: the pictures.
-            readers: processes, or threads for few pictures (default: one per core, at most 8).
+            readers: processes, or threads for few pictures (default: one per core but one, at most 8).
 
         Yields:
             What was read, in the order of the pictures.
         """
-        count = readers or min(8, os.cpu_count() or 1)
+        count = readers or min(8, max(1, (os.cpu_count() or 1) - 1))
         apart = len(items) > FEW and all(isinstance(item.source, Path) for item in items)
         parts = [items[start : start + PART] for start in range(0, len(items), PART)]
         with contextlib.ExitStack() as stack:
@@ -182,9 +184,12 @@ def serve() -> None:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     reading = _receive(source)
-    _send(sink, "ready")
-    while (items := _receive(source)) is not None:
-        _send(sink, [reading.read(item) for item in items])
+    try:
+        _send(sink, "ready")
+        while (items := _receive(source)) is not None:
+            _send(sink, [reading.read(item) for item in items])
+    except BrokenPipeError:  # the one that began this was killed
+        os._exit(0)
 
 
 def _send(sink: BinaryIO, value: Any) -> None:

@@ -62,7 +62,7 @@ def _small(picture: Scored) -> Image.Image | None:
     """A picture in the square of a tile; None if its file is gone since it was judged."""
     assert picture.path is not None
     try:
-        return fit(Image.fromarray(decode(read_file(picture.path), least=2 * SIDE).pixels), SIDE)
+        return fit(decode(read_file(picture.path), least=2 * SIDE).picture, SIDE)
     except ValueError:
         return None
 

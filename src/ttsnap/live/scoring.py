@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ttsnap import rewards
-from ttsnap.core.ranking import RankSum, order
+from ttsnap.core.ranking import Rule, order, read_rule
 from ttsnap.files.finding import find_pictures
 from ttsnap.files.journal import Journal, read_lines
 from ttsnap.files.readers import Item, Read, Reading
 from ttsnap.live.judging import apart, judge_in_parts, try_own
-from ttsnap.live.settings import check_ranges, reward_contents
+from ttsnap.live.settings import check_ranges, read_weights, reward_contents
 from ttsnap.pipelines.patience import Timed, check_timeout
 
 if TYPE_CHECKING:
@@ -45,16 +45,20 @@ class ScoreSettings:
     """What judges pictures, and how.
 
     Attributes:
-        reward: Reward (see `ttsnap rewards`), module:function, or several by commas (ranked by their rank sum).
+        reward: Reward (see `ttsnap rewards`), module:function, or several by commas.
+        weights: Weights of several rewards, such as 1,.5 (default: rank sum).
+        combine: How several rewards rank: rank-sum, weighted-sum, minimum, or such as "hpsv2 where vqascore>=.8".
         prompt: What all the pictures are to show (default: what a table or the picture's own metadata says).
         sigma: Noise level of the pictures, for noise-aware rewards (default: 0, finished pictures).
         max_batch: Most pictures in one batch (halved when memory runs out).
-        readers: Processes that read and decode (default: one per core, at most 8).
+        readers: Processes that read and decode (default: one per core but one, at most 8).
         device: cpu, cuda, cuda:1, mps.
         reward_timeout: Seconds in which a reward has to answer about a batch (default: it may take for ever).
     """
 
     reward: str | None = None
+    weights: str | None = None
+    combine: str | None = None
     prompt: str | None = None
     sigma: float = 0.0
     max_batch: int = 32
@@ -70,7 +74,11 @@ class ScoreSettings:
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("--prompt is empty; a prompt needs at least one word")
         if self.reward is not None:
-            rewards.names_of(self.reward)
+            self.rule(rewards.names_of(self.reward))
+
+    def rule(self, names: Sequence[str]) -> Rule:
+        """How rewards with these names rank."""
+        return read_rule(self.combine, names, read_weights(self.weights))
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Scores:
 
     Attributes:
         rewards: names.
-        pictures: the best first (of several rewards, by the sum of their ranks); then those with a fault.
+        pictures: the best first (of several rewards, as `combine` says); then those with a fault.
         found: how many of them were in the journal already.
         left_out: files of folders that are no pictures.
     """
@@ -174,7 +182,7 @@ def score(
         out: a folder for the journal; a run that was stopped goes on from it.
         on_start: called with the number of pictures.
         on_images: called with the number of pictures that are done.
-        **settings: `sigma`, `max_batch`, `readers`, `device`; see `ScoreSettings`.
+        **settings: `weights`, `combine`, `sigma`, `max_batch`, `readers`, `device`; see `ScoreSettings`.
 
     Raises:
         ValueError: what was wrong and what would work. A picture that cannot be judged is no error, but has a `fault`.
@@ -183,6 +191,7 @@ def score(
     if reward is None:
         raise ValueError(f"name a reward; known are {', '.join(rewards.REWARDS)}")
     names = rewards.names_of(reward)
+    asked.rule(names)
     items, left_out = _items(pictures, prompt)
     try_own(reward, "a", None, asked.reward_timeout)
     keys = _reward_keys(reward, names, asked.sigma)
@@ -264,16 +273,17 @@ class _Work:
         self._done([number] * len(known))
         if read.pixels is None:
             return
+        pixels = np.frombuffer(read.pixels, np.uint8).reshape(3, *reversed(read.size))
         self.told[number] = read.prompt or "", read.note
         for name in read.keys.keys() - known.keys():
             groups = self.waiting[name]
-            group = groups.setdefault(read.pixels.shape, [])
-            group.append(_Row(number, read.pixels, read.prompt or "", read.keys[name]))
-            if len(group) >= self._most(read.pixels):
-                self._judge(name, groups.pop(read.pixels.shape))
+            group = groups.setdefault(pixels.shape, [])
+            group.append(_Row(number, pixels, read.prompt or "", read.keys[name]))
+            if len(group) >= self._most(pixels):
+                self._judge(name, groups.pop(pixels.shape))
             elif self._fits(name) and sum(map(len, groups.values())) >= 2 * self.settings.max_batch:
                 self._judge(name, self._some(name))
-            self.bytes += read.pixels.nbytes
+            self.bytes += pixels.nbytes
         while self.bytes > MOST_WAITING:
             name = max(self.judges, key=lambda name: sum(map(len, self.waiting[name].values())))
             self._judge(name, self._some(name))
@@ -314,9 +324,9 @@ class _Work:
             some = [rows[n] for n in chosen]
             prompts = [row.prompt for row in some]
             if mixed:
-                seen = torch.cat([judge.fit(_tensor(row.pixels[None], self.device)) for row in some])
+                seen = torch.cat([judge.fit(_tensor([row.pixels], self.device)) for row in some])
             else:
-                seen = _tensor(np.stack([row.pixels for row in some]), self.device)
+                seen = _tensor([row.pixels for row in some], self.device)
             reward = (Timed(name, see, judge.timeout) if isinstance(judge, Timed) else see) if mixed else judge
             values[list(chosen)] = judge_in_parts(self.limits, name, reward, seen, prompts, self.settings.sigma)
 
@@ -357,7 +367,7 @@ class _Work:
         if whole:
             values = np.array([[[picture.rewards[name] for name in names] for picture in whole]])
             alive = np.ones(values.shape[:2], dtype=bool)
-            whole = [whole[place] for place in order(RankSum()(values, alive), alive)[0]]
+            whole = [whole[place] for place in order(self.settings.rule(names)(values, alive), alive)[0]]
         return Scores(names, whole + [picture for picture in all_of if picture.fault], self.found, left_out)
 
     def _said(self, n: int) -> tuple[str, dict[str, float], str, str]:
@@ -427,11 +437,11 @@ def _reward_keys(reward: rewards.Rewards, names: Sequence[str], sigma: float) ->
     }
 
 
-def _tensor(pixels: np.ndarray, device: Any) -> Tensor:
-    """Images [n, 3, h, w] in 0..1 of pixels [n, 3, h, w] of 8 bits."""
+def _tensor(pixels: Sequence[np.ndarray], device: Any) -> Tensor:
+    """Images [n, 3, h, w] in 0..1 of so many [3, h, w] of 8 bits."""
     import torch
 
-    return torch.from_numpy(pixels).to(device).float().div_(255)
+    return torch.from_numpy(np.stack(pixels)).to(device).float().div_(255)
 
 
 def save(scores: Scores, folder: Path, *, sheet: bool = True) -> dict[str, str]:
@@ -443,7 +453,10 @@ def save(scores: Scores, folder: Path, *, sheet: bool = True) -> dict[str, str]:
 
     files = {"table": folder / "scores.csv", "record": folder / "scores.json"}
     write(files["table"], _csv(scores).encode())
-    write_json(scores.to_dict() | {"versions": versions()}, files["record"])
+    told = {
+        name: value for name, value in scores.to_dict().items() if name != "found"
+    }  # the same however it came about
+    write_json(told | {"versions": versions()}, files["record"])
     if sheet and scores.ranked:
         files["contact sheet"] = folder / "contact.png"
         save_image(contact_sheet(scores), files["contact sheet"])

@@ -116,6 +116,10 @@ class ModelSettings(Loading, CallSettings):
         if self.devices is not None:
             from ttsnap.pipelines.loading import read_devices
 
+            if self.device_map:
+                raise ValueError(
+                    "--devices are for copies of a model, --device-map for one model; leave one of them out"
+                )
             first = read_devices(self.devices)[0]
             if self.device not in (None, first):
                 raise ValueError(

@@ -43,6 +43,7 @@ from ttsnap.pipelines.single_file import (
 )
 
 MODULAR = "modular_model_index.json"  # describes a pipeline that is made of blocks
+DEVICE_MAPS = ("balanced",)  # diffusers' own for a whole pipeline; its models may be dispatched otherwise before
 OFFLOADS = ("none", "model", "sequential", "group")
 
 
@@ -55,6 +56,7 @@ class Loading(Additions):
         dtype: float32, bfloat16 or float16 (default: bfloat16 on accelerators, float32 on the CPU).
         offload: model: keep models that do not run in main memory; sequential: every layer; group: every layer, the
             next one on its way while one runs; none.
+        device_map: balanced: the parts of a directory or hub id spread over all GPUs.
         quantize: Weights in fewer bits: nf4, bnb-int8 (bitsandbytes), int8, fp8 (torchao), fp8-cast; of the denoiser,
             or such as int8:transformer,text_encoder_2.
         compile: Compile the denoiser's repeated blocks (torch.compile).
@@ -68,6 +70,7 @@ class Loading(Additions):
     device: str | None = None
     dtype: str | None = None
     offload: str = "none"
+    device_map: str | None = None
     quantize: str | None = None
     compile: bool = False
     attention: str | None = None
@@ -84,6 +87,11 @@ class Loading(Additions):
             raise ValueError(
                 f"compile does not go with offload {self.offload}; use offload model, or leave out compile"
             )
+        if self.device_map not in (None, *DEVICE_MAPS):
+            raise ValueError(f"device-map is {', '.join(DEVICE_MAPS)}, got {self.device_map!r}")
+        others = {"device": self.device, "offload": self.offload != "none"}
+        if self.device_map and (wrong := [name for name, value in others.items() if value]):
+            raise ValueError(f"device-map says where a model is, as {wrong[0]} does; leave one of them out")
         if self.quantize is not None:
             check_quantize(self.quantize)
         if self.attention is not None:
@@ -118,6 +126,12 @@ def load(model: str, loading: Loading, pictures: Pictures | None = None) -> Load
         raise ValueError(f"offload {loading.offload} needs an accelerator to load from the CPU to; leave it out here")
     if loading.quantize is not None:
         check_place(loading.quantize, where)
+    if loading.device_map and (model in MODELS or Path(model).is_file()):
+        raise ValueError(f"device-map {loading.device_map} is for a diffusers directory or hub id, not for {model}")
+    if loading.device_map and (found := torch.accelerator.device_count()) < 2:
+        raise ValueError(
+            f"device-map {loading.device_map} spreads a model over several GPUs, this machine has {found}; leave it out"
+        )
     usual = torch.float32 if where.type == "cpu" else torch.bfloat16
     dtype = kinds[loading.dtype] if loading.dtype else usual
     if model in MODELS:
@@ -137,7 +151,8 @@ def load(model: str, loading: Loading, pictures: Pictures | None = None) -> Load
     pipe = loaded.pipe
     if loading.quantize and not KINDS[read_quantize(loading.quantize)[0]].package:
         loaded.lines += cast(pipe, parts_of(loading.quantize, _model_names(pipe)))
-    place(pipe, where, loading.offload)
+    if not loading.device_map:
+        place(pipe, where, loading.offload)
     save_memory(pipe, loading)
     if loading.attention:
         loaded.lines += set_attention(pipe, loading.attention)
@@ -327,7 +342,7 @@ def warm_up(sampler: Any) -> None:
 
 
 def _load(model: str, dtype: Any, loading: Loading) -> Loaded:
-    """A pipeline on the CPU."""
+    """A pipeline on the CPU, or where `device_map` says."""
     from diffusers import DiffusionPipeline
 
     path, config, quantize = Path(model), loading.config, loading.quantize
@@ -346,6 +361,8 @@ def _load(model: str, dtype: Any, loading: Loading) -> Loaded:
             return Loaded(_load_modular(model, dtype))
         if path.is_dir():
             check_directory(path)
+        if loading.device_map:
+            options["device_map"] = loading.device_map
         lines = []
         if quantize:
             index = parts_in(dict(DiffusionPipeline.load_config(model)))

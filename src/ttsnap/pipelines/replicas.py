@@ -203,7 +203,8 @@ class Replicas:
         if places[0].type != sampler.device.type or (places[0].index or 0) != (sampler.device.index or 0):
             raise ValueError(f"the pipeline is on {sampler.device}, the first of --devices is {devices[0]}")
         if len(places) > 1:
-            if hasattr(sampler.pipe, "_offload_device") or getattr(sampler.pipe, "hf_device_map", None):
+            spread = [part for part in models(sampler.pipe).values() if getattr(part, "hf_device_map", None)]
+            if spread or hasattr(sampler.pipe, "_offload_device") or getattr(sampler.pipe, "hf_device_map", None):
                 raise ValueError("--devices is for a pipeline that is on one device; leave out --offload or device_map")
             if sampler.diversity:
                 raise ValueError(

@@ -255,6 +255,11 @@ class Recording:
         """Which prompts are recorded [prompts]."""
         return np.asarray(~np.isnan(self.clean[:, :, -1]).all(axis=(1, 2)))
 
+    def shown_by(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation [rewards] by which results are shown; see `scales`."""
+        pairs = np.array([self.scales.get(name, (0.0, 1.0)) for name in self.rewards])
+        return pairs[:, 0], pairs[:, 1]
+
     def recorded(self) -> IntArray:
         """Indices of the prompts that are recorded.
 

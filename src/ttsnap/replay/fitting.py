@@ -10,8 +10,8 @@ import numpy as np
 
 from ttsnap.core.cost import Budget
 from ttsnap.core.driver import run
-from ttsnap.core.grid import Combine, FloatArray, Policy
-from ttsnap.core.ranking import RankSum, WeightedSum
+from ttsnap.core.grid import FloatArray, Policy
+from ttsnap.core.ranking import Constrained, Rule, worth
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.replay.accounting import Accounting
 from ttsnap.replay.environment import ReplayEnvironment
@@ -27,6 +27,7 @@ DRAWN = 2**19  # candidates drawn to judge one schedule in the search
 MOST_REPEATS = 64  # permutations of a prompt's pool: more would not say more about other prompts
 FINALS = ((20, 4), (5, 16))  # how many schedules are judged again, on how many times as many candidates
 BLOCK = 2**17  # candidates in one call of the driver
+MISSED = 0.01  # of a bound: a schedule that misses it by so much more than best-of-N does is worse than that
 
 
 class Judge:
@@ -42,7 +43,7 @@ class Judge:
         accounting: Accounting,
         *,
         steps: tuple[int, ...] = (),
-        weights: Sequence[float] | None = None,
+        rule: Rule,
         drawn: int = DRAWN,
         seed: int = 0,
     ) -> None:
@@ -53,12 +54,12 @@ class Judge:
             budgets: per prompt; best-of-N can use all of them.
             accounting: how many candidates a budget pays for.
             steps: at which a schedule may look (default: all but the last).
-            weights: of several rewards (default: rank sum).
+            rule: how several rewards become one.
             drawn: about how many candidates to draw for one judgement.
             seed: of the draws.
         """
         self.guide, self.budgets, self.accounting = guide, budgets, accounting
-        self.combine: Combine = WeightedSum(weights) if weights is not None else RankSum()
+        self.rule = rule
         self.amounts = np.array([budget.amount for budget in budgets])
         prompts, pool, self.num_steps, rewards = guide.shape
         self.steps = steps or tuple(range(1, self.num_steps))
@@ -71,12 +72,13 @@ class Judge:
             np.random.default_rng([seed, index]).permuted(candidates, axis=2) + first for index in range(len(budgets))
         ]
         self._known: dict[tuple[Policy, int], FloatArray | None] = {}
-        self.mix = np.eye(rewards) if weights is None else np.asarray(weights, dtype=float)[:, None]
         final = np.asarray(guide[:, :, -1], dtype=np.float64)
-        self.spread = (final @ self.mix).std(axis=1).mean(axis=0)
-        if rewards == 1 or weights is not None:
+        aims = worth(rule, final)
+        self.aims = aims.shape[-1] - isinstance(rule, Constrained)  # the last is how far bounds are missed
+        self.spread = aims[..., : self.aims].std(axis=1).mean(axis=0)
+        if rule.is_order(rewards):
             sizes = np.array([accounting.candidates(BestOfN(), budget, self.num_steps) for budget in budgets])
-            self.baseline = best_of_n(final, sizes, (final @ self.mix)[..., 0]).mean(axis=1)
+            self.baseline = best_of_n(aims, sizes, rule(final, np.ones((prompts, pool), dtype=bool))).mean(axis=1)
         else:
             sampled = [self._reward(BestOfN(), index) for index in range(len(budgets))]
             self.baseline = np.array(sampled, dtype=np.float64)
@@ -89,27 +91,31 @@ class Judge:
             which: indices of the budgets (default: all).
         """
         chosen = list(range(len(self.budgets)) if which is None else which)
-        rewards = np.empty((len(chosen), self.guide.shape[3]))
+        aims = np.empty((len(chosen), self.baseline.shape[1]))
         for row in reversed(range(len(chosen))):  # the largest first: it shows whether the pool is large enough
             key = policy, chosen[row]
             if key not in self._known:
                 self._known[key] = self._reward(*key)
             if (reward := self._known[key]) is None:
                 return None
-            rewards[row] = reward
-        return float(merit(self.amounts[chosen], rewards @ self.mix, self.baseline[chosen] @ self.mix, self.spread))
+            aims[row] = reward
+        baseline, reached = self.baseline[chosen], slice(0, self.aims)
+        if (missed := float((baseline - aims)[:, self.aims :].mean() if self.aims < aims.shape[1] else 0)) > MISSED:
+            return -100 * missed
+        return float(merit(self.amounts[chosen], aims[:, reached], baseline[:, reached], self.spread))
 
     def _reward(self, policy: Policy, budget: int) -> FloatArray | None:
-        """Mean reward [rewards] at one budget (an index); None if more than the recorded would start."""
+        """Mean of what is aimed at [aims] at one budget (an index); None if more than the recorded would start."""
         size = self.accounting.candidates(policy, self.budgets[budget], self.num_steps)
         if not 1 <= size <= self.guide.shape[1]:
             return None
         draws = self.draws[budget][:, :, : max(1, self.width // size) * size].reshape(-1, size)
         rows = max(1, BLOCK // size)
-        total = np.zeros(self.guide.shape[3])
+        total: FloatArray = np.zeros(1)
         for start in range(0, len(draws), rows):
             environment = ReplayEnvironment(self.guide, draws=draws[start : start + rows])
-            total += run(policy, environment, self.combine, keep_history=False).rewards.sum(axis=0)
+            chosen = run(policy, environment, self.rule, keep_history=False).rewards
+            total = total + worth(self.rule, chosen).sum(axis=0)
         return total / len(draws)
 
 

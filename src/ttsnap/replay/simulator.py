@@ -232,7 +232,7 @@ def simulate(
             policy, int(wanted[place]), num_steps, result.nfe, result.looks_by_step
         )
 
-    mean, std = (np.array([recording.scales.get(name, (0.0, 1.0))[i] for name in recording.rewards]) for i in (0, 1))
+    mean, std = recording.shown_by()
     one_look = np.eye(num_steps)[-1]
     one_image = accounting.tflop(BestOfN(), 1, num_steps, num_steps, one_look)
     baseline = np.full((len(budgets), len(prompts), num_rewards), np.nan)

@@ -17,6 +17,7 @@ import numpy as np
 from ttsnap import policies
 from ttsnap.core.cost import Budget
 from ttsnap.core.grid import IntArray, Policy
+from ttsnap.core.ranking import Constrained, Rule, read_rule, worth
 from ttsnap.policies import BestOfN, SuccessiveHalving
 from ttsnap.recordings import Recording
 from ttsnap.replay import fitting
@@ -119,6 +120,7 @@ def tune(
     fit: Sequence[int] | IntArray | None = None,
     test: Sequence[int] | IntArray | None = None,
     weights: Sequence[float] | None = None,
+    combine: str | None = None,
     trials: int = TRIALS,
     seconds: float | None = None,
     seed: int = 0,
@@ -139,6 +141,8 @@ def tune(
         fit: instead of folds, the prompts to fit on (indices of recorded prompts), for the policy itself too; and
         test: those to report on.
         weights: of several rewards in a weighted sum (default: rank sum over the alive).
+        combine: another rule for several rewards, as `ttsnap.core.ranking.read_rule` reads it. A schedule gains in
+            what the rule aims at; one that misses a bound by more than best-of-N does is none.
         trials: schedules to try, for all folds together.
         seconds: stop the search early after so long; the result then depends on the machine.
         seed: of folds, draws and proposals; the same seed gives the same result.
@@ -155,7 +159,8 @@ def tune(
     accounting = accounting.under(guide)
     splits = _splits(recording, folds, fit, test, seed)
     used, notes = _usable(recording, budgets, accounting)
-    _check(recording, weights, trials, seconds)
+    _check(recording, trials, seconds)
+    rule = read_rule(combine, recording.rewards, weights)
     steps = _steps(recording, guide, notes)
     studies = len(splits) * min(max(1, trials // (PER_STUDY * len(splits))), MOST_STUDIES)
     per_study = max(1, trials // studies)
@@ -169,7 +174,7 @@ def tune(
             used,
             accounting,
             steps=steps,
-            weights=weights,
+            rule=rule,
             drawn=round(effort * fitting.DRAWN),
             seed=seed + draws,
         )
@@ -217,12 +222,12 @@ def tune(
         optuna.logging.set_verbosity(verbosity)
     final = fitted[-1]
     reported = tuple(fold for fold in fitted if len(fold.test))
-    held_out = _report(recording, reported, used, accounting, guide, weights, seed, threads)
+    held_out = _report(recording, reported, used, accounting, guide, weights, combine, seed, threads)
     if too_large := sum(fold.too_large for fold in fitted):
         notes.append(
             f"{too_large} schedules would have started more candidates than the {recording.shape[1]} recorded; left out"
         )
-    better = _is_better(held_out, weights) and not isinstance(final.policy, BestOfN)
+    better = _is_better(held_out, recording, rule) and not isinstance(final.policy, BestOfN)
     return Tuning(
         policy=final.policy if better else BestOfN(),
         better=better,
@@ -321,16 +326,14 @@ def _usable(recording: Recording, budgets: Sequence[Budget], accounting: Account
     return used, notes
 
 
-def _check(recording: Recording, weights: Sequence[float] | None, trials: int, seconds: float | None) -> None:
-    _, pool, num_steps, num_rewards = recording.shape
+def _check(recording: Recording, trials: int, seconds: float | None) -> None:
+    _, pool, num_steps, _ = recording.shape
     if num_steps < 2 or pool < 2:
         raise ValueError(f"tuning needs at least 2 steps and 2 candidates, recorded are {num_steps} and {pool}")
     if trials < 1:
         raise ValueError(f"tuning must try at least 1 schedule, got {trials}")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"the seconds to tune must be above 0, got {seconds:g}")
-    if weights is not None and len(weights) != num_rewards:
-        raise ValueError(f"{num_rewards} rewards ({', '.join(recording.rewards)}) need as many weights")
 
 
 def _steps(recording: Recording, guide: str, notes: list[str]) -> tuple[int, ...]:
@@ -358,6 +361,7 @@ def _report(
     accounting: Accounting,
     guide: str,
     weights: Sequence[float] | None,
+    combine: str | None,
     seed: int,
     threads: int | None,
 ) -> Simulation:
@@ -368,7 +372,15 @@ def _report(
     for fold in folds:
         contender = Contender(TUNED, fold.policy, guide)
         dataset = simulate(
-            recording, [contender], budgets, accounting, weights=weights, prompts=fold.test, seed=seed, threads=threads
+            recording,
+            [contender],
+            budgets,
+            accounting,
+            weights=weights,
+            combine=combine,
+            prompts=fold.test,
+            seed=seed,
+            threads=threads,
         ).dataset
         if isinstance(fold.policy, BestOfN):
             dataset["value"] = dataset.best_of_n.expand_dims(policy=[TUNED])
@@ -384,15 +396,17 @@ def _report(
     return Simulation(whole, ({"name": TUNED, "guide": guide},))
 
 
-def _is_better(held_out: Simulation, weights: Sequence[float] | None) -> bool:
+def _is_better(held_out: Simulation, recording: Recording, rule: Rule) -> bool:
     """Whether the 95 % interval of what the schedules gain on held-out prompts lies above zero."""
     dataset = held_out.dataset
-    mix = np.eye(dataset.sizes["reward"]) if weights is None else np.asarray(weights, dtype=float)[:, None]
+    (mean, std), aims = recording.shown_by(), -1 if isinstance(rule, Constrained) else None
     sample = resample(dataset.sizes["prompt"], SAMPLES, np.random.default_rng([dataset.attrs["seed"], 3]))
     rewards, baseline = (
-        np.einsum("sp,bpr->sbr", sample, values) @ mix for values in (dataset.value.values[0], dataset.best_of_n.values)
+        np.einsum("sp,bpr->sbr", sample, worth(rule, values * std + mean)[..., :aims])
+        for values in (dataset.value.values[0], dataset.best_of_n.values)
     )
-    gains = fitting.merit(dataset.budget.values, rewards, baseline, np.ones(mix.shape[1]))
+    final = worth(rule, np.asarray(recording.clean[recording.recorded(), :, -1], dtype=np.float64))[..., :aims]
+    gains = fitting.merit(dataset.budget.values, rewards, baseline, final.std(axis=1).mean(axis=0))
     return bool(interval(gains)[0] > 0)
 
 

@@ -58,15 +58,17 @@ def _load(text: str, device: Any) -> Callable[..., Any]:
         return adapt(own(text))
     if spec.levels is not None:
         from ttsnap.rewards.noise_aware import load_noise_aware
-        from ttsnap.rewards.published import find_steps, load_published
+        from ttsnap.rewards.published import find_steps, folder_of, load_published
 
         if is_head(spec.levels):
             from ttsnap.rewards.feature_head import load_head
 
             return load_head(spec.levels, device, clean=spec.clean)
         clean = Spec(spec.clean, spec.path) if spec.clean else None
-        if clean and not is_run(spec.levels) and find_steps(spec.levels, clean.name):
-            return load_published(spec.levels, clean, device)
+        if clean and not is_run(spec.levels):
+            folder = folder_of(spec.levels, clean.name)
+            if find_steps(folder, clean.name):
+                return load_published(folder, clean, device)
         return load_noise_aware(spec.levels, device, clean=clean)
     made: Callable[..., Any] = load_clean(spec, device)
     return made

@@ -17,8 +17,8 @@ class Entry:
         tokenizer: hub repository, where it needs one apart from the weights.
         look_tflop: TFLOP of one look; None where it depends on the user.
         text_tflop: TFLOP of reading one prompt, once.
-        million_parameters: in fp32 four bytes each, in bfloat16 (the vision-language ones) two; None where it depends
-            on the user.
+        million_parameters: None where it depends on the user.
+        bytes_each: of a parameter: four in fp32, two in bfloat16.
         trainable: whether `ttsnap train` makes it noise-aware.
         licence: of the weights as far as known; check it yourself.
     """
@@ -32,10 +32,16 @@ class Entry:
     million_parameters: float | None = None
     trainable: bool = False
     licence: str = ""
+    bytes_each: int = 4
+
+    @property
+    def gib(self) -> float | None:
+        """GiB of its weights in memory; None where that depends on the user."""
+        return None if self.million_parameters is None else self.million_parameters * self.bytes_each * 1e6 / 2**30
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        return asdict(self) | {"gib": self.gib}
 
 
 _QWEN = "Qwen/Qwen2-VL-7B-Instruct"
@@ -72,16 +78,16 @@ ENTRIES = (
           f"google/owlv2-large-patch14-ensemble, another OWLv2 or a Grounding DINO; and {_OPENAI}", _OPENAI,
           licence="Apache-2.0"),
     Entry("hpsv3", "human preference; mean of a distribution, about 0 to 15", "MizzenAI/HPSv3 HPSv3.safetensors", _QWEN,
-          11.883, 0.0, 7748.6, False, "not stated with the weights; code MIT"),
+          11.883, 0.0, 7748.6, False, "not stated with the weights; code MIT", 2),
     Entry("mps", "human preference under a condition; exp(logit_scale) x cosine, about 5 to 20",
           "mps=FILE (MPS_overall_checkpoint_diffsynth.safetensors of DiffSynth-Studio/QualityMetric_reward_pretrained)",
           _LAION, 0.397, 0.047, 1104.6, False, "not stated"),
     Entry("unifiedreward", "mean of three written ratings (alignment, coherence, style), 1 to 5",
           "CodeGoat24/UnifiedReward-2.0-qwen-7b, or another of its sizes", None, 9.634, 0.0,
-          8292.2, False, "MIT"),
+          8292.2, False, "MIT", 2),
     Entry("vqascore", 'does the image show the prompt? probability of "Yes", 0 to 1',
           "zhiqiulin/clip-flant5-xxl, a Qwen-VL model, or a server's address", None, 7.332, 0.0, 11459.8, False,
-          "Apache-2.0"),
+          "Apache-2.0", 2),
     Entry("vlm", "a vision-language model's rating, 0 to 10", "your own server: TTSNAP_VLM_URL, _MODEL, _KEY"),
 )  # fmt: skip
 

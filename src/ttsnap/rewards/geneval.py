@@ -29,9 +29,8 @@ from torch.nn import functional as F
 from ttsnap.rewards import preprocess
 from ttsnap.rewards.clip import ClipReward, check_counts, load_clipscore
 from ttsnap.rewards.geneval_prompts import COLOURS, Scene, read
-from ttsnap.rewards.sources import model_folder
+from ttsnap.rewards.sources import GENEVAL, model_folder
 
-MODEL = "google/owlv2-large-patch14-ensemble"
 KINDS = ("owlv2", "grounding-dino")
 BATCH = 8  # pictures that are shown to the detector at once
 WORDINGS = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
@@ -266,7 +265,7 @@ def load_geneval(device: Any = "cpu", path: str | None = None, rules: Rules = Ru
     Raises:
         ValueError: something is not there, or not what it should be.
     """
-    folder = model_folder("geneval", path or MODEL)
+    folder = model_folder("geneval", path or GENEVAL.repo)
     detector = load_detector(folder).to(device)
     beside = folder / "clip"
     return GenEval(detector, load_clipscore(device, str(beside) if beside.is_dir() else None), rules).to(device)

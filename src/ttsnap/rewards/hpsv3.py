@@ -23,11 +23,9 @@ from torch import Tensor, nn
 
 from ttsnap.rewards import conversion
 from ttsnap.rewards.clip import check_counts
-from ttsnap.rewards.sources import Source
+from ttsnap.rewards.sources import HPSV3, QWEN
 from ttsnap.rewards.vision_language import Sight, VisionLanguage, chat_template, hub_template, plain
 
-QWEN = "Qwen/Qwen2-VL-7B-Instruct"
-HPSV3 = Source("hpsv3", "MizzenAI/HPSv3", ("HPSv3.safetensors",), QWEN)
 TOKEN = "<|Reward|>"
 PIXELS = 256 * 28 * 28
 CONSTANTS = ("INSTRUCTION", "prompt_with_special_token")

@@ -28,19 +28,8 @@ from ttsnap.rewards.clip import (
     tokens,
     transformers_crop,
 )
-from ttsnap.rewards.sources import LAION, Source
+from ttsnap.rewards.sources import MPS as MPS_SOURCE
 
-# The authors publish a pickled module, which can run code and is not opened; DiffSynth-Studio its tensors.
-MPS_SOURCE = Source(
-    "mps",
-    "",
-    (
-        "MPS_overall_checkpoint_diffsynth.safetensors",
-        "MPS_overall_checkpoint/MPS_overall_checkpoint_diffsynth.safetensors",
-    ),
-    LAION,
-    "modelscope download --model DiffSynth-Studio/QualityMetric_reward_pretrained --include 'MPS_overall_checkpoint/*'",
-)
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
     "texture, quantity, attributes, position, number, location, word, things."

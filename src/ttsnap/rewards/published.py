@@ -61,6 +61,13 @@ def find_steps(folder: str | Path, reward: str) -> dict[int, Path]:
     return found
 
 
+def folder_of(named: str, reward: str) -> Path:
+    """The directory of a reward's checkpoints, which is downloaded where it names a hub repository; see `sources`."""
+    from ttsnap.rewards.sources import checkpoints_folder
+
+    return checkpoints_folder(reward, named, ["Ct*", LEVELS, *(f"{name}/*" for name in FOLDERS.get(reward, ()))])
+
+
 def read_levels(folder: str | Path) -> tuple[list[float], str]:
     """Sigmas and way of counting that `levels.json` in a folder tells.
 

@@ -7,7 +7,7 @@ sentence says how to get it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Source:
     Attributes:
         reward: its name, for messages.
         repo: hub repository of the weights; empty if they are on no hub that is asked.
-        files: the weight files there, the preferred one first.
+        files: the weight files there, the preferred one first; `CONFIG` where it is a whole directory of a model.
         tokenizer: hub repository of the tokenizer.
         got_by: where they are on no hub, the command that gets them.
     """
@@ -68,8 +68,11 @@ class Source:
         return found[0]
 
     def cached(self) -> Path | None:
-        """The weights file in the hub's cache on this machine; None if it is not there."""
-        return _cached(self.repo, self.files) if self.repo else None
+        """The weights file, or the model's directory, in the hub's cache on this machine; None if it is not there."""
+        found = _cached(self.repo, self.files) if self.repo else None
+        if found is None or found.name != CONFIG:
+            return found
+        return found.parent if _weights_in(found.parent) else None
 
     def at_hand(self) -> bool:
         """Whether weights and tokenizer are in the cache, so that nothing has to be downloaded."""
@@ -123,6 +126,11 @@ class Source:
         )
 
 
+def _weights_in(folder: Path) -> bool:
+    """Whether a model's directory holds weights."""
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
 def _cached(repo: str, files: tuple[str, ...]) -> Path | None:
     """The first of these files of a repository that is in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
@@ -131,16 +139,32 @@ def _cached(repo: str, files: tuple[str, ...]) -> Path | None:
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
+CONFIG = "config.json"
 OPENAI = "openai/clip-vit-large-patch14"
 LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 BERT = "google-bert/bert-base-uncased"
+QWEN = "Qwen/Qwen2-VL-7B-Instruct"
 IMAGEREWARD = Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",), BERT)
 PICKSCORE = Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors", "pytorch_model.bin"), LAION)
 HPSV2 = Source("hpsv2", "xswu/HPSv2", ("HPS_v2_compressed.pt",), LAION)
 HPSV21 = Source("hpsv2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",), LAION)
 CLIPSCORE = Source("clipscore", OPENAI, ("model.safetensors", "pytorch_model.bin"), OPENAI)
 AESTHETIC = Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", ("aesthetic-model.pth",), OPENAI)
-SOURCES = {one.reward: one for one in (IMAGEREWARD, CLIPSCORE, PICKSCORE, HPSV21, HPSV2, AESTHETIC)}
+HPSV3 = Source("hpsv3", "MizzenAI/HPSv3", ("HPSv3.safetensors",), QWEN)
+UNIFIEDREWARD = Source("unifiedreward", "CodeGoat24/UnifiedReward-2.0-qwen-7b", (CONFIG,), "")
+VQASCORE = Source("vqascore", "zhiqiulin/clip-flant5-xxl", (CONFIG,), "google/flan-t5-xxl")  # that of the paper
+GENEVAL = Source("geneval", "google/owlv2-large-patch14-ensemble", (CONFIG,), "")
+# The authors publish a pickled module, which can run code and is not opened; DiffSynth-Studio its tensors.
+_MPS = "MPS_overall_checkpoint_diffsynth.safetensors"
+MPS = Source(
+    "mps",
+    "",
+    (_MPS, f"MPS_overall_checkpoint/{_MPS}"),
+    LAION,
+    "modelscope download --model DiffSynth-Studio/QualityMetric_reward_pretrained --include 'MPS_overall_checkpoint/*'",
+)
+_ALL = (IMAGEREWARD, CLIPSCORE, PICKSCORE, HPSV21, HPSV2, AESTHETIC, HPSV3, UNIFIEDREWARD, VQASCORE, GENEVAL, MPS)
+SOURCES = {one.reward: one for one in _ALL}
 
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model")
@@ -169,7 +193,7 @@ def model_folder(reward: str, named: str) -> Path:
     for offline in (True, False):
         try:
             found = Path(snapshot_download(named, allow_patterns=list(MODEL_FILES), local_files_only=offline))
-            if any(found.glob("*.safetensors")) or any(found.glob("*.bin")):
+            if _weights_in(found):
                 return found
             problem: Exception = ValueError("it holds no weights")
         except Exception as error:  # the hub's, the network's and the file system's errors share no base class
@@ -177,6 +201,35 @@ def model_folder(reward: str, named: str) -> Path:
     raise ValueError(
         f"the model of reward {reward} is not on this machine and could not be downloaded ({_brief(problem)}); get it "
         f"with `hf download {named}`, or give its directory as {reward}=PATH"
+    )
+
+
+def checkpoints_folder(reward: str, named: str, patterns: Sequence[str]) -> Path:
+    """The directory of noise-aware checkpoints: one that is named, or that of a hub repository such as TerryYu/DOGTrim.
+
+    Args:
+        reward: its name, for messages.
+        named: a directory, or a repository.
+        patterns: the files in it that are wanted.
+
+    Raises:
+        ValueError: it is a repository that is not on this machine and cannot be downloaded.
+    """
+    if Path(named).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+        return Path(named)
+    from huggingface_hub import snapshot_download
+
+    for offline in (True,) if _local_only.get() else (True, False):
+        try:
+            found = Path(snapshot_download(named, allow_patterns=list(patterns), local_files_only=offline))
+            if any(found.rglob("*.pt")) or any(found.rglob("*.safetensors")):
+                return found
+            problem: Exception = ValueError(f"it holds none for {reward}")
+        except Exception as error:  # the hub's, the network's and the file system's errors share no base class
+            problem = error
+    raise ValueError(
+        f"the noise-aware checkpoints of reward {reward} in {named} are not on this machine and could not be "
+        f"downloaded ({_brief(problem)}); get them with `hf download {named}`, or name their directory: {reward}+DIR"
     )
 
 

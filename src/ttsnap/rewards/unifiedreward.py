@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ttsnap.rewards.clip import check_counts
-from ttsnap.rewards.sources import model_folder
+from ttsnap.rewards.sources import UNIFIEDREWARD, model_folder
 from ttsnap.rewards.vision_language import VisionLanguage, load_vision_language, plain
 
-MODEL = "CodeGoat24/UnifiedReward-2.0-qwen-7b"
 SCRIPT = "inference_qwen/UnifiedReward-2.0-inference/point_score_ACS_image_generation.py"
 VARIABLE = "TTSNAP_UNIFIEDREWARD_PROMPT"
 TEXT, HOLE = "problem", "prompt"  # names in that script
@@ -95,7 +94,7 @@ def load_unifiedreward(
         ValueError: the model or the instruction is not there, or not what it should be.
     """
     instruction = find_instruction()
-    folder = model_folder("unifiedreward", path or MODEL)
+    folder = model_folder("unifiedreward", path or UNIFIEDREWARD.repo)
     return UnifiedReward(load_vision_language("unifiedreward", folder, device, dtype), instruction)
 
 

@@ -26,12 +26,10 @@ from torch import Tensor, nn
 
 from ttsnap.rewards import conversion, preprocess
 from ttsnap.rewards.clip import check_counts
-from ttsnap.rewards.sources import Source, model_folder
+from ttsnap.rewards.sources import VQASCORE, model_folder
 from ttsnap.rewards.vision_language import VisionLanguage, load_vision_language, plain
 from ttsnap.rewards.vlm import ChatJudge
 
-MODEL = "zhiqiulin/clip-flant5-xxl"  # that of the paper; 22 GB in bfloat16
-TOKENIZER = "google/flan-t5-xxl"  # the same for all sizes
 ANSWER = "Yes"
 QUESTION = 'Does this image show "{}"?'
 T5_QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
@@ -190,7 +188,7 @@ def load_vqascore(
     Raises:
         ValueError: it is not there, or not what it should be.
     """
-    named = path or MODEL
+    named = path or VQASCORE.repo
     if named.startswith(("http://", "https://")):
         model = os.environ.get("TTSNAP_VLM_MODEL")
         if not model:
@@ -217,7 +215,7 @@ def load_clip_flant5(folder: Path, device: Any, dtype: torch.dtype) -> T5VqaScor
     network = empty_clip_flant5(json.loads((folder / "config.json").read_text(encoding="utf-8")), tensors).to(dtype)
     conversion.load_strictly(network, tensors, folder, what, as_made=True)
     network.t5.set_input_embeddings(network.t5.shared)  # one tensor, not three
-    tokenizer = Source("vqascore", str(folder), (), TOKENIZER).load_tokenizer(AutoTokenizer, folder / "config.json")
+    tokenizer = VQASCORE.load_tokenizer(AutoTokenizer, folder / "config.json")
     return T5VqaScore(network, tokenizer).to(device)
 
 

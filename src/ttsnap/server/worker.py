@@ -56,6 +56,7 @@ class Worker:
         self.model, self.search, self.limits, self.metrics = model, search, limits, metrics
         self.name = model.model
         self._lanes: dict[CallOptions, Lane] = {}
+        self._replicas: Any = None  # on other devices, for all lanes
         self._new: list[Search] = []
         self._open: set[Search] = set()
         self._changed = threading.Condition()
@@ -172,6 +173,8 @@ class Worker:
                 self._turn(lane)
         for search in list(self._open):
             self._end(search, Unavailable("the server is about to end", 10))
+        if self._replicas:
+            self._replicas.close()
 
     def _busy(self) -> list[Lane]:
         return [lane for lane in self._lanes.values() if lane.busy]
@@ -224,13 +227,15 @@ class Worker:
     def _load(self) -> None:
         from ttsnap import rewards
         from ttsnap.live.session import reward_of
-        from ttsnap.pipelines.loading import Loading, find_device, load_model, quiet_libraries
+        from ttsnap.pipelines.loading import Loading, find_device, load_model, quiet_libraries, read_devices
         from ttsnap.pipelines.models import MODELS, model_name
 
         quiet_libraries()
         loading = Loading(**{name: getattr(self.model, name) for name in Loading.__dataclass_fields__})
+        if self.model.devices:
+            loading = replace(loading, device=read_devices(self.model.devices)[0])
         reward = reward_of(model_name(self.model.model), self.search.reward, pushed=bool(self.model.diversity))
-        device = find_device(self.model.reward_device or self.model.device)
+        device = find_device(self.model.reward_device or loading.device)
         self._pipe = load_model(self.model.model, loading)
         self._judges = rewards.load(reward, device, self.model.reward_timeout)
         report = self.search.report_reward  # held out where it is asked for alone: it would judge every picture
@@ -259,6 +264,8 @@ class Worker:
         given = {name: getattr(options, name) for name in ("size", "steps", "guidance", "negative_prompt")}
         model = replace(self.model, **{name: value for name, value in given.items() if value is not None})
         arguments: dict[str, Any] = {**model.arguments(), "preview": model.preview, "cache": model.cache}
+        if self._replicas is None:
+            arguments["devices"] = model.devices
         with tempfile.TemporaryDirectory(prefix="ttsnap-") as folder:
             if (edit := options.edit) is not None:
                 (image := Path(folder) / "image").write_bytes(edit.image)
@@ -275,6 +282,7 @@ class Worker:
                 **self.search.keywords(),
                 **arguments,
             )
+        self._replicas = session.sampler.replicas = self._replicas or session.sampler.replicas
         session.asked = session.asked | self._asked
         return session
 
