@@ -30,6 +30,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.model_tables --check
+	$(BIN)/python -m tools.leaderboard --check
 	$(BIN)/python -m tools.evidence
 
 types: $(VENV)/.installed-dev
@@ -39,9 +40,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[diffusion,replay]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[diffusion,replay]"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/.installed
