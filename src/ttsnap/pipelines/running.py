@@ -495,7 +495,7 @@ class Runner:
         assert ask is not None
         if ask.key is None:
             layout = self.probe.layout(ask)
-            cached = isinstance(call, Call) and self.cache is not None and self.cache.covers(self, ask)
+            cached = isinstance(call, Call) and self.cache is not None and self.cache.covers(self, ask, call)
             alone = layout is None or ask.kind in self.probe.alone
             if cached and not alone and self.cache:
                 alone = not self.cache.joined or (ask.form, layout.rows) not in self.probe.sure  # type: ignore[union-attr]
@@ -556,7 +556,7 @@ class Runner:
             asks += self.diversity.asks(self, candidates)
         hear = self.tap.listen([call.prompt for call in calls]) if self.tap and hearing else nullcontext()
         caching: Any = nullcontext()
-        if self.cache and self.cache.covers(self, asks[0]):
+        if self.cache and self.cache.covers(self, asks[0], first):
             caching = self.cache.running(self, [c for c in calls if isinstance(c, Call)], asks[0], layout.rows)
         with self._processors_of(first), pushing, self._autocast_of(first), caching, hear as heard:
             parts = self._parts_of(calls, asks, layout)

@@ -259,7 +259,8 @@ class Worker:
         given = {name: getattr(options, name) for name in ("size", "steps", "guidance", "negative_prompt")}
         model = replace(self.model, **{name: value for name, value in given.items() if value is not None})
         model = self.search.with_steps(model)
-        arguments: dict[str, Any] = {**model.arguments(), "preview": model.preview, "cache": model.cache}
+        arguments: dict[str, Any] = {**model.arguments(), "preview": model.preview}
+        arguments |= {"cache": model.cache, "draft_cache": model.draft_cache}
         with tempfile.TemporaryDirectory(prefix="ttsnap-") as folder:
             if (edit := options.edit) is not None:
                 (image := Path(folder) / "image").write_bytes(edit.image)
