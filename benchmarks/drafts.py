@@ -84,8 +84,14 @@ def main() -> None:
     print(f"| cache | computed | {' | '.join(f'tau at {step}' for step in LOOKS)} |\n{'|---' * (2 + len(LOOKS))}|")
     for name, cache in caches.items():
         row = once(f"ranks {name}", lambda cache=cache: ranks(cache, prompts[:8]))
-        print(f"| {name or 'none'} | {row['share']:.2f} | {' | '.join(f'{tau:.2f}' for tau in row['tau'])} |", flush=True)
-    print("\n| policy | cache | started | GFLOP paid | reward | right | reward gained | right gained |\n" + "|---" * 8 + "|")
+        print(
+            f"| {name or 'none'} | {row['share']:.2f} | {' | '.join(f'{tau:.2f}' for tau in row['tau'])} |", flush=True
+        )
+    print(
+        "\n| policy | cache | started | GFLOP paid | reward | right | reward gained | right gained |\n"
+        + "|---" * 8
+        + "|"
+    )
     rng = np.random.default_rng(0)
     chosen = [pair for n, pair in enumerate(POLICIES.items()) if str(n) in a.policies.split(",")]
     for title, policy in chosen:

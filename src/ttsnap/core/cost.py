@@ -184,8 +184,8 @@ class CostModel:
     TFLOP are counted once per model, resolution and text length (see `ttsnap.pipelines.flops`). Seconds are None until
     measured on this machine by `ttsnap.live.calibration.calibrate`.
 
-    With a cache, `shares` are what each call computes of a whole one [num_steps], as one candidate had it; with `drafts`
-    only candidates on their way to a look use it, and those that are finished are begun again with whole calls. What a
+    With a cache, `shares` are what each call computes of a whole one [num_steps], as one candidate had it; with
+    `drafts` only candidates on their way to a look use it, and finished ones are begun again with whole calls. What a
     search really did without is in its `Ledger`.
 
     `early` are the looks that do without the full decoder (or a safety checker, which sees finished images and counts

@@ -141,6 +141,7 @@ class Runner:
         probe: what the first calls told.
         limits: how many candidates are run together.
         replicas: of the models on other devices, which run batches, too.
+        compiled: names of models that were compiled: their batches are of few sizes.
 
     Raises:
         ValueError: the pipeline takes no such argument, or is none that a search can drive; the message says why.
@@ -170,6 +171,7 @@ class Runner:
         self.tap: Tap | None = None
         self.cache: Cache | None = None
         self.replicas: Replicas | None = None
+        self.compiled: frozenset[str] = frozenset()
         self.limits = Limits(DEFAULT_BATCH)
         self.too_big = "one image does not fit into memory"
         self._said: set[Any] = set()
@@ -628,9 +630,12 @@ class Runner:
         self.note(f"{type(self.pipe).__name__} runs one candidate at a time: its {ask.model} {reason}")
 
     def _merged(self, calls: Sequence[Waiting], asks: Sequence[Ask], layout: Layout) -> list[Any]:
-        trees = batching.padded([ask.tree for ask in asks], layout)
+        most, count = self.limits.of(self.kind(calls[0])), len(asks)
+        filling = filled_size(count, max(most, count)) - count if asks[0].model in self.compiled else 0
+        trees = batching.padded([ask.tree for ask in (*asks[:1] * filling, *asks)], layout)  # who listens: last rows
         merged = asks[0].filled(batching.merge(trees, layout))
-        return batching.split(self._finite(self.work(merged), merged, calls, layout), len(asks), layout)
+        answer = self._finite(self.work(merged), merged, calls, layout)
+        return batching.split(answer, len(trees), layout)[filling:]
 
     def _finite(self, answer: Any, ask: Ask, calls: Sequence[Waiting], layout: Layout) -> Any:
         """What a decoder answered, if all of it is finite; else what it answers in fp32.
@@ -698,6 +703,12 @@ class Runner:
             yield
 
 
+def filled_size(count: int, most: int) -> int:
+    """The size to which a batch of a compiled model is filled up: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 ..., or the most."""
+    power = 1 << (count - 1).bit_length()
+    return min(power * 3 // 4 if count <= power * 3 // 4 else power, most)
+
+
 def _close(mine: Any, theirs: Any, exactly: bool = False) -> bool:
     """Whether two answers are equal but for the rounding of a batch; `exactly`: and of nothing more."""
     a, b = (tree_leaves(answer) for answer in (mine, theirs))
@@ -740,4 +751,4 @@ def _set_processors(attending: Mapping[str, Any], processors: Mapping[str, Any])
         model.set_attn_processor(dict(processors[name]))
 
 
-__all__ = ["Drawing", "Runner", "Waiting"]
+__all__ = ["Drawing", "Runner", "Waiting", "filled_size"]
