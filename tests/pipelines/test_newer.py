@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ModularPipeline
@@ -27,14 +28,14 @@ PROMPTS, SEEDS = ["a red circle", "a blue square", "a red circle"], [3, 4, 5]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_ends_where_its_stock_call_does(family):
     pipe, arguments = getattr(tiny_newer, family)(), FAMILIES[family]
-    modular = isinstance(pipe, ModularPipeline)
     expected = []
     for prompt, seed in zip(PROMPTS, SEEDS, strict=True):
-        generator = torch.Generator("cpu").manual_seed(seed)
-        more = {"output": "images"} if modular else {}
-        expected.append(
-            as_images(pipe(prompt=prompt, generator=generator, output_type="np", **more, **arguments), "cpu")
-        )
+        given = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed), "output_type": "np"}
+        if isinstance(pipe, ModularPipeline):
+            picture = torch.from_numpy(np.stack(pipe(output="images", **given, **arguments)))
+            expected.append(picture.permute(0, 3, 1, 2))
+        else:
+            expected.append(as_images(pipe(**given, **arguments), torch.device("cpu")))
     sampler = Sampler(pipe, example="a", **arguments)
     assert sampler.num_steps == arguments["num_inference_steps"]
     made = sampler.look(sampler.advance(sampler.start(PROMPTS, SEEDS), sampler.num_steps))

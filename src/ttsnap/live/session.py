@@ -109,6 +109,7 @@ def load_sampler(
     if scheduler:
         check_scheduler(scheduler)
     pictures = options.pop("pictures", None) or Pictures.taken_from(options)
+    pictures.settings()  # complains here about files that cannot be read
     if isinstance(pipe, str):
         if scheduler:
             check_fits(str(MODELS[pipe].weights) if pipe in MODELS else pipe, scheduler)

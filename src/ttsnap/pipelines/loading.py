@@ -253,13 +253,20 @@ def save_memory(pipe: Any, loading: Loading) -> None:
 
 
 def check_attention(name: str) -> None:
-    """ValueError where diffusers has no such attention backend."""
+    """ValueError where diffusers has no such attention backend, or its package is not here."""
+    from diffusers.models import attention_dispatch
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     known = [backend.value for backend in AttentionBackendName]
     if name not in known:
         plain = ", ".join(one for one in known if not one.startswith("_"))
         raise ValueError(f"unknown attention {name!r}; diffusers has {plain}")
+    check = getattr(attention_dispatch, "_check_attention_backend_requirements", None)  # else a loaded model says it
+    try:
+        if check is not None:
+            check(AttentionBackendName(name))
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(f"attention {name!r} cannot be used here: {first_line(error)}") from error
 
 
 def set_attention(pipe: Any, name: str) -> list[str]:
