@@ -324,13 +324,11 @@ def z_image(guided: bool) -> Model:
     return Model(diffusers.ZImageTransformer2DModel, kl16, (lambda: qwen3(2560, 9728),), passes)
 
 
-def masked(
-    channels: int, scale: int, width: int, rows: int = 2, words: int = 300, **more: Any
-) -> Callable[[int], list[dict[str, Any]]]:
-    """Passes of Sana, PixArt and Lumina, whose prompts are padded, with guidance or in one row."""
+def masked(channels: int, scale: int, width: int, rows: int = 2, **more: Any) -> Callable[[int], list[dict[str, Any]]]:
+    """Passes of Sana and PixArt, whose prompts are padded, with guidance or in one row."""
 
     def passes(size: int) -> list[dict[str, Any]]:
-        texts = {"encoder_hidden_states": zeros(rows, words, width), "encoder_attention_mask": torch.ones(rows, words)}
+        texts = {"encoder_hidden_states": zeros(rows, 300, width), "encoder_attention_mask": torch.ones(rows, 300)}
         pictures = {"hidden_states": zeros(rows, channels, size // scale, size // scale), "timestep": zeros(rows)}
         return [pictures | texts | more]
 
@@ -401,12 +399,6 @@ MODELS = {
     "Chroma1 HD": guided(diffusers.ChromaTransformer2DModel, t5_xxl, 4096, 512),
     "Sana Sprint 1.6B": sana(
         masked(32, 32, 2304, rows=1, guidance=zeros(1)), guidance_embeds=True, qk_norm="rms_norm_across_heads"
-    ),
-    "Lumina Image 2.0": Model(
-        lambda: diffusers.Lumina2Transformer2DModel(cap_feat_dim=2304),
-        kl16,
-        (gemma2,),
-        lambda size: masked(16, 8, 2304, rows=1, words=256)(size) * 2,
     ),
     "LongCat-Image": guided(diffusers.LongCatImageTransformer2DModel, qwen25_vl, 3584, 512),
     "SDXL Turbo": sdxl(rows=1),
