@@ -113,7 +113,7 @@ def stand_ins(pipe: Any, names: Iterable[str]) -> dict[str, nn.Module]:
         own: dict[str, Any] = {}
         if name in names:
             own["forward"] = functools.partial(ask, name, "forward")
-            own["forward"].__signature__ = inspect.signature(model.forward)  # some pipelines give what it names
+            own["forward"].__signature__ = inspect.signature(model.forward)  # some pipelines look at it
             if hasattr(model, "cache_context"):
                 own["cache_context"] = cache_context
         if callable(getattr(model, "decode", None)):

@@ -632,7 +632,7 @@ class Runner:
     def _merged(self, calls: Sequence[Waiting], asks: Sequence[Ask], layout: Layout) -> list[Any]:
         most, count = self.limits.of(self.kind(calls[0])), len(asks)
         filling = filled_size(count, max(most, count)) - count if asks[0].model in self.compiled else 0
-        trees = batching.padded([ask.tree for ask in (*asks[:1] * filling, *asks)], layout)  # who listens: last rows
+        trees = batching.padded([ask.tree for ask in (*[asks[0]] * filling, *asks)], layout)  # who listens: last rows
         merged = asks[0].filled(batching.merge(trees, layout))
         answer = self._finite(self.work(merged), merged, calls, layout)
         return batching.split(answer, len(trees), layout)[filling:]
