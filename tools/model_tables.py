@@ -19,7 +19,7 @@ def tables() -> dict[str, str]:
     """The generated parts by name, in Markdown."""
     known = families()
     notes = [[f.name, f.note or "-", f.source or "-"] for f in known if f.note or f.source]
-    ways = list(max((f.memory_gb() for f in known), key=len))
+    ways = list(next(found for f in known if (found := f.memory_gb())))
     memory = [[f.name, *(f"{f.memory_gb()[way]:.3g}" for way in ways)] for f in known if f.memory_gb()]
     commands = [f"# {f.name}\n{f.command}" for f in known]
     return {
