@@ -400,7 +400,6 @@ MODELS = {
     "Sana Sprint 1.6B": sana(
         masked(32, 32, 2304, rows=1, guidance=zeros(1)), guidance_embeds=True, qk_norm="rms_norm_across_heads"
     ),
-    "LongCat-Image": guided(diffusers.LongCatImageTransformer2DModel, qwen25_vl, 3584, 512),
     "SDXL Turbo": sdxl(rows=1),
     "Playground v2.5": sdxl(),
 }
