@@ -2,7 +2,7 @@
 
     python benchmarks/models.py                # prints the table; --write keeps it for `ttsnap models`
     python benchmarks/models.py FLUX.2 Sana    # models whose name contains one of these
-    python benchmarks/models.py --docs docs/models.md    # the tables of the families, of what is stored
+    python -m tools.model_tables                # the tables of docs/models.md, of what is stored
 
 No weights are needed. The models are built without data (fake tensors) from the configurations below; docs/models.md
 says what they were compared with. A call is what the stock pipeline asks of its denoiser for one image in one step,
@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -221,13 +219,15 @@ def sdxl_unet() -> torch.nn.Module:
     )
 
 
-def unet(width: int, pooled: int | None = None) -> Callable[[int], list[dict[str, Any]]]:
-    """Passes of a UNet with guidance, whose prompts are `width` wide; `pooled`: of SDXL."""
+def unet(width: int, pooled: int | None = None, rows: int = 2) -> Callable[[int], list[dict[str, Any]]]:
+    """Passes of a UNet, with guidance or in one row, whose prompts are `width` wide; `pooled`: of SDXL."""
 
     def passes(size: int) -> list[dict[str, Any]]:
-        more = {"added_cond_kwargs": {"text_embeds": zeros(2, pooled), "time_ids": zeros(2, 6)}} if pooled else {}
-        given = {"sample": zeros(2, 4, size // 8, size // 8), "timestep": zeros(())}
-        return [given | {"encoder_hidden_states": zeros(2, 77, width)} | more]
+        added = {"text_embeds": zeros(rows, pooled), "time_ids": zeros(rows, 6)} if pooled else {}
+        given = {"sample": zeros(rows, 4, size // 8, size // 8), "timestep": zeros(())}
+        return [
+            given | {"encoder_hidden_states": zeros(rows, 77, width)} | ({"added_cond_kwargs": added} if added else {})
+        ]
 
     return passes
 
@@ -268,13 +268,27 @@ def flux1(guidance: bool) -> Model:
     return Model(denoiser, kl16, (clip_l, t5_xxl), passes)
 
 
-def flux2(double: int, single: int, heads: int, joint: int, text: Build, *, guidance: bool = False) -> Model:
+def guided(kind: Build, text: Build, width: int, words: int) -> Model:
+    """A relative of FLUX.1 that is guided: one pass for the prompt, one for what guidance leads away from."""
+
+    def passes(size: int) -> list[dict[str, Any]]:
+        tokens = (size // 16) ** 2
+        places = {"txt_ids": zeros(words, 3), "img_ids": zeros(tokens, 3)}
+        given = {"hidden_states": zeros(1, tokens, 64), "timestep": zeros(1)}
+        return [given | places | {"encoder_hidden_states": zeros(1, words, width)}] * 2
+
+    return Model(kind, kl16, (text,), passes)
+
+
+def flux2(
+    double: int, single: int, heads: int, joint: int, text: Build, *, guidance: bool = False, count: int = 1
+) -> Model:
     def passes(size: int) -> list[dict[str, Any]]:
         tokens = (size // 16) ** 2
         places = {"txt_ids": zeros(1, 512, 4), "img_ids": zeros(1, tokens, 4)}
         given = {"hidden_states": zeros(1, tokens, 128), "timestep": zeros(1)}
         texts = {"encoder_hidden_states": zeros(1, 512, joint)}
-        return [given | texts | places | {"guidance": zeros(1) if guidance else None}]
+        return [given | texts | places | {"guidance": zeros(1) if guidance else None}] * count
 
     def denoiser() -> torch.nn.Module:
         return diffusers.Flux2Transformer2DModel(
@@ -310,16 +324,35 @@ def z_image(guided: bool) -> Model:
     return Model(diffusers.ZImageTransformer2DModel, kl16, (lambda: qwen3(2560, 9728),), passes)
 
 
-def masked(channels: int, scale: int, width: int, **more: Any) -> Callable[[int], list[dict[str, Any]]]:
-    """Passes of Sana and PixArt, whose prompts are padded to 300 tokens."""
+def masked(channels: int, scale: int, width: int, rows: int = 2, **more: Any) -> Callable[[int], list[dict[str, Any]]]:
+    """Passes of Sana and PixArt, whose prompts are padded, with guidance or in one row."""
 
     def passes(size: int) -> list[dict[str, Any]]:
-        texts = {"encoder_hidden_states": zeros(2, 300, width), "encoder_attention_mask": torch.ones(2, 300)}
-        return [
-            {"hidden_states": zeros(2, channels, size // scale, size // scale), "timestep": zeros(2)} | texts | more
-        ]
+        texts = {"encoder_hidden_states": zeros(rows, 300, width), "encoder_attention_mask": torch.ones(rows, 300)}
+        pictures = {"hidden_states": zeros(rows, channels, size // scale, size // scale), "timestep": zeros(rows)}
+        return [pictures | texts | more]
 
     return passes
+
+
+def sdxl(rows: int = 2) -> Model:
+    return Model(
+        sdxl_unet,
+        lambda: kl(4, scaling_factor=0.13025),
+        (clip_l, lambda: clip(1280, 32, projection=True)),
+        unet(2048, 1280, rows),
+        four,
+    )
+
+
+def qwen_image() -> Model:
+    vae, latents = diffusers.AutoencoderKLQwenImage, lambda size: (1, 16, 1, size // 8, size // 8)
+    return Model(diffusers.QwenImageTransformer2DModel, vae, (qwen25_vl,), qwen_passes, latents)
+
+
+def sana(passes: Callable[[int], list[dict[str, Any]]], **options: Any) -> Model:
+    latents = lambda size: (1, 32, size // 32, size // 32)  # noqa: E731
+    return Model(lambda: diffusers.SanaTransformer2DModel(**options), dc_ae, (gemma2,), passes, latents)
 
 
 MODELS = {
@@ -328,22 +361,10 @@ MODELS = {
     "FLUX.2 dev": flux2(8, 48, 48, 15360, mistral, guidance=True),
     "FLUX.2 Klein 4B": flux2(5, 20, 24, 7680, lambda: qwen3(2560, 9728)),
     "FLUX.2 Klein 9B": flux2(8, 24, 32, 12288, lambda: qwen3(4096, 12288, tied=False)),
-    "Qwen-Image": Model(
-        diffusers.QwenImageTransformer2DModel,
-        diffusers.AutoencoderKLQwenImage,
-        (qwen25_vl,),
-        qwen_passes,
-        lambda size: (1, 16, 1, size // 8, size // 8),
-    ),
+    "Qwen-Image": qwen_image(),
     "Z-Image Turbo": z_image(False),
     "Z-Image": z_image(True),
-    "Sana 1.6B": Model(
-        diffusers.SanaTransformer2DModel,
-        dc_ae,
-        (gemma2,),
-        masked(32, 32, 2304),
-        lambda size: (1, 32, size // 32, size // 32),
-    ),
+    "Sana 1.6B": sana(masked(32, 32, 2304)),
     "PixArt-Sigma": Model(
         lambda: diffusers.PixArtTransformer2DModel(
             sample_size=128, caption_channels=4096, interpolation_scale=2, use_additional_conditions=False
@@ -353,13 +374,7 @@ MODELS = {
         masked(4, 8, 4096, added_cond_kwargs={"resolution": None, "aspect_ratio": None}),
         four,
     ),
-    "SDXL": Model(
-        sdxl_unet,
-        lambda: kl(4, scaling_factor=0.13025),
-        (clip_l, lambda: clip(1280, 32, projection=True)),
-        unet(2048, 1280),
-        four,
-    ),
+    "SDXL": sdxl(),
     "SD 1.5": Model(
         lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
         lambda: kl(4),
@@ -379,6 +394,14 @@ MODELS = {
     "SD 3 medium": sd3(24, 192),
     "SD 3.5 medium": sd3(24, 384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
     "SD 3.5 large": sd3(38, 192, qk_norm="rms_norm"),
+    "FLUX.2 Klein base 4B": flux2(5, 20, 24, 7680, lambda: qwen3(2560, 9728), count=2),
+    "Qwen-Image-2512": qwen_image(),
+    "Chroma1 HD": guided(diffusers.ChromaTransformer2DModel, t5_xxl, 4096, 512),
+    "Sana Sprint 1.6B": sana(
+        masked(32, 32, 2304, rows=1, guidance=zeros(1)), guidance_embeds=True, qk_norm="rms_norm_across_heads"
+    ),
+    "SDXL Turbo": sdxl(rows=1),
+    "Playground v2.5": sdxl(),
 }
 
 
@@ -404,50 +427,11 @@ def measure(model: Model) -> dict[str, Any]:
     return found
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def tables() -> dict[str, str]:
-    """The parts of docs/models.md that come from the catalogue, by their marks."""
-    families = catalogue.families()
-    ways = list(max((family.memory_gb() for family in families), key=len))
-    memory = [[f.name, *(f"{f.memory_gb()[way]:.3g}" for way in ways)] for f in families if f.memory_gb()]
-    commands = "\n".join(f"# {family.name}\n{family.command}" for family in families)
-    return {
-        "families": markdown(catalogue.HEAD, catalogue.rows(families)),
-        "memory": markdown(("GB of weights", *ways), memory),
-        "notes": markdown(
-            ("model", "note", "steps, guidance and size from"),
-            [[f.name, f.note or "-", f.source or "-"] for f in families if f.note or f.source],
-        ),
-        "commands": f"```sh\n{commands}\n```",
-    }
-
-
-def write_tables(path: Path) -> None:
-    """Put the tables between their marks."""
-    text = path.read_text(encoding="utf-8")
-    for name, table in tables().items():
-        text, count = re.subn(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S
-        )
-        assert count == 1, name
-    path.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of names (default: all)")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {catalogue.FIGURES.name}")
-    parser.add_argument(
-        "--docs", type=Path, help="write the tables of the families into this file, and measure nothing"
-    )
     arguments = parser.parse_args()
-    if arguments.docs:
-        write_tables(arguments.docs)
-        return
     for name, model in MODELS.items():
         if arguments.names and not any(part.lower() in name.lower() for part in arguments.names):
             continue

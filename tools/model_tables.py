@@ -18,11 +18,14 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
 def tables() -> dict[str, str]:
     """The generated parts by name, in Markdown."""
     known = families()
-    notes = [[f.name, f.note] for f in known if f.note]
+    notes = [[f.name, f.note or "-", f.source or "-"] for f in known if f.note or f.source]
+    ways = list(next(found for f in known if (found := f.memory_gb())))
+    memory = [[f.name, *(f"{f.memory_gb()[way]:.3g}" for way in ways)] for f in known if f.memory_gb()]
     commands = [f"# {f.name}\n{f.command}" for f in known]
     return {
         "families": _markdown([HEAD, ["---"] * len(HEAD), *rows(known)]),
-        "notes": _markdown([["model", "note"], ["---"] * 2, *notes]),
+        "memory": _markdown([["GB of weights", *ways], ["---"] * (1 + len(ways)), *memory]),
+        "notes": _markdown([["model", "note", "steps, guidance and size from"], ["---"] * 3, *notes]),
         "commands": "```sh\n" + "\n".join(commands) + "\n```",
     }
 

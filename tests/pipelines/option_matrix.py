@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import tempfile
 import warnings
 from collections.abc import Container, Iterator
@@ -44,7 +45,7 @@ FAMILIES = {
     "FLUX.2 Klein": (tiny_flow.flux2_klein, {**SMALL, "guidance_scale": 3.0, "max_sequence_length": 96}),
     "Qwen-Image": (tiny_flow.qwen_image, {**SMALL, "true_cfg_scale": 3.0, "negative_prompt": "blurred"}),
     "Z-Image": (tiny_flow.z_image, {**SMALL, "guidance_scale": 4.0, "max_sequence_length": 128}),
-    "Sana": (tiny_flow.sana, {**SMALL, "max_sequence_length": 48, "use_resolution_binning": False}),
+    "Sana": (partial(tiny_flow.sana, layers=2), {**SMALL, "max_sequence_length": 48, "use_resolution_binning": False}),
     "PixArt-Sigma": (tiny_flow.pixart, {**SMALL, **T5, "use_resolution_binning": False}),
 }
 PROMPT = "a red <kitten>"
@@ -323,10 +324,12 @@ def cell(directory: Path, arguments: dict[str, Any], option: Any, folder: Path) 
     return "exact" if apart < ROUNDED else f"{apart:.1e} apart in a batch"
 
 
-def matrix(only: str = "", options: str = "", done: Container[tuple[str, str]] = ()) -> Iterator[tuple[str, str, str]]:
-    """Option, family and what was found, for all of them."""
+def matrix(
+    only: str = "", options: str = "", done: Container[tuple[str, str]] = (), *, exactly: bool = False
+) -> Iterator[tuple[str, str, str]]:
+    """Option, family and what was found, for all of them, or those whose name contains (or `exactly`: is) `only`."""
     for family, (build, arguments) in FAMILIES.items():
-        if only not in family:
+        if only not in family or (exactly and only != family):
             continue
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name) / "model"
@@ -352,6 +355,17 @@ def table(found: dict[tuple[str, str], str]) -> str:
         shown = [text if text in ("exact", "-") else f"({sentences.index(text) + 1})" for text in row]
         lines.append(f"| {title} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", *(f"{number}. {text}" for number, text in enumerate(sentences, 1))])
+
+
+def read_table(text: str) -> dict[tuple[str, str], str]:
+    """What `table` wrote."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
+    sentences = dict(re.findall(r"^(\d+)\. (.*)$", text, re.M))
+    return {
+        (row[0], family): sentences[cell[1:-1]] if cell[0] == "(" else cell
+        for row in rows[1:]
+        for family, cell in zip(rows[0][1:], row[1:], strict=True)
+    }
 
 
 def main() -> None:

@@ -223,6 +223,8 @@ def test_what_does_not_fit_is_one_sentence_before_anything_is_loaded(models, tmp
         ({"vae": str(tmp_path / "wide")}, "does not fit as vae: its latent_channels is 16, and the model needs 4"),
         ({"text_encoder": f"text_encoder_3={tmp_path}"}, "has no text_encoder_3 to replace; it has"),
         ({"text_encoder": f"clip={tmp_path}"}, "takes DIR, or such as text_encoder_2=DIR"),
+        ({"attention": "flash"}, "cannot be used here"),
+        ({"image": "nowhere.png"}, "cannot read nowhere.png: it is not there"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             load_sampler(str(models / "flux"), "cpu", **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import diffusers
+import numpy
 import pytest
 import torch
 
@@ -10,8 +11,10 @@ import ttsnap
 from tests.pipelines import tiny, tiny_flow, tiny_sd
 from ttsnap.live.session import load_sampler
 from ttsnap.pipelines import caches
+from ttsnap.pipelines.counting import count_tflop
 from ttsnap.pipelines.forks import Turn, forked
 from ttsnap.pipelines.sampler import Sampler
+from ttsnap.policies import SuccessiveHalving
 
 CALL = {"num_inference_steps": 6, "height": 32, "width": 32}
 QWEN = {**CALL, "true_cfg_scale": 3.0, "negative_prompt": "blurred"}
@@ -106,11 +109,57 @@ def test_a_search_says_what_the_cache_computed_and_gives_the_line():
     assert any("one candidate at a time" in note for note in result.notes)
 
 
+def test_what_a_cache_saves_is_what_the_stock_call_with_it_does_without():
+    pipe, text = flux(), WHOLE[1]
+    sampler = load_sampler(pipe, cache=text, **CALL)
+    state = sampler.advance(sampler.start(["a"] * 2, [3, 4]), 6)
+    generator = torch.Generator("cpu")
+    whole = count_tflop(lambda: pipe("a", generator=generator, output_type="latent", **CALL))
+    pipe.transformer.enable_cache(caches.Cache(*caches.read_cache(text)).config(lambda: None))
+    cached = count_tflop(lambda: pipe("a", generator=generator, output_type="latent", **CALL))
+    pipe.transformer.disable_cache()
+    assert [call.saved for call in state.calls] == pytest.approx([whole - cached] * 2)
+    assert 0 < whole - cached < whole
+    assert sum(sampler.cache.shares) * sampler.probe.step_tflop == pytest.approx(
+        6 * sampler.probe.step_tflop + cached - whole
+    )
+
+
+@pytest.mark.parametrize("policy", ["halving", pytest.param("svdd", marks=pytest.mark.slow)])
+def test_a_search_with_drafts_finishes_with_whole_calls_and_pays_for_both(policy):
+    pipe, text = flux(), WHOLE[1].replace("disable_cache_before_step=2", "disable_cache_before_step=1")
+    if policy == "halving":
+        policy = SuccessiveHalving((4,), (0.5,))
+    session, plain = (
+        ttsnap.prepare(pipe, reward=tiny.redness, candidates=4, policy=policy, report=None, draft_cache=drafts, **CALL)
+        for drafts in (text, None)
+    )
+    block = session.open(["a red circle"])
+    block.run()
+    result = block.results()[0]
+    drafted, finished = result.cost.nfe, result.finished
+    assert drafted == plain.block(["a red circle"])[0].cost.nfe + 4 * finished  # which were begun again
+    model = session.cost_model
+    looks = block.result.ledger.looks_by_step[0]
+    assert 0 < block.grid.saved[0] < drafted * model.call_tflop
+    assert result.cost.tflop == pytest.approx(model.tflop(drafted, looks) - block.grid.saved[0])
+    planned = model.of_plan(session.policy.plan(4, 6))
+    assert planned.nfe == drafted
+    if not result.lineage:
+        assert planned.tflop == pytest.approx(result.cost.tflop)
+    prelude, _, call = result.reproduce.rpartition("\n" if result.lineage else "; ")
+    names = {"pipe": pipe, "torch": torch, "ttsnap": ttsnap}
+    exec(prelude, names)
+    assert "cache" not in result.reproduce
+    assert numpy.array_equal(numpy.asarray(eval(call, names).images[0]), numpy.asarray(result.image))
+
+
 def test_what_does_not_fit_is_one_sentence():
     for text, message in (
         ("Teapot", "unknown cache 'Teapot'; known are FirstBlock"),
         ("FirstBlock,treshold=.1", "takes no option 'treshold'; did you mean threshold"),
         ("Mag", "needs mag_ratios"),
+        ("Mag,mag_ratios=1;x", "mag_ratios takes numbers such as 1;.99;.98, got 'x'"),
         ("FirstBlock,.1", "an option is written as --cache FirstBlock"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -119,5 +168,7 @@ def test_what_does_not_fit_is_one_sentence():
         load_sampler(tiny_sd.sdxl(), cache="FirstBlock", **CALL)
     with pytest.raises(ValueError, match="does not go with compile"):
         load_sampler("shapes", cache="FirstBlock", compile=True)
+    with pytest.raises(ValueError, match="does not go with a draft cache"):
+        load_sampler("shapes", cache="FirstBlock", draft_cache="FirstBlock")
     with pytest.raises(ValueError, match="needs whole calls"):
         ttsnap.search("shapes", "a red circle", cache="FirstBlock", candidates=2)

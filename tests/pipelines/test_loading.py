@@ -14,12 +14,14 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch._dynamo.utils import counters
 
 import ttsnap
 from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
 from ttsnap.live.session import load_sampler
 from ttsnap.pipelines import flops
 from ttsnap.pipelines.loading import Loading, compile_denoiser, load_model, place, save_memory, warm_up
+from ttsnap.pipelines.running import filled_size
 from ttsnap.pipelines.sampler import Sampler
 from ttsnap.policies import SuccessiveHalving
 
@@ -375,24 +377,49 @@ def compiled(pipe, **options):
     return sampler
 
 
+def test_a_compiled_batch_is_filled_up_by_less_than_half():
+    assert [filled_size(count, 32) for count in (1, 2, 3, 5, 6, 9, 13, 17, 25, 32)] == [
+        1,
+        2,
+        3,
+        6,
+        6,
+        12,
+        16,
+        24,
+        32,
+        32,
+    ]
+    assert filled_size(9, 10) == 10
+
+
 @pytest.mark.slow
-def test_after_the_warm_up_no_batch_size_is_compiled_again(folder, stock):
+@pytest.mark.parametrize("build", [tiny.flux, tiny_sd.sdxl, tiny_flow.qwen_image])  # the last keeps texts' lengths
+def test_after_the_warm_up_nothing_is_compiled_again_and_filling_changes_nobody(build):
+    arguments = {name: value for name, value in SMALL.items() if build is tiny.flux or "sequence" not in name}
+    pipe = build()
+    plain = Sampler(pipe, **arguments, max_batch=8)
+
+    def estimates(sampler, prompt, count):
+        return sampler.advance(sampler.start([prompt] * count, list(range(count))), 2).x0
+
+    expected = estimates(plain, "a red circle", 8)
     torch._dynamo.reset()
-    graphs = []
-
-    def backend(module, inputs):
-        graphs.append(module)
-        return module.forward
-
-    sampler = compiled(fresh(folder), backend=backend)
-    assert graphs
-    before = len(graphs)
-    plain = Sampler(stock, **SMALL, max_batch=8)
-    for count in (8, 5, 4, 2, 1):
-        prompts, seeds = ["a red circle"] * count, list(range(count))
-        made, expected = (one.advance(one.start(prompts, seeds), 2) for one in (sampler, plain))
-        torch.testing.assert_close(made.x0, expected.x0, atol=1e-5, rtol=1e-4)
-    assert len(graphs) == before
+    counters.clear()
+    compile_denoiser(pipe, backend="eager")
+    sampler = Sampler(pipe, **arguments, max_batch=8)
+    warm_up(sampler)
+    before = counters["stats"]["unique_graphs"]
+    assert before
+    made = {count: estimates(sampler, "a red circle", count) for count in range(8, 0, -1)}
+    for prompt in ("a", "a green square left of a blue one", "a hollow blue circle above two red triangles"):
+        for count in (5, 3, 1):
+            estimates(sampler, prompt, count)
+    assert counters["stats"]["unique_graphs"] == before
+    assert torch.equal(made[5], made[6][:5])  # five rows and one of nobody, six of six
+    assert torch.equal(made[7], made[8][:7])
+    for count, x0 in made.items():
+        torch.testing.assert_close(x0, expected[:count], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -229,7 +229,7 @@ def scheduler_of(name: str):
     return getattr(diffusers, kind)(**options)
 
 
-def sana(*, scheduler: str = "flow dpm"):
+def sana(*, scheduler: str = "flow dpm", layers: int = 1):
     """Sana with Gemma 2 and a deep-compression autoencoder that halves the size once, instead of five times."""
     from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model
@@ -239,7 +239,7 @@ def sana(*, scheduler: str = "flow dpm"):
         patch_size=1,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
+        num_layers=layers,
         num_attention_heads=2,
         attention_head_dim=4,
         num_cross_attention_heads=2,

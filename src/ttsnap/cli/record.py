@@ -96,6 +96,8 @@ def record(
         try_own(reward, texts[0], None, model.reward_timeout)
     elif features:
         raise ValueError("--features are kept beside rewards: add --reward NAME")
+    if model.draft_cache is not None:
+        raise ValueError("--draft-cache is for searches, which finish some candidates again; record with --cache")
     workers.check_device(model.device, model.reward_device)
     if dry_run:
         looked = (read_calls(calls), features, image_format, store_size)

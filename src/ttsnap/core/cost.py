@@ -184,6 +184,10 @@ class CostModel:
     TFLOP are counted once per model, resolution and text length (see `ttsnap.pipelines.flops`). Seconds are None until
     measured on this machine by `ttsnap.live.calibration.calibrate`.
 
+    With a cache, `shares` are what each call computes of a whole one [num_steps], as one candidate had it; with
+    `drafts` only candidates on their way to a look use it, and finished ones are begun again with whole calls. What a
+    search really did without is in its `Ledger`.
+
     `early` are the looks that do without the full decoder (or a safety checker, which sees finished images and counts
     to their decode), by ascending `until`: a look after s calls costs what the first of them with s <= until says, else
     a decode and a look. Finished images always use the full decoder.
@@ -200,6 +204,8 @@ class CostModel:
     max_batch: int = 32
     early: tuple[LookCost, ...] = ()
     texts: tuple[TextCost, ...] = ()
+    shares: tuple[float, ...] = ()
+    drafts: bool = False
 
     def look(self, step: int) -> LookCost:
         """The cost of a look after `step` calls."""
@@ -266,13 +272,16 @@ class CostModel:
                 before = step
                 continue
             many, look = size * prompts, self.look(step)
-            calls += (step - before) * many
+            again = self.drafts and step == len(self.shares)
+            made = step if again else step - before
+            whole = made if again or not self.shares else sum(self.shares[before:step])
+            calls += made * many
             looks += many
             decodes += many if look.source == "full" else 0
             previews += many if look.source != "full" and look.picture_tflop else 0
-            tflop += (step - before) * many * self.call_tflop + many * look.tflop
+            tflop += whole * many * self.call_tflop + many * look.tflop
             if self.call_seconds and look.picture_seconds and look.judge_seconds:
-                seconds += (step - before) * self.call_seconds(many, self.max_batch)
+                seconds += made * self.call_seconds(many, self.max_batch)
                 seconds += look.picture_seconds(many, self.max_batch) + look.judge_seconds(many, self.max_batch)
             before = step
         return Cost(calls, decodes, looks, tflop, seconds if self.call_seconds else math.nan, previews, text)
@@ -334,11 +343,15 @@ class Ledger:
         moves: what was charged, in order: who was advanced to which step, and looked at there; and forks, which are
             free.
         lost: calls of batches that were stopped half-way and led nowhere [prompts].
+        again: calls that were made again, whole, for candidates that had come so far with a cache [prompts].
+        saved: TFLOP that calls did without, by a cache [prompts].
     """
 
     problem: Problem
     moves: list[Query | Fork] = field(default_factory=list)
     lost: IntArray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    again: IntArray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    saved: FloatArray = field(default_factory=lambda: np.zeros(1))
 
     @property
     def position(self) -> IntArray:
@@ -362,7 +375,7 @@ class Ledger:
     def nfe(self) -> IntArray:
         """Denoiser calls [prompts]; a child inherits its parent's position, not its bill."""
         if not any(isinstance(move, Fork) for move in self.moves):
-            return np.asarray(self.position.sum(axis=1) + self.lost)
+            return np.asarray(self.position.sum(axis=1) + self.lost + self.again)
         position = np.zeros(self.problem[:2], dtype=np.int64)
         calls = np.zeros(self.problem.num_prompts, dtype=np.int64)
         for move in self.moves:
@@ -370,7 +383,7 @@ class Ledger:
             if isinstance(move, Query):
                 calls += np.where(where, step - position, 0).sum(axis=1)
             position[where] = step
-        return calls + self.lost
+        return calls + self.lost + self.again
 
     @property
     def looks_by_step(self) -> IntArray:
@@ -443,7 +456,7 @@ class Ledger:
 
     def copy(self) -> Ledger:
         """The same books, to go on with."""
-        return Ledger(self.problem, list(self.moves), self.lost)
+        return Ledger(self.problem, list(self.moves), self.lost, self.again, self.saved)
 
     def _follows(self, query: Query) -> bool:
         """Whether all candidates asked about made the last move, to an earlier step (as in any halving)."""
@@ -462,7 +475,7 @@ class Ledger:
             int(nfe.sum()),
             int(by_step[full].sum()),
             int(by_step.sum()),
-            float(model.tflop(nfe, looks).sum()),
+            float((model.tflop(nfe, looks) - np.broadcast_to(self.saved, self.nfe.shape)[pick]).sum()),
             seconds,
             int(by_step[pictures & ~full].sum()),
             float(np.broadcast_to(model.text_tflop(looks), nfe.shape).sum()),
@@ -470,4 +483,4 @@ class Ledger:
 
     def tflop(self, model: CostModel) -> FloatArray:
         """TFLOP of each prompt [prompts]."""
-        return np.asarray(model.tflop(self.nfe, self.looks_by_step))
+        return np.asarray(model.tflop(self.nfe, self.looks_by_step) - self.saved)

@@ -104,6 +104,8 @@ def drive(
                 stopped, observed = True, early.rewards
                 ledger.amend(early.answered, early.lost)
                 query, new = query._replace(mask=query.mask & ~new | early.answered), early.answered
+            ledger.again = getattr(environment, "again", ledger.again)
+            ledger.saved = getattr(environment, "saved", ledger.saved)
             check(environment, new, observed, query.step)
             seen.append((new, observed))
             again = np.count_nonzero(new) < np.count_nonzero(query.mask)

@@ -119,7 +119,7 @@ def origin_of(setup: Setup, seed: int, place: int = 0) -> Origin:
         local.add("reward")  # a callable of one's own
     found |= {
         name: asked[name]
-        for name in ("scheduler", "cache", "attention", "config", "quantize", "vae")
+        for name in ("scheduler", "cache", "draft_cache", "attention", "config", "quantize", "vae")
         if asked.get(name)
     }
     for name in ("lora", "embedding", "text_encoder"):

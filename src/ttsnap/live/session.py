@@ -63,6 +63,7 @@ def load_sampler(
     diversity: Negtome | None = None,
     preview: str | Preview | None = None,
     cache: str | None = None,
+    draft_cache: str | None = None,
     devices: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Sampler:
@@ -78,6 +79,7 @@ def load_sampler(
             `ttsnap.pipelines.previews`); finished images always use the full decoder.
         cache: let denoiser calls do without a part of their work, such as `FirstBlock,threshold=.1` (see
             `ttsnap.pipelines.caches`).
+        draft_cache: the same, for candidates on their way to a look; those that are finished are begun again without.
         devices: several devices that work for one search, the model's own first, such as `0,1,2,3` or `cpu,cpu`.
         **options: the pipeline's own arguments, by its own names; `max_batch` and `look_frames` of the sampler, and
             those of `ttsnap.pipelines.loading.Loading` for a model that is named; pictures by their files are
@@ -93,9 +95,10 @@ def load_sampler(
 
     if isinstance(preview, str):
         previews.parse(preview)  # complains here, before a model is loaded
-    if cache:
-        caches.read_cache(cache)
+    if reused := cache or draft_cache:
+        caches.read_cache(reused)
         others = {"diversity": diversity, "compile": options.get("compile"), "several devices": devices}
+        others["a draft cache"] = cache and draft_cache
         if wrong := [name for name, value in others.items() if value]:
             raise ValueError(f"a cache does not go with {wrong[0]}; leave one of them out")
     name = model_name(pipe)
@@ -106,6 +109,7 @@ def load_sampler(
     if scheduler:
         check_scheduler(scheduler)
     pictures = options.pop("pictures", None) or Pictures.taken_from(options)
+    pictures.settings()  # complains here about files that cannot be read
     if isinstance(pipe, str):
         if scheduler:
             check_fits(str(MODELS[pipe].weights) if pipe in MODELS else pipe, scheduler)
@@ -141,8 +145,8 @@ def load_sampler(
         from ttsnap.pipelines.negtome import attach
 
         attach(sampler, diversity)
-    if cache:
-        caches.attach(sampler, cache)
+    if reused:
+        caches.attach(sampler, reused, drafts=bool(draft_cache))
     previews.attach(sampler, preview)
     if places:
         from ttsnap.pipelines.replicas import Replicas
@@ -327,21 +331,22 @@ class Session(Setup):
         Raises:
             ValueError: the pipeline takes no number of steps, or its candidates are pushed apart.
         """
-        from ttsnap.pipelines import features
+        from ttsnap.pipelines import caches, features
         from ttsnap.pipelines.flops import cost_model
         from ttsnap.pipelines.sampler import Sampler
 
         before = self.sampler
         if before.diversity:
             raise ValueError("candidates that are pushed apart keep their number of steps; prepare another session")
-        if before.cache and "num_inference_steps" in before.cache.options:
-            raise ValueError("the cache Mag is made for a number of steps; prepare another session")
         arguments = {**before.arguments, "num_inference_steps": steps}
         frames = before.look_frames or None
         sampler = Sampler(
             before.pipe, max_batch=before.max_batch, look_frames=frames, example=before.some_prompt, **arguments
         )
-        sampler.prelude, sampler.preview, sampler.cache = before.prelude, before.preview, before.cache
+        sampler.prelude, sampler.preview = before.prelude, before.preview
+        if before.cache:
+            caches.attach(sampler, before.cache.text, before.cache.drafts)
+            sampler.prelude = before.prelude
         sampler.replicas = before.replicas
         features.attach(sampler, self.judges)
         model = cost_model(sampler, self.judges, before.some_prompt)
@@ -450,6 +455,7 @@ def prepare(
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
     asked |= {
         "cache": options.get("cache"),
+        "draft_cache": options.get("draft_cache"),
         "attention": options.get("attention"),
         "dtype": dtype,
         "config": options.get("config"),

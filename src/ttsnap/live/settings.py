@@ -51,6 +51,7 @@ class CallSettings:
         diversity_options: Its parameters, such as merging_alpha=1.2,t_end=800.
         cache: Reuse parts of denoiser calls: FirstBlock, TaylorSeer, Mag, PAB, Faster or Sea, with options such as
             FirstBlock,threshold=.1.
+        draft_cache: The same for candidates on their way to a look only; finished images are made again without.
         look_frames: Of videos, the frames that are judged: first,middle,last or 0,8.
         max_batch: Most candidates in one batch (halved when memory runs out).
     """
@@ -66,6 +67,7 @@ class CallSettings:
     diversity: str | None = None
     diversity_options: str | None = None
     cache: str | None = None
+    draft_cache: str | None = None
     look_frames: str | None = None
     max_batch: int | None = None
 
@@ -73,10 +75,12 @@ class CallSettings:
         check_ranges(steps=(self.steps, 1, MAX_STEPS), max_batch=(self.max_batch, 1, MAX_CANDIDATES))
         if self.scheduler is not None:
             check_scheduler(self.scheduler)
-        if self.cache is not None:
+        if self.cache is not None and self.draft_cache is not None:
+            raise ValueError("--cache is for all calls, --draft-cache for those before the looks; give one of them")
+        if (cache := self.cache or self.draft_cache) is not None:
             from ttsnap.pipelines.caches import read_cache
 
-            read_cache(self.cache)
+            read_cache(cache)
         self.arguments()
 
     def arguments(self) -> dict[str, Any]:
@@ -131,8 +135,8 @@ class ModelSettings(Loading, CallSettings):
         """Keywords of `prepare` and `load_sampler`, but for the model itself."""
         loading = {field.name: getattr(self, field.name) for field in fields(Loading)}
         given = self.arguments() | ({"pictures": pictures} if pictures else {})
-        own = {"diversity": self._negtome(), "preview": self.preview, "cache": self.cache, "devices": self.devices}
-        return loading | given | own
+        own = {name: getattr(self, name) for name in ("preview", "cache", "draft_cache", "devices")}
+        return loading | given | own | {"diversity": self._negtome()}
 
     def sampler(self, prompt: str, pictures: Pictures) -> Sampler:
         """Load the model."""
@@ -164,6 +168,7 @@ class ModelSettings(Loading, CallSettings):
             "quantize": self.quantize,
             "preview": self.preview,
             "cache": self.cache,
+            "draft_cache": self.draft_cache,
             "attention": self.attention,
             **options,
         }

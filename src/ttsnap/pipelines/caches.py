@@ -5,6 +5,10 @@ that run in turns; so each has a state of its own, which is put into the hooks w
 decide by the step alone are answered in batches, whose states are joined and split as the arguments are; those that
 decide by what the denoiser sees (FirstBlock, Sea), or split their batch (Faster), one by one: in a batch one candidate
 would decide for another.
+
+What a candidate's calls did not compute is counted in TFLOP, block by block, and not charged. As drafts, only
+candidates on their way to a look use the cache: those that are finished are begun again with whole calls, so that the
+picture is the stock call's.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
@@ -21,6 +26,7 @@ from torch import Tensor
 
 from ttsnap.core.values import read_options
 from ttsnap.pipelines.batching import join, split
+from ttsnap.pipelines.counting import count_tflop
 from ttsnap.pipelines.single_file import first_line
 from ttsnap.pipelines.standing import own_tree
 
@@ -64,8 +70,10 @@ def read_cache(text: str) -> tuple[str, dict[str, Any]]:
             close = difflib.get_close_matches(option, known, 1)
             meant = f"; did you mean {close[0]}?" if close else f"; it takes {', '.join(known)}"
             raise ValueError(f"the cache {kind} takes no option {option!r}{meant}")
-        if isinstance(value, str) and ";" in value:  # a list, as commas part the options
-            options[option] = [float(part) for part in value.split(";")]
+        if option.endswith("identifiers"):
+            options[option] = str(value).split(";")
+        elif isinstance(value, str) and ";" in value:  # a list, as commas part the options
+            options[option] = list(read_numbers(value, option))
         elif option.endswith("dtype"):
             options[option] = getattr(torch, str(value), value)
     if kind == "Mag" and "mag_ratios" not in options and not options.get("calibrate"):
@@ -75,6 +83,15 @@ def read_cache(text: str) -> tuple[str, dict[str, Any]]:
     return kind, options
 
 
+def read_numbers(text: str, option: str) -> Iterator[float]:
+    """Numbers that are parted by semicolons."""
+    for part in text.split(";"):
+        try:
+            yield float(part)
+        except ValueError:
+            raise ValueError(f"{option} takes numbers such as 1;.99;.98, got {part!r}") from None
+
+
 @dataclass(eq=False)
 class Cache:
     """A cache of a pipeline's denoisers, and what it keeps of each candidate.
@@ -82,16 +99,25 @@ class Cache:
     Attributes:
         kind: its name, of `CACHES`.
         options: of its configuration.
+        text: the name and options as they were asked for.
+        drafts: only candidates on their way to a look use it; those that are finished are begun again without.
         asked: blocks (or attentions) that the cache watches, summed over the calls of all candidates,
         computed: and those of them that were really computed.
+        tflop: of each of them for one candidate, by model and place; counted when they are first computed.
+        shares: what each call of one candidate computed of a whole one [num_steps].
     """
 
     kind: str
     options: dict[str, Any]
+    text: str = ""
+    drafts: bool = False
     asked: int = 0
     computed: int = 0
+    tflop: dict[tuple[str, str], float] = field(default_factory=dict)
+    shares: tuple[float, ...] = ()
     _calls: Sequence[Call] = ()
-    _fresh: dict[str, dict[Place, Any]] = field(default_factory=dict)
+    _saved: float = 0.0
+    _inside: bool = False
 
     @property
     def joined(self) -> bool:
@@ -129,11 +155,14 @@ class Cache:
     @property
     def said(self) -> str:
         """What a result says of it."""
-        share = f"{self.computed / self.asked:.0%} of the blocks that it watches were computed; " if self.asked else ""
-        return f"cache {self.kind}: {share}the cost counts every call as a whole one (seconds are as measured)"
+        share = f"{self.computed / self.asked:.0%} of the blocks that it watches were computed" if self.asked else ""
+        whose = "of drafts, " if self.drafts else ""
+        return f"cache {self.kind}: {whose}{share}; the TFLOP leave out what was not" if share else ""
 
-    def covers(self, sampler: Any, ask: Ask) -> bool:
-        """Whether the cache is at work in what is asked for."""
+    def covers(self, sampler: Any, ask: Ask, call: Any = None) -> bool:
+        """Whether the cache is at work in what is asked for, by a candidate's call."""
+        if getattr(call, "whole", False):
+            return False
         return ask.method == "forward" and ask.model in DENOISERS and ask.model in sampler.probe.loop
 
     def key(self, call: Call, ask: Ask) -> Hashable:
@@ -151,8 +180,8 @@ class Cache:
             rows: of one candidate's ask.
         """
         model = sampler.component(ask.model)
-        self._calls = calls
-        with self._enabled(model) as places:
+        self._calls, self._saved = calls, 0.0
+        with self._enabled(model, ask.model) as places:
             fresh = {place: getattr(hook, place[2]) for place, hook in places.items()}
             states = [call.kept.get(ask.model) or fresh for call in calls]
             state = own_tree(states[0]) if len(states) == 1 else _joined(states, rows)
@@ -163,18 +192,21 @@ class Cache:
             parts = [state] if len(calls) == 1 else _split(state, len(calls), rows)
             for call, part in zip(calls, parts, strict=True):
                 call.kept[ask.model] = part
+                call.saved += max(0.0, self._saved)
 
     @contextmanager
-    def _enabled(self, model: Any) -> Iterator[dict[Place, Any]]:
+    def _enabled(self, model: Any, name: str = "") -> Iterator[dict[Place, Any]]:
         """The hooks that keep a state, by their places; afterwards the model is as it was."""
         model.enable_cache(self.config(lambda: self._calls[0].timestep))
         references = []
         try:
             places = dict(_hooks(model))
-            for hook in {id(hook): hook for hook in places.values()}.values():
-                work = hook.fn_ref.original_forward
+            for hook, place in {id(hook): (hook, place) for place, hook in places.items()}.values():
+                work, which = hook.fn_ref.original_forward, (name, place[0])
                 references.append((hook.fn_ref, work))
-                hook.fn_ref.original_forward = functools.update_wrapper(functools.partial(self._counted, work), work)
+                counted = functools.partial(self._counted, work, which)
+                hook.fn_ref.original_forward = functools.update_wrapper(counted, work)
+                self._saved += self.tflop.get(which, 0.0)
             self.asked += len(references) * len(self._calls)
             yield places
         finally:
@@ -182,13 +214,25 @@ class Cache:
                 reference.original_forward = work
             model.disable_cache()
 
-    def _counted(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _counted(self, work: Callable[..., Any], which: tuple[str, str], *args: Any, **kwargs: Any) -> Any:
+        """What a watched block computes; the first time it is counted what that takes."""
         self.computed += len(self._calls)
-        return work(*args, **kwargs)
+        if which in self.tflop or len(self._calls) != 1:
+            self._saved -= self.tflop.get(which, 0.0)
+            return work(*args, **kwargs)
+        made: list[Any] = []
+        self.tflop[which] = 0.0
+        self.tflop[which] = count_tflop(lambda: made.append(work(*args, **kwargs)))
+        return made[0]
 
 
-def attach(sampler: Sampler, text: str) -> None:
+def attach(sampler: Sampler, text: str, drafts: bool = False) -> None:
     """Let the denoisers of a sampler work with a cache.
+
+    Args:
+        sampler: the pipeline's.
+        text: name and options of the cache.
+        drafts: only for candidates on their way to a look.
 
     Raises:
         ValueError: there is no such cache, or it does not fit the pipeline.
@@ -197,7 +241,7 @@ def attach(sampler: Sampler, text: str) -> None:
     name = type(sampler.pipe).__name__
     if kind == "Mag":
         options.setdefault("num_inference_steps", sampler.num_steps)
-    cache = Cache(kind, options)
+    cache = Cache(kind, options, text, drafts)
     asks = [f.ask for f in sampler.probe.forwards if cache.covers(sampler, f.ask)]
     models = {ask.model: sampler.component(ask.model) for ask in asks}
     if not models or not all(hasattr(model, "enable_cache") for model in models.values()):
@@ -228,15 +272,20 @@ def attach(sampler: Sampler, text: str) -> None:
     else:
         sampler.note(f"the cache {kind} runs one candidate at a time, as each decides by itself what it computes")
     sampler.cache = cache
-    try:  # the second call is the first that could reuse anything
-        sampler.advance(sampler.start([sampler.some_prompt], [0]), min(2, sampler.num_steps))
+    try:  # one candidate to its end tells what each call takes
+        made, saved = sampler.start([sampler.some_prompt], [0]), [0.0]
+        for step in range(1, sampler.num_steps + 1):
+            made = sampler.advance(made, step)
+            saved += [call.saved for call in made.calls if call]
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"the cache {kind} does not fit {name} in diffusers: {first_line(error.__cause__ or error)}"
         ) from error
     sampler.forget_prompts()
     cache.asked = cache.computed = 0
-    lines = [f"pipe.{model}.enable_cache({cache.written})" for model in models]
+    whole = sampler.probe.step_tflop
+    cache.shares = tuple(1 - (after - before) / whole for before, after in itertools.pairwise(saved))
+    lines = [] if drafts else [f"pipe.{model}.enable_cache({cache.written})" for model in models]
     sampler.prelude = "; ".join(filter(None, [sampler.prelude, *lines]))
 
 

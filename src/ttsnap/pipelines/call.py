@@ -113,6 +113,7 @@ def stand_ins(pipe: Any, names: Iterable[str]) -> dict[str, nn.Module]:
         own: dict[str, Any] = {}
         if name in names:
             own["forward"] = functools.partial(ask, name, "forward")
+            own["forward"].__signature__ = inspect.signature(model.forward)  # some pipelines look at it
             if hasattr(model, "cache_context"):
                 own["cache_context"] = cache_context
         if callable(getattr(model, "decode", None)):
@@ -485,7 +486,10 @@ class Call:
         passes: denoiser calls answered since the last step.
         random: state of torch's own generators as the call has them, the CPU's first.
         autocast: dtype of the autocast it waits in, if any.
-        kept: what a cache keeps of it, by the name of the denoiser.
+        kept: what a cache keeps of it, by the name of the denoiser,
+        saved: and TFLOP that it did without.
+        whole: it takes no cache, though others do.
+        again: calls that it makes though they were made before.
         pipe: finds the call's own copy of the pipeline.
     """
 
@@ -517,6 +521,7 @@ class Call:
             self.random += (torch.Generator(device).manual_seed(seed).get_state(),)
         self.autocast: Any = None
         self.kept: dict[str, Any] = own_tree(progress.begin.kept) if progress.begin else {}
+        self.saved, self.whole, self.again = 0.0, False, 0
         self.pipe: Callable[[], Any] = _nothing
         self._thread = threading.get_ident()
         # The greenlet must not lead back to this object: it would then never be freed.

@@ -57,7 +57,8 @@ def cost_model(sampler: Sampler, rewards: Mapping[str, Any], prompt: str = "a") 
     texts = count_texts(rewards, sampler.sigmas, sampler.device, sampler.height, sampler.width, prompt)
     prompt_tflop += text
     finished = decode + sampler.check_tflop
-    return CostModel(name, call, finished, look, prompt_tflop, max_batch=sampler.max_batch, early=early, texts=texts)
+    model = CostModel(name, call, finished, look, prompt_tflop, max_batch=sampler.max_batch, early=early, texts=texts)
+    return replace(model, shares=sampler.cache.shares, drafts=sampler.cache.drafts) if sampler.cache else model
 
 
 def _early(sampler: Sampler, rewards: Mapping[str, Any], prompt: str, decode: float) -> tuple[LookCost, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import CRITICAL
@@ -267,13 +268,20 @@ def save_memory(pipe: Any, loading: Loading) -> None:
 
 
 def check_attention(name: str) -> None:
-    """ValueError where diffusers has no such attention backend."""
+    """ValueError where diffusers has no such attention backend, or its package is not here."""
+    from diffusers.models import attention_dispatch
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     known = [backend.value for backend in AttentionBackendName]
     if name not in known:
         plain = ", ".join(one for one in known if not one.startswith("_"))
         raise ValueError(f"unknown attention {name!r}; diffusers has {plain}")
+    check = getattr(attention_dispatch, "_check_attention_backend_requirements", None)  # else a loaded model says it
+    try:
+        if check is not None:
+            check(AttentionBackendName(name))
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(f"attention {name!r} cannot be used here: {first_line(error)}") from error
 
 
 def set_attention(pipe: Any, name: str) -> list[str]:
@@ -322,8 +330,8 @@ def compile_denoiser(pipe: Any, **options: Any) -> None:
 def warm_up(sampler: Any) -> None:
     """Let a compiled denoiser compile what a search needs, so that no measurement pays for it.
 
-    The second batch size makes the compiler treat the batch as variable; a batch of one is always apart. Whatever comes
-    after that runs without another compilation.
+    From now on its batches are filled up to few sizes (`filled_size`). Each of them runs once here, and so do texts of
+    two lengths: whatever comes after that runs without another compilation.
 
     Raises:
         ValueError: the compiler does not work here.
@@ -331,10 +339,16 @@ def warm_up(sampler: Any) -> None:
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
+    from ttsnap.pipelines.running import filled_size
+
+    sampler.compiled = frozenset({"transformer" if getattr(sampler.pipe, "transformer", None) is not None else "unet"})
+    sizes = {filled_size(count, sampler.max_batch) for count in range(1, sampler.max_batch + 1)}
     try:
-        for count in (2, 3, 1):
-            if count <= sampler.max_batch:
-                sampler.advance(sampler.start(["a"] * count, list(range(count))), 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the search itself will say that a prompt is cut
+            for count in (*sorted(sizes - {1}), 1):  # a batch of one is always compiled apart
+                for prompt in ("a", "a b c d e f g h") if count <= 2 else ("a",):
+                    sampler.advance(sampler.start([prompt] * count, list(range(count))), 1)
     except (TorchDynamoException, InductorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the denoiser cannot be compiled here ({reason}); leave out compile") from error

@@ -141,6 +141,7 @@ class Runner:
         probe: what the first calls told.
         limits: how many candidates are run together.
         replicas: of the models on other devices, which run batches, too.
+        compiled: names of models that were compiled: their batches are of few sizes.
 
     Raises:
         ValueError: the pipeline takes no such argument, or is none that a search can drive; the message says why.
@@ -170,6 +171,7 @@ class Runner:
         self.tap: Tap | None = None
         self.cache: Cache | None = None
         self.replicas: Replicas | None = None
+        self.compiled: frozenset[str] = frozenset()
         self.limits = Limits(DEFAULT_BATCH)
         self.too_big = "one image does not fit into memory"
         self._said: set[Any] = set()
@@ -495,7 +497,7 @@ class Runner:
         assert ask is not None
         if ask.key is None:
             layout = self.probe.layout(ask)
-            cached = isinstance(call, Call) and self.cache is not None and self.cache.covers(self, ask)
+            cached = isinstance(call, Call) and self.cache is not None and self.cache.covers(self, ask, call)
             alone = layout is None or ask.kind in self.probe.alone
             if cached and not alone and self.cache:
                 alone = not self.cache.joined or (ask.form, layout.rows) not in self.probe.sure  # type: ignore[union-attr]
@@ -556,7 +558,7 @@ class Runner:
             asks += self.diversity.asks(self, candidates)
         hear = self.tap.listen([call.prompt for call in calls]) if self.tap and hearing else nullcontext()
         caching: Any = nullcontext()
-        if self.cache and self.cache.covers(self, asks[0]):
+        if self.cache and self.cache.covers(self, asks[0], first):
             caching = self.cache.running(self, [c for c in calls if isinstance(c, Call)], asks[0], layout.rows)
         with self._processors_of(first), pushing, self._autocast_of(first), caching, hear as heard:
             parts = self._parts_of(calls, asks, layout)
@@ -628,9 +630,12 @@ class Runner:
         self.note(f"{type(self.pipe).__name__} runs one candidate at a time: its {ask.model} {reason}")
 
     def _merged(self, calls: Sequence[Waiting], asks: Sequence[Ask], layout: Layout) -> list[Any]:
-        trees = batching.padded([ask.tree for ask in asks], layout)
+        most, count = self.limits.of(self.kind(calls[0])), len(asks)
+        filling = filled_size(count, max(most, count)) - count if asks[0].model in self.compiled else 0
+        trees = batching.padded([ask.tree for ask in (*[asks[0]] * filling, *asks)], layout)  # who listens: last rows
         merged = asks[0].filled(batching.merge(trees, layout))
-        return batching.split(self._finite(self.work(merged), merged, calls, layout), len(asks), layout)
+        answer = self._finite(self.work(merged), merged, calls, layout)
+        return batching.split(answer, len(trees), layout)[filling:]
 
     def _finite(self, answer: Any, ask: Ask, calls: Sequence[Waiting], layout: Layout) -> Any:
         """What a decoder answered, if all of it is finite; else what it answers in fp32.
@@ -698,6 +703,12 @@ class Runner:
             yield
 
 
+def filled_size(count: int, most: int) -> int:
+    """The size to which a batch of a compiled model is filled up: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 ..., or the most."""
+    power = 1 << (count - 1).bit_length()
+    return min(power * 3 // 4 if count <= power * 3 // 4 else power, most)
+
+
 def _close(mine: Any, theirs: Any, exactly: bool = False) -> bool:
     """Whether two answers are equal but for the rounding of a batch; `exactly`: and of nothing more."""
     a, b = (tree_leaves(answer) for answer in (mine, theirs))
@@ -740,4 +751,4 @@ def _set_processors(attending: Mapping[str, Any], processors: Mapping[str, Any])
         model.set_attn_processor(dict(processors[name]))
 
 
-__all__ = ["Drawing", "Runner", "Waiting"]
+__all__ = ["Drawing", "Runner", "Waiting", "filled_size"]

@@ -263,7 +263,8 @@ class Worker:
 
         given = {name: getattr(options, name) for name in ("size", "steps", "guidance", "negative_prompt")}
         model = replace(self.model, **{name: value for name, value in given.items() if value is not None})
-        arguments: dict[str, Any] = {**model.arguments(), "preview": model.preview, "cache": model.cache}
+        arguments: dict[str, Any] = {**model.arguments(), "preview": model.preview}
+        arguments |= {"cache": model.cache, "draft_cache": model.draft_cache}
         if self._replicas is None:
             arguments["devices"] = model.devices
         with tempfile.TemporaryDirectory(prefix="ttsnap-") as folder:
