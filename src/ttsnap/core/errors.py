@@ -20,9 +20,7 @@ def explain(error: Exception) -> str:
     """One sentence for an error; a missing extra names its install command."""
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get(error.name or "")
-        extra = extra or (
-            "replay" if error.name in ("xarray", "zarr", "pandas", "optuna", "yaml") else "diffusion"
-        )
+        extra = extra or ("replay" if error.name in ("xarray", "zarr", "pandas", "optuna", "yaml") else "diffusion")
         return f"{error.name} is not installed; it comes with: pip install 'ttsnap[{extra}]'"
     if isinstance(error, RecursionError):
         return "a file is nested too deeply to be read"

@@ -296,7 +296,11 @@ class Measuring:
             model = replace(c.model, preview=preview or c.model.preview)
             if self._sessions:
                 pipe: Any = next(iter(self._sessions.values())).sampler.pipe
-                given = {k: v for k, v in model.keywords(c.pictures).items() if k in ("preview", "diversity", "cache", "draft_cache")}
+                given = {
+                    k: v
+                    for k, v in model.keywords(c.pictures).items()
+                    if k in ("preview", "diversity", "cache", "draft_cache")
+                }
                 given |= {k: v for k, v in model.arguments().items() if k != "scheduler"}
                 if c.pictures:  # the pipeline is the one that takes them already
                     given = c.pictures.arguments(pipe, given)
