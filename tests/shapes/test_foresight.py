@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from ttsnap import rewards
+from ttsnap.core.cost import Budget
 from ttsnap.core.grid import Query
 from ttsnap.core.ranking import kendall_tau
 from ttsnap.live.engine import Engine
 from ttsnap.live.session import load_sampler, prepare
 from ttsnap.pipelines.features import attach
-from ttsnap.policies import tuned_policy
+from ttsnap.policies import Branching, SuccessiveHalving, tuned_policy
 from ttsnap.shapes import foresight
 from ttsnap.shapes.reward import FORESIGHT, load_reward
 from ttsnap.shapes.scenes import held_out_prompts
@@ -69,6 +70,27 @@ def test_it_is_the_default_with_its_own_schedule_and_the_clean_reward_judges_wha
     assert float(load_reward()(image, [result.prompt])[0]) == pytest.approx(record["reward"], abs=0.05)
     assert record["cost"]["decodes"] == result.finished
     assert any("decoded for display only" in note for note in record["notes"])
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "policy", "made"),
+    [
+        ("2.3GFLOP", None, Branching, 4),
+        ("20NFE", None, Branching, 4),
+        ("9GFLOP", None, SuccessiveHalving, 4),
+        ("9GFLOP", 20, SuccessiveHalving, 20),
+        ("30s", None, SuccessiveHalving, 20),
+    ],
+)
+def test_a_budget_chooses_policy_and_steps_unless_steps_are_given(budget, steps, policy, made):
+    session = prepare("shapes", budget=budget, report="none", **({"num_inference_steps": steps} if steps else {}))
+    assert (type(session.policy), session.sampler.num_steps) == (policy, made)
+    parsed = Budget.parse(budget)
+    spent = session.cost_model.of_plan(session.policy.plan(session.candidates, made))
+    if parsed.unit != "s":
+        assert spent.amount(parsed.unit) <= parsed.amount
+        more = session.cost_model.of_plan(session.policy.plan(session.candidates + 1, made))
+        assert more.amount(parsed.unit) > parsed.amount
 
 
 def test_features_and_diversity_do_not_go_together(sampler):
