@@ -12,7 +12,7 @@ import gradio as gr
 from ttsnap import policies
 from ttsnap.app import view
 from ttsnap.app.job import sentence
-from ttsnap.app.queue import POLICIES, Request
+from ttsnap.app.queue import POLICIES, USUAL, Request
 from ttsnap.app.searches import Searches
 from ttsnap.files.metadata import FORMATS
 from ttsnap.live.rerun import options
@@ -38,7 +38,7 @@ class Form:
         name: str,
         policies: Sequence[str],
         unit: str = "candidates",
-        amount: float = 16,
+        amount: float = USUAL,
         prompts: bool = False,
     ) -> None:
         self.searches, first = searches, searches.offered[0]
