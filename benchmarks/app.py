@@ -2,7 +2,7 @@
 
     python benchmarks/app.py                  # first paint of a fresh browser, five times
     python benchmarks/app.py --screenshots --recording FILE.zarr    # docs/app-search.png, -more.png and -explore.png
-    python benchmarks/app.py --walk FOLDER --recording FILE.zarr    # all tabs, at three widths, light and dark, to look at
+    python benchmarks/app.py --walk FOLDER --recording FILE.zarr    # all tabs, three widths, light and dark
 
 The server runs in this process on the embedded model; nothing but it is asked for anything.
 """

@@ -97,5 +97,5 @@ def test_published_values_that_would_be_read_are_counted(ttsnap, tmp_path):
     told = planned(ttsnap, tmp_path, "import-values", str(tmp_path), str(tmp_path / "new.zarr"))
     assert told["what"] == "3 files of flux become a recording: 2 prompts x 4 candidates x 3 steps (hps)"
     assert told["disk"] == 8 * 3 * 2 * 4
-    code, out, _ = ttsnap("import-values", str(tmp_path), str(tmp_path / "new.zarr"), "--dry-run")
+    _, out, _ = ttsnap("import-values", str(tmp_path), str(tmp_path / "new.zarr"), "--dry-run")
     assert out.splitlines()[1:] == ["seconds not known", "weights 0 bytes; about 192 bytes on the disk"]

@@ -46,7 +46,7 @@ class Form:
             self.prompt: Any = gr.File(
                 label="Prompts: a .txt with one a line, or a table, JSON or JSON lines",
                 file_types=[".txt", ".csv", ".tsv", ".json", ".jsonl"],
-                height=140,
+                height=190,
                 elem_id=f"tt-{name}-file",
             )
         else:
@@ -59,10 +59,12 @@ class Form:
                 placeholder="what to paint",
             )
         with gr.Row():
-            self.unit = gr.Dropdown(list(UNITS), value=unit, label="Budget in", min_width=130)
-            self.amount = gr.Number(amount, label="Budget", minimum=0, min_width=100, elem_id=f"tt-{name}-amount")
+            self.unit = gr.Dropdown(list(UNITS), value=unit, label="Budget in", min_width=130, scale=3)
+            self.amount = gr.Number(
+                amount, label="Budget", minimum=0, min_width=100, scale=2, elem_id=f"tt-{name}-amount"
+            )
             self.policies = [
-                gr.Dropdown(list(POLICIES), value=value, label=label, min_width=180)
+                gr.Dropdown(list(POLICIES), value=value, label=label, min_width=180, scale=3)
                 for label, value in zip(
                     ["Policy"] if len(policies) == 1 else ["One policy", "The other"], policies, strict=True
                 )

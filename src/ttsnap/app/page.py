@@ -270,7 +270,12 @@ def _compare_tab(searches: Searches, visitor: gr.BrowserState) -> None:
         except Exception as error:
             yield {status: view.error(sentence(error))}
             return
-        first: Update = {visitor: known, status: "", go: gr.update(interactive=False), stop: gr.update(interactive=True)}
+        first: Update = {
+            visitor: known,
+            status: "",
+            go: gr.update(interactive=False),
+            stop: gr.update(interactive=True),
+        }
         for (title, line, outcome, board), job in zip(sides, jobs, strict=True):
             first |= {title: f"### {job.request.policy}", line: "", outcome: "", board: ""}
         yield first
