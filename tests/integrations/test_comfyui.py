@@ -319,7 +319,7 @@ def test_the_example_workflows_of_the_editor_are_those_of_the_api(comfy, name):
     with playwright.sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
         page.set_default_timeout(PATIENCE * 1000)
-        page.goto(comfy.url)
+        page.goto(comfy.url, wait_until="commit")
         page.wait_for_function("() => window.app?.graph && document.querySelector('canvas')")
         page.wait_for_function("() => 'TTSnapSearch' in LiteGraph.registered_node_types")
         script = "async drawn => { await app.loadGraphData(drawn); return (await app.graphToPrompt()).output }"
