@@ -1,7 +1,8 @@
 """The page's first paint, and its screenshots for the documentation, in Debian's Chromium.
 
     python benchmarks/app.py                  # first paint of a fresh browser, five times
-    python benchmarks/app.py --screenshots --recording FILE.zarr    # docs/app-search.png, docs/app-explore.png
+    python benchmarks/app.py --screenshots --recording FILE.zarr    # docs/app-search.png, -more.png and -explore.png
+    python benchmarks/app.py --walk FOLDER --recording FILE.zarr    # all tabs, three widths, light and dark
 
 The server runs in this process on the embedded model; nothing but it is asked for anything.
 """
@@ -49,6 +50,37 @@ def searched(page: Page) -> None:
     page.wait_for_timeout(1500)
 
 
+def picked(page: Page) -> None:
+    """A search by hand at its second look, with two more like one of the candidates."""
+    page.get_by_role("tab", name="Hand-picked").click()
+    page.fill("#tt-hand-amount input", "8")
+    page.click("#tt-hand-go")
+    page.locator("#tt-hand-board input[value$='+']").nth(2).check()
+    page.click("#tt-hand-continue")
+    page.wait_for_function("() => document.querySelectorAll('#tt-hand-board .tt-rungs tbody tr').length == 2")
+    page.wait_for_selector("#tt-hand-continue:not([disabled])")
+    page.wait_for_timeout(1500)
+
+
+def walked(page: Page, folder: Path) -> None:
+    """Every tab as it is now, at three widths and in both colour schemes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("Search", "Hand-picked", "Many prompts", "Compare", "Runs", "Explore"):
+        page.set_viewport_size({"width": 1600, "height": 900})
+        page.get_by_role("tab", name=name).click()
+        page.wait_for_timeout(1500)
+        if name == "Runs":
+            page.locator("#tt-runs-gallery .thumbnail-item").first.click()
+            page.wait_for_selector("#tt-runs-run svg")
+        for dark in (False, True):
+            page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+            for width in (360, 1024, 1600):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.wait_for_timeout(700)
+                scheme = "dark" if dark else "light"
+                page.screenshot(path=folder / f"{name.split()[0].lower()}-{scheme}-{width}.png", full_page=True)
+
+
 def explored(page: Page) -> None:
     """The recording, its curves and a prompt."""
     page.get_by_role("tab", name="Explore").click()
@@ -71,7 +103,8 @@ def write(page: Page, path: Path, height: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--screenshots", action="store_true", help="write the two pictures instead")
+    parser.add_argument("--screenshots", action="store_true", help="write the pictures of the documentation instead")
+    parser.add_argument("--walk", type=Path, metavar="FOLDER", help="write screens of all tabs instead")
     parser.add_argument("--recording", type=Path, help="a recording for the picture of Explore")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
@@ -85,7 +118,7 @@ def main() -> None:
         searches.warm()
         driver = stack.enter_context(sync_playwright())
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        if not options.screenshots:
+        if not (options.screenshots or options.walk):
             paints, usables = zip(*(opened(browser, url) for _ in range(5)), strict=True)
             for name, times in (("first paint", paints), ("usable", usables)):
                 print(f"{name} after {statistics.median(times):.2f} s ({', '.join(f'{t:.2f}' for t in times)})")
@@ -95,11 +128,13 @@ def main() -> None:
         page.goto(url)
         page.wait_for_selector("#tt-search-go")
         page.wait_for_function("() => localStorage.getItem('ttsnap-visitor')")
-        searched(page)
-        write(page, options.out / "app-search.png", 1500)
-        if options.recording:
-            explored(page)
-            write(page, options.out / "app-explore.png", 1500)
+        shots = [("search", searched, 1500), ("more", picked, 1200)]
+        for name, make, height in [*shots, ("explore", explored, 1500)] if options.recording else shots:
+            make(page)
+            if options.screenshots:
+                write(page, options.out / f"app-{name}.png", height)
+        if options.walk:
+            walked(page, options.walk)
 
 
 if __name__ == "__main__":

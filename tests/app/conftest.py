@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -66,9 +66,9 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def visit(browser, url):
-    """Open the page as somebody new; nothing may be asked of another host, and no script may fail."""
+@contextmanager
+def visits(browser, url):
+    """What opens the page as somebody new; nothing may be asked of another host, and no script may fail."""
     contexts, outside, broken = [], [], []
 
     def visit(**options):
@@ -90,5 +90,15 @@ def visit(browser, url):
     assert not broken
 
 
-def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+@pytest.fixture
+def visit(browser, url):
+    """Opens the page as somebody new."""
+    with visits(browser, url) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def page(browser, url):
+    """One page for all fast tests: opening it takes longer than what they do on it."""
+    with visits(browser, url) as visit:
+        yield visit()

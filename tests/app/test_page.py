@@ -32,12 +32,11 @@ def ended(page, name="search"):
     page.wait_for_selector(f"#tt-{name}-outcome :is(img, p)")
 
 
-def test_a_whole_search_and_its_comparison(visit, searches):
-    page = visit()
-    search(page, amount=16)
+def test_a_whole_search_and_its_comparison(page):
+    search(page, amount=6)
     page.wait_for_selector("#tt-search-stop:not([disabled])")
     ended(page)
-    assert page.locator("#tt-search-board .tt-tile img").count() == 16
+    assert page.locator("#tt-search-board .tt-tile img").count() == 6
     assert page.locator("#tt-search-board .tt-winner").count() == 1
     assert "Done" in page.inner_text("#tt-search-status")
     winner = page.locator("#tt-search-board .tt-winner .tt-seed").inner_text().removeprefix("#")
@@ -52,7 +51,30 @@ def test_a_whole_search_and_its_comparison(visit, searches):
     assert "Best of" in page.inner_text("#tt-search-outcome")
 
 
-def test_a_dropped_picture_restores_its_settings(visit, tmp_path):
+def test_a_bad_prompt_then_a_good_one_by_keyboard_on_a_phone(page):
+    page.set_viewport_size({"width": 360, "height": 720})
+    page.get_by_role("tab", name="Search").click()
+    search(page, prompt="   ", amount=2)
+    page.get_by_role("alert").wait_for()
+    assert "prompt is empty" in page.get_by_role("alert").inner_text()
+    page.keyboard.press("Home")
+    for _ in range(40):
+        if page.evaluate("() => document.activeElement.closest('#tt-search-prompt') !== null"):
+            break
+        page.keyboard.press("Shift+Tab")
+    else:
+        pytest.fail("the prompt cannot be reached with the keyboard")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a blue circle")
+    page.keyboard.press("Enter")
+    page.locator("#tt-search-outcome img[alt*='a blue circle']").wait_for()
+    ended(page)
+    assert page.get_by_role("alert").count() == 0
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+    page.set_viewport_size({"width": 1100, "height": 900})
+
+
+def test_a_dropped_picture_restores_its_settings(page, tmp_path):
     from ttsnap.files.metadata import Metadata, Parameters, encode
 
     policy = {"policy": "halving", "rungs": [3], "keep": [0.5]}
@@ -68,7 +90,6 @@ def test_a_dropped_picture_restores_its_settings(visit, tmp_path):
     picture = Image.new("RGB", (8, 8))
     (tmp_path / "made.webp").write_bytes(encode(picture, Metadata(Parameters("a cyan circle"), own), kind="WEBP"))
     (tmp_path / "plain.png").write_bytes(encode(picture))
-    page = visit()
     page.get_by_role("tabpanel").first.get_by_text("Model, reward, seed, size").click()
     page.set_input_files("#tt-search-picture input[type=file]", tmp_path / "made.webp")
     page.wait_for_function("() => document.querySelector('#tt-search-amount input').value == '5'")
@@ -110,8 +131,7 @@ def test_stop_keeps_what_is_finished(visit):
     assert "the best of what was finished" in page.inner_text("#tt-search-outcome")
 
 
-def test_hand_picked_by_keyboard_and_finished_after_all(visit):
-    page = visit()
+def test_hand_picked_by_keyboard_and_finished_after_all(page):
     page.get_by_role("tab", name="Hand-picked").click()
     search(page, "hand", amount=8)
     boxes = page.locator("#tt-hand-board input[aria-label^='keep']")
@@ -218,28 +238,6 @@ def test_no_tab_is_wider_than_the_window(visit, width):
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
 
-def test_a_bad_prompt_then_a_good_one_by_keyboard_on_a_phone(visit):
-    page = visit(viewport={"width": 360, "height": 720})
-    search(page, prompt="   ")
-    page.get_by_role("alert").wait_for()
-    assert "prompt is empty" in page.get_by_role("alert").inner_text()
-    page.keyboard.press("Home")
-    for _ in range(40):
-        if page.evaluate("() => document.activeElement.closest('#tt-search-prompt') !== null"):
-            break
-        page.keyboard.press("Shift+Tab")
-    else:
-        pytest.fail("the prompt cannot be reached with the keyboard")
-    page.keyboard.press("Control+A")
-    page.keyboard.type("a blue circle")
-    page.keyboard.press("Enter")
-    ended(page)
-    assert page.get_by_role("alert").count() == 0
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
-    alt = page.locator("#tt-search-outcome img").get_attribute("alt")
-    assert "a blue circle" in alt
-
-
 @pytest.mark.slow
 def test_compare_two_policies(visit):
     page = visit()
@@ -252,11 +250,11 @@ def test_compare_two_policies(visit):
     page.wait_for_selector("#tt-compare-go:not([disabled])")
 
 
-def test_explore_a_recording(visit, monkeypatch):
+def test_explore_a_recording(page, monkeypatch):
     from ttsnap.app import explore
 
-    monkeypatch.setattr(explore, "TUNE_TRIALS", 16)
-    page = visit()
+    monkeypatch.setattr(explore, "TUNE_TRIALS", 4)
+    monkeypatch.setattr(explore, "TRIALS", 2)
     page.get_by_role("tab", name="Explore").click()
     page.get_by_label("A recording or a past run").click()
     page.get_by_role("option", name="recording toy").click()

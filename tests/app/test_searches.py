@@ -141,9 +141,10 @@ def test_a_page_that_is_opened_again_finds_its_search_at_work(searches):
     searches.models.gate.clear()
     (job,) = begin(searches, request())
     wait(lambda: job.phase == "searching")
+    searches.GRACE = 60
     searches.close("a")
-    searches.attach("a again", visitor("a"))
-    time.sleep(4 * searches.GRACE)
+    assert searches.welcome("a again", visitor("a")) == visitor("a")
+    searches._forget(visitor("a"))  # as the timer does
     assert searches.jobs(visitor("a"), "search") == [job]
     searches.models.gate.set()
     wait(lambda: not job.active)
@@ -355,8 +356,10 @@ def test_requests_are_bounded_and_only_what_is_offered_is_loaded(case, searches)
 def test_a_visitor_cannot_name_another_folder(name, searches):
     with pytest.raises(ValueError, match="does not know you"):
         searches.home(name)
-    made = searches.welcome(name)
+    made = searches.welcome("page", name)
     assert searches.home(made).parent == searches.out / "visitors"
+    assert searches.welcome("page", None) == made  # clicked before it had loaded: the same visitor
+    assert searches.welcome("other page", None) != made
 
 
 def test_what_a_visitor_may_open_is_his_own(searches):

@@ -85,3 +85,17 @@ def test_searches_of_other_verbs(ttsnap, made):
     served = planned(ttsnap, made, "serve", "--steps", "5", "--candidates", "4")
     assert "a server; of each picture shapes" in served["what"]
     assert served["calls"] <= 4 * 5
+    page = planned(ttsnap, made, "app", "--out", str(made / "page"))
+    assert "a page; of a search as its form begins shapes: halving, 16 candidates" in page["what"]
+    assert page["calls"] < 16 * 20
+
+
+def test_published_values_that_would_be_read_are_counted(ttsnap, tmp_path):
+    (folder := tmp_path / "flux_hps_val_base").mkdir()
+    for step in range(3):
+        (folder / f"p2_i4_s0{step}.yaml").write_text("")
+    told = planned(ttsnap, tmp_path, "import-values", str(tmp_path), str(tmp_path / "new.zarr"))
+    assert told["what"] == "3 files of flux become a recording: 2 prompts x 4 candidates x 3 steps (hps)"
+    assert told["disk"] == 8 * 3 * 2 * 4
+    _, out, _ = ttsnap("import-values", str(tmp_path), str(tmp_path / "new.zarr"), "--dry-run")
+    assert out.splitlines()[1:] == ["seconds not known", "weights 0 bytes; about 192 bytes on the disk"]

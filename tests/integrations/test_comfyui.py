@@ -29,7 +29,7 @@ pytestmark = [
 HERE = Path(__file__).parent
 NODES = HERE.parents[1] / "integrations" / "comfyui"
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
-PATIENCE = 300  # seconds
+PATIENCE = 300  # seconds; nothing takes that long on a quiet machine
 STEPS = 6
 
 
@@ -114,7 +114,7 @@ def stock(graph, seed):
 
 
 def post(comfy, graph):
-    sent = httpx.post(f"{comfy.url}/prompt", json={"prompt": graph, "client_id": "test"}, timeout=30)
+    sent = httpx.post(f"{comfy.url}/prompt", json={"prompt": graph, "client_id": "test"}, timeout=PATIENCE)
     assert sent.is_success, sent.text
     return sent.json()["prompt_id"]
 
@@ -122,7 +122,7 @@ def post(comfy, graph):
 def ended(comfy, prompt):
     """What the history says of a workflow, once it has ended."""
     deadline = time.monotonic() + PATIENCE
-    while not (found := httpx.get(f"{comfy.url}/history/{prompt}", timeout=30).json()):
+    while not (found := httpx.get(f"{comfy.url}/history/{prompt}", timeout=PATIENCE).json()):
         assert time.monotonic() < deadline, comfy.log.read_text()[-2000:]
         time.sleep(0.2)
     return found[prompt]
@@ -137,7 +137,7 @@ def run(comfy, graph):
 
 def picture(comfy, outputs, node="7"):
     file = outputs[node]["images"][0]
-    got = httpx.get(f"{comfy.url}/view", params=file, timeout=30)
+    got = httpx.get(f"{comfy.url}/view", params=file, timeout=PATIENCE)
     return np.asarray(Image.open(io.BytesIO(got.content)).convert("RGB"))
 
 
@@ -179,10 +179,11 @@ def test_a_search_drops_candidates_fills_batches_and_its_winner_is_the_stock_pic
     "policy", ["branching", "evosearch", "svdd", "smc", "restart", "best-first", "early-selection"]
 )
 def test_policies_that_fork_or_ask_in_another_order_run(comfy, policy):
-    told = report(run(comfy, workflow(policy=policy, rungs="", keep_ratios="", candidates=6)))
+    steps = 10 if policy == "early-selection" else STEPS  # it looks after eight
+    told = report(run(comfy, workflow(policy=policy, rungs="", keep_ratios="", candidates=6, steps=steps)))
     assert 1 <= told["candidates"]["finished"] <= 6
     assert told["reward"] == max(
-        looks[-1]["reward"] for looks in told["history"].values() if looks[-1]["step"] == STEPS
+        looks[-1]["reward"] for looks in told["history"].values() if looks[-1]["step"] == steps
     )
 
 
@@ -255,7 +256,7 @@ def test_an_interrupt_ends_the_search_and_the_next_one_works(comfy):
     prompt = post(comfy, workflow(steps=500, seed=7, rungs="100,200"))
     time.sleep(3)
     start = time.monotonic()
-    assert httpx.post(f"{comfy.url}/interrupt", timeout=30).is_success
+    assert httpx.post(f"{comfy.url}/interrupt", timeout=PATIENCE).is_success
     found = ended(comfy, prompt)
     assert time.monotonic() - start < 20
     assert any(kind == "execution_interrupted" for kind, _ in found["status"]["messages"]), found["status"]
@@ -318,7 +319,7 @@ def test_the_example_workflows_of_the_editor_are_those_of_the_api(comfy, name):
     with playwright.sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
         page.set_default_timeout(PATIENCE * 1000)
-        page.goto(comfy.url)
+        page.goto(comfy.url, wait_until="commit")
         page.wait_for_function("() => window.app?.graph && document.querySelector('canvas')")
         page.wait_for_function("() => 'TTSnapSearch' in LiteGraph.registered_node_types")
         script = "async drawn => { await app.loadGraphData(drawn); return (await app.graphToPrompt()).output }"

@@ -144,7 +144,8 @@ def curves(recording: Recording, tuned: dict[str, Any], place: int) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<table class="tt-rungs"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+    table = f'<table class="tt-rungs"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="tt-table">{table}</div>'
 
 
 def one_prompt(recording: Recording, prompt: int, name: str, tuned: dict[str, Any], place: int) -> str:

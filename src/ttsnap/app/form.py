@@ -12,7 +12,7 @@ import gradio as gr
 from ttsnap import policies
 from ttsnap.app import view
 from ttsnap.app.job import sentence
-from ttsnap.app.queue import POLICIES, Request
+from ttsnap.app.queue import POLICIES, USUAL, Request
 from ttsnap.app.searches import Searches
 from ttsnap.files.metadata import FORMATS
 from ttsnap.live.rerun import options
@@ -38,7 +38,7 @@ class Form:
         name: str,
         policies: Sequence[str],
         unit: str = "candidates",
-        amount: float = 16,
+        amount: float = USUAL,
         prompts: bool = False,
     ) -> None:
         self.searches, first = searches, searches.offered[0]
@@ -46,7 +46,7 @@ class Form:
             self.prompt: Any = gr.File(
                 label="Prompts: a .txt with one a line, or a table, JSON or JSON lines",
                 file_types=[".txt", ".csv", ".tsv", ".json", ".jsonl"],
-                height=140,
+                height=190,
                 elem_id=f"tt-{name}-file",
             )
         else:
@@ -59,10 +59,12 @@ class Form:
                 placeholder="what to paint",
             )
         with gr.Row():
-            self.unit = gr.Dropdown(list(UNITS), value=unit, label="Budget in", min_width=130)
-            self.amount = gr.Number(amount, label="Budget", minimum=0, min_width=100, elem_id=f"tt-{name}-amount")
+            self.unit = gr.Dropdown(list(UNITS), value=unit, label="Budget in", min_width=130, scale=3)
+            self.amount = gr.Number(
+                amount, label="Budget", minimum=0, min_width=100, scale=2, elem_id=f"tt-{name}-amount"
+            )
             self.policies = [
-                gr.Dropdown(list(POLICIES), value=value, label=label, min_width=180)
+                gr.Dropdown(list(POLICIES), value=value, label=label, min_width=180, scale=3)
                 for label, value in zip(
                     ["Policy"] if len(policies) == 1 else ["One policy", "The other"], policies, strict=True
                 )

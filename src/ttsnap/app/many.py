@@ -46,12 +46,15 @@ def build(searches: Searches, visitor: gr.BrowserState) -> tuple[Callable[..., A
             await asyncio.sleep(PAUSE)
         yield {board: _board(jobs), go: gr.update(interactive=True), stop: gr.update(interactive=False)}
 
-    async def begin(request: gr.Request, visitor: str, file: str | None, *values: Any) -> AsyncIterator[Update]:
+    async def begin(request: gr.Request, known: str | None, file: str | None, *values: Any) -> AsyncIterator[Update]:
         try:
-            jobs = searches.begin_all(str(request.session_hash), "many", visitor, _asked(searches, file, values))
+            session = str(request.session_hash)
+            known = searches.welcome(session, known)
+            jobs = searches.begin_all(session, "many", known, _asked(searches, file, values))
         except Exception as error:
             yield {status: view.error(sentence(error))}
             return
+        yield {visitor: known}
         async for update in follow(jobs):
             yield update
 
@@ -76,7 +79,7 @@ def build(searches: Searches, visitor: gr.BrowserState) -> tuple[Callable[..., A
 
     form.wire()
     form.prompt.change(told, form.fields, form.hint, **QUIET)
-    go.click(begin, [visitor, *form.fields], outputs, **QUIET)
+    go.click(begin, [visitor, *form.fields], [visitor, *outputs], **QUIET)
     stop.click(searches.stop, visitor, **QUIET)
     return resume, outputs
 

@@ -43,9 +43,7 @@ def build(searches: Searches) -> gr.Blocks:
                 explore.build(searches, visitor, tab)
 
         def come(visitor: str | None, request: gr.Request) -> str:
-            known = searches.welcome(visitor)
-            searches.attach(str(request.session_hash), known)
-            return known
+            return searches.welcome(str(request.session_hash), visitor)
 
         def leave(request: gr.Request) -> None:
             searches.close(str(request.session_hash))
@@ -170,13 +168,15 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> tupl
             yield {status: line, **({} if picture is None else {board: picture}), **buttons(job)}
         yield {**buttons(job), **result.show(job)}
 
-    async def begin(request: gr.Request, visitor: str, *values: Any) -> AsyncIterator[Update]:
+    async def begin(request: gr.Request, known: str | None, *values: Any) -> AsyncIterator[Update]:
         try:
-            (job,) = searches.begin(str(request.session_hash), name, visitor, requests(values, by_hand=by_hand))
+            session = str(request.session_hash)
+            known = searches.welcome(session, known)
+            (job,) = searches.begin(session, name, known, requests(values, by_hand=by_hand))
         except Exception as error:
             yield {status: view.error(sentence(error))}
             return
-        yield {form.hint: "", board: view.EMPTY, status: "", **result.clear(), **buttons(job)}
+        yield {visitor: known, form.hint: "", board: view.EMPTY, status: "", **result.clear(), **buttons(job)}
         async for update in follow(job, 0):
             yield update
 
@@ -228,7 +228,7 @@ def _search_tab(searches: Searches, visitor: gr.BrowserState, name: str) -> tupl
     checked = f"[...document.querySelectorAll('#tt-{name}-board input:checked')].map(e => e.value).join(',')"
     both = f"(_, visitor) => [{checked}, visitor]"
     form.wire()
-    gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], [*outputs, form.hint], **QUIET)
+    gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], [visitor, *outputs, form.hint], **QUIET)
     form.picture.change(restore, form.picture, [status, *form.fields], **QUIET)
     now.click(lambda visitor: searches.job(visitor, name).hurry(), visitor, **QUIET)
     stop.click(searches.stop, visitor, **QUIET)
@@ -260,16 +260,22 @@ def _compare_tab(searches: Searches, visitor: gr.BrowserState) -> None:
                 sides.append((title, line, outcome, board))
     outputs = [status, go, stop, *(part for side in sides for part in side)]
 
-    async def begin(request: gr.Request, visitor: str, *values: Any) -> AsyncIterator[Update]:
+    async def begin(request: gr.Request, known: str | None, *values: Any) -> AsyncIterator[Update]:
         try:
-            asked = requests(values)
+            session, asked = str(request.session_hash), requests(values)
             if asked[0].budget is None:
                 raise ValueError("two policies are compared at a budget in calls, FLOP or seconds, not in candidates")
-            jobs = searches.begin(str(request.session_hash), "compare", visitor, asked)
+            known = searches.welcome(session, known)
+            jobs = searches.begin(session, "compare", known, asked)
         except Exception as error:
             yield {status: view.error(sentence(error))}
             return
-        first: Update = {status: "", go: gr.update(interactive=False), stop: gr.update(interactive=True)}
+        first: Update = {
+            visitor: known,
+            status: "",
+            go: gr.update(interactive=False),
+            stop: gr.update(interactive=True),
+        }
         for (title, line, outcome, board), job in zip(sides, jobs, strict=True):
             first |= {title: f"### {job.request.policy}", line: "", outcome: "", board: ""}
         yield first
@@ -281,5 +287,5 @@ def _compare_tab(searches: Searches, visitor: gr.BrowserState) -> None:
         yield {go: gr.update(interactive=True), stop: gr.update(interactive=False)}
 
     form.wire()
-    gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], outputs, **QUIET)
+    gr.on([go.click, form.prompt.submit], begin, [visitor, *form.fields], [visitor, *outputs], **QUIET)
     stop.click(searches.stop, visitor, **QUIET)

@@ -17,6 +17,7 @@ POLICIES = {
     "best-of-N": "best-of-n",
     "early selection": "early-selection",
 }
+USUAL = 16  # candidates with which the form begins
 
 
 @dataclass(frozen=True)

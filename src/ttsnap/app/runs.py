@@ -91,6 +91,7 @@ def build(
     said = gr.HTML(NOTHING, elem_id="tt-runs-said")
     gallery = gr.Gallery(
         label="Runs",
+        show_label=False,
         columns=None,
         height="auto",
         fit_columns=False,

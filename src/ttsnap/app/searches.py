@@ -30,19 +30,19 @@ class Searches(Service):
             raise ValueError("this page does not know you; load it again")
         return self.out / "visitors" / visitor
 
-    def welcome(self, visitor: str | None) -> str:
-        """A visitor's name: the one he has, or a new one that nobody can guess."""
+    def welcome(self, session: str, visitor: str | None) -> str:
+        """A visitor's name: the one he has, or a new one that nobody can guess.
+
+        His page is open now; as long as one is, his searches go on. A page has one name, also where something was
+        clicked before it had loaded.
+        """
         try:
             self.home(visitor)
         except ValueError:
-            return secrets.token_urlsafe(16)
+            visitor = self._pages.get(session) or secrets.token_urlsafe(16)
         assert visitor
+        self._pages[session] = visitor
         return visitor
-
-    def attach(self, session: str, visitor: str | None) -> None:
-        """A page of a visitor is open; as long as one is, his searches go on."""
-        self.home(visitor)
-        self._pages[session] = str(visitor)
 
     def begin(self, session: str, tab: str, visitor: str | None, requests: Sequence[Request]) -> list[Job]:
         """Search for these, in the queue; a visitor has one search at a time, and each of his tabs remembers its last.
@@ -83,7 +83,7 @@ class Searches(Service):
             raise ValueError("one search at a time: stop the one at work first")
         if len(self.queue) + places > self.limits.waiting:
             raise ValueError(f"{len(self.queue)} searches wait in the queue already; try again later")
-        self.attach(session, visitor)
+        self.welcome(session, visitor)
         mine[tab] = [Job(searches=self, request=request, home=home) for request in requests]
         return mine[tab]
 

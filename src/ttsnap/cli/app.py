@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import OFFER, OUTPUT, SERVER
+from ttsnap.cli.options import OFFER, OUTPUT, SERVER, AsJson, DryRun
 
 Offer, Server = Parameter(group=OFFER), Parameter(group=SERVER)
 
@@ -27,6 +27,8 @@ def open_page(
     max_size: Annotated[int, Offer] = 2048,
     device: Annotated[str | None, Offer] = None,
     dtype: Annotated[str | None, Offer] = None,
+    dry_run: DryRun = False,
+    json: AsJson = False,
 ) -> None:
     """Open a page on this machine: watch the search, pick by hand, compare policies, explore recordings.
 
@@ -69,6 +71,16 @@ def open_page(
     for name, value in (("--max-candidates", max_candidates), ("--max-size", max_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if dry_run:
+        from ttsnap.app.queue import USUAL
+        from ttsnap.cli.options import tell
+        from ttsnap.cli.serve import of_each
+        from ttsnap.live.settings import ModelSettings, SearchSettings
+
+        first = ModelSettings(model=(*model, "shapes")[0], lora=lora, device=device, dtype=dtype)
+        search = SearchSettings(reward=reward[0] if reward else None, candidates=USUAL)
+        tell(of_each("a page; of a search as its form begins", search, first), json)
+        return
     try:
         searches = Searches(
             out,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ttsnap.cli.options import AsJson, read_prompts
+from ttsnap.cli.options import AsJson, DryRun, read_prompts
 
 
 def import_values(
@@ -16,6 +16,7 @@ def import_values(
     reward: str | None = None,
     prompts: Path | None = None,
     overwrite: bool = False,
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Read published reward values ({model}_{reward}_val_{base|naft}) into one recording.
@@ -35,8 +36,20 @@ def import_values(
     from rich.progress import Progress
 
     from ttsnap.cli.progress import console
+    from ttsnap.recordings.published_values import choose, find
     from ttsnap.recordings.published_values import import_values as read
 
+    names = reward.split(",") if reward else None
+    if dry_run:
+        from ttsnap.cli.options import tell
+        from ttsnap.live.forecast import Work
+
+        chosen = choose(find(folder), model, names)
+        first, files = chosen[0], sum(len(one.base) + len(one.naft) for one in chosen)
+        sizes = f"{first.num_prompts} prompts x {first.num_images} candidates x {len(first.base)} steps"
+        told = f"{files} files of {first.model} become a recording: {sizes} ({', '.join(one.reward for one in chosen)})"
+        tell(Work(told, disk=8 * files * first.num_prompts * first.num_images), json)
+        return
     shown = console(json)
     texts = None if prompts is None else read_prompts([], str(prompts))
     with Progress(console=shown, transient=True, disable=shown.quiet) as bar:
@@ -49,14 +62,14 @@ def import_values(
             folder,
             out,
             model=model,
-            rewards=reward.split(",") if reward else None,
+            rewards=names,
             prompts=texts,
             overwrite=overwrite,
             on_file=show,
         )
-    sizes = dict(zip(("prompts", "candidates", "steps", "rewards"), recording.shape, strict=True))
+    shape = dict(zip(("prompts", "candidates", "steps", "rewards"), recording.shape, strict=True))
     if json:
-        print(format_json.dumps({"recording": str(out)} | sizes | {"reward_names": list(recording.rewards)}))
+        print(format_json.dumps({"recording": str(out)} | shape | {"reward_names": list(recording.rewards)}))
     else:
-        print(f"{out}: {sizes['prompts']} prompts x {sizes['candidates']} candidates x {sizes['steps']} steps", end="")
+        print(f"{out}: {shape['prompts']} prompts x {shape['candidates']} candidates x {shape['steps']} steps", end="")
         print(f" ({', '.join(recording.rewards)}); next: ttsnap simulate {out}")

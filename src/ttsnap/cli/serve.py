@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ttsnap.cli.options import OUTPUT, SERVER, AsJson, DryRun, ModelOptions, SearchOptions
+from ttsnap.cli.options import OUTPUT, SERVER, AsJson, DryRun, ModelOptions, SearchOptions, tell
 from ttsnap.live.settings import ModelSettings, SearchSettings
 from ttsnap.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ttsnap.live.forecast import Work
 
 ServerOptions = Annotated[ServerSettings, Parameter(name="*", group=SERVER)]
 
@@ -37,14 +40,7 @@ def serve(
     import uvicorn  # noqa: F401
 
     if dry_run:
-        from ttsnap.cli.options import tell
-        from ttsnap.cli.workers import quietly
-        from ttsnap.live.forecast import forecast
-        from ttsnap.pipelines.conditions import Pictures
-
-        session = quietly(search.prepare, model, "a", Pictures(), None)
-        work = forecast(session, ["a"], board=False).work
-        tell(replace(work, what=f"a server; of each picture {work.what}"), json)
+        tell(of_each("a server; of each picture", search, model), json)
         return
     from ttsnap.cli.progress import say
     from ttsnap.server.running import serving
@@ -62,3 +58,13 @@ def serve(
             file=sys.stderr,
         )
         app.run(sockets=[socket])
+
+
+def of_each(what: str, search: SearchSettings, model: ModelSettings) -> Work:
+    """What one search of a server costs that has these settings; `what` begins the sentence."""
+    from ttsnap.cli.workers import quietly
+    from ttsnap.live.forecast import forecast
+    from ttsnap.pipelines.conditions import Pictures
+
+    work = forecast(quietly(search.prepare, model, "a", Pictures(), None), ["a"], board=False).work
+    return replace(work, what=f"{what} {work.what}")

@@ -49,10 +49,16 @@ class Work:
 
     def __str__(self) -> str:
         counts = [f"{self.calls} denoiser calls"] * bool(self.calls) + [f"{self.looks} looks"] * bool(self.looks)
-        tflop = [] if math.isnan(self.tflop) else [format_amount(self.tflop, "TFLOP")]
+        tflop = [] if math.isnan(self.tflop) or not self.tflop else [format_amount(self.tflop, "TFLOP")]
         seconds = ["seconds not known"] if math.isnan(self.seconds) else [f"about {self.seconds:.3g} s"]
-        places = f"weights {self.weights / 2**30:.3g} GiB; about {self.disk / 2**20:.3g} MiB on the disk"
+        places = f"weights {_size(self.weights)}; about {_size(self.disk)} on the disk"
         return f"{self.what}\n{', '.join([*counts, *tflop, *seconds])}\n{places}"
+
+
+def _size(count: int) -> str:
+    """Bytes for people to read, such as `17.7 MiB`."""
+    units = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+    return next((f"{count / one:.3g} {name}" for name, one in units if count >= one), f"{count} bytes")
 
 
 def sampled(

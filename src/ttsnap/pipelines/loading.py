@@ -166,6 +166,7 @@ def quiet_libraries() -> None:
     """No loading bars and notes of diffusers and transformers."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)  # older versions know no other
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -119,7 +119,7 @@ def import_values(
         if not overwrite:
             raise ValueError(f"{out} exists already; use --overwrite or choose another name")
         Recording(out)  # refuses to replace anything else
-    chosen = _choose(find(folder), model, rewards)
+    chosen = choose(find(folder), model, rewards)
     first = chosen[0]
     for other in chosen[1:]:
         if (other.num_prompts, other.num_images, len(other.base)) != (
@@ -166,7 +166,7 @@ def import_values(
     return Recording(out)
 
 
-def _choose(found: list[ValueFiles], model: str | None, rewards: Sequence[str] | None) -> list[ValueFiles]:
+def choose(found: list[ValueFiles], model: str | None, rewards: Sequence[str] | None) -> list[ValueFiles]:
     """The files of one model, in the order of the rewards asked for."""
     models = sorted({files.model for files in found})
     if model is None and len(models) > 1:
