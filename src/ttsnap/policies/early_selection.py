@@ -14,12 +14,12 @@ from ttsnap.policies.successive_halving import SuccessiveHalving
 
 @dataclass(frozen=True)
 class EarlySelection:
-    """Look at all candidates once, at `step` denoiser calls, and finish only the best.
+    """Look at all candidates once, at `step` (denoiser calls, or a share of the steps), and finish only the best.
 
     It is successive halving with one rung of size one.
     """
 
-    step: int = 8
+    step: float = 0.4
 
     RANGES: ClassVar = {"step": (0.05, 0.8)}
 
