@@ -78,6 +78,7 @@ def test_the_table_and_what_is_wrong(ttsnap):
 
 def test_policies_are_compared_and_two_benches_set_side_by_side(ttsnap, tmp_path):
     asked = ("bench", "a red circle", "--policies", "best-of-n", "--budget", "9NFE", "--steps", "3", "--pool", "3")
+    asked += ("--try-steps", "none")
     out = tmp_path / "bench"
     code, told, err = ttsnap(*asked, "--out", out, "--json")
     assert code == 0, err

@@ -44,7 +44,7 @@ def test_one_prompt_gives_an_image_a_board_and_a_record(tmp_path):
     assert record["best_of_n_at_this_cost"]["cost"]["tflop"] <= record["cost"]["tflop"]
     assert record["best_of_n_at_this_cost"]["reward"] is not None
     winner = next(c for c in record["history"] if c["seed"] == record["seed"])
-    assert winner["looks"][-1] == {"step": 20, "reward": record["reward"], "kept": True}
+    assert winner["looks"][-1] == {"step": 4, "reward": record["reward"], "kept": True}
     assert Image.open(out / "best.png").size == (64, 64)
     assert Image.open(out / "board.png").width > 1000
     again = ttsnap(PROMPT, "--budget", "60NFE", "--top", 2, "--compare", "--out", out)
@@ -100,7 +100,7 @@ BAD = {
     "keep ratios": (["x", "--rungs", "3,7", "--keep", ".5"], "2 rungs need 2 keep ratios, got 1"),
     "keep ratio": (["x", "--rungs", "3", "--keep", "0"], "above 0 and at most 1"),
     "budget without unit": (["x", "--budget", "200"], "needs a number and a unit"),
-    "budget too small": (["x", "--budget", "5NFE"], "the smallest that works is 20NFE"),
+    "budget too small": (["x", "--budget", "3NFE"], "the smallest that works is 4NFE"),
     "budget and candidates": (["x", "--budget", "99NFE", "--candidates", "3"], "not both"),
     "no device": (["x", "--device", "cuda:7"], "device 'cuda:7' is not there"),
     "no such device": (["x", "--device", "abacus"], "device 'abacus' is not there"),

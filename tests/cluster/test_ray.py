@@ -87,6 +87,7 @@ def test_two_workers_record_and_label_the_same_bytes_as_one_process(whole, tmp_p
         assert toys.clean(tmp_path / name).tobytes() == toys.clean(whole / name).tobytes()
 
 
+@pytest.mark.slow
 def test_workers_killed_in_the_middle_cost_nothing(whole, tmp_path):
     """Killed -9 in mid-prompt; what was stored stays, the rest is done by others."""
     killer = Killer([3, 30, 60])

@@ -179,7 +179,7 @@ def test_a_search_drops_candidates_fills_batches_and_its_winner_is_the_stock_pic
     "policy", ["branching", "evosearch", "svdd", "smc", "restart", "best-first", "early-selection"]
 )
 def test_policies_that_fork_or_ask_in_another_order_run(comfy, policy):
-    steps = 10 if policy == "early-selection" else STEPS  # it looks after eight
+    steps = STEPS
     told = report(run(comfy, workflow(policy=policy, rungs="", keep_ratios="", candidates=6, steps=steps)))
     assert 1 <= told["candidates"]["finished"] <= 6
     assert told["reward"] == max(

@@ -11,7 +11,7 @@ import pytest
 from tests.pipelines import tiny
 from ttsnap import policies
 from ttsnap.core.cost import Budget, affordable
-from ttsnap.core.ranking import WeightedSum
+from ttsnap.core.ranking import Minimum, WeightedSum
 from ttsnap.live import tuning
 from ttsnap.live.session import prepare
 from ttsnap.live.settings import SearchSettings, steps_of_file
@@ -70,7 +70,25 @@ def test_what_cannot_be_tuned_is_one_sentence(session):
     two = dataclasses.replace(session, judges={"a": tiny.Redness(), "b": tiny.Redness()})
     with pytest.raises(ValueError, match="give --weights"):
         tuning.tune(two, PROMPTS, halving, Budget.parse("30NFE"))
-    assert isinstance(WeightedSum((1.0, 0.5)), WeightedSum)
+
+
+def test_several_rewards_that_are_made_one_number_are_measured_by_it(session):
+    halving, budget, two = SuccessiveHalving((2,), (0.5,)), Budget.parse("12NFE"), {"a": tiny.Redness(), "b": Half()}
+    alone, _ = tuning.measure(session, halving, budget, PROMPTS[:2], 0)
+    for combine, expected in (
+        (WeightedSum((1.0, 2.0)), 2 * alone),
+        (Minimum((1.0, 1.0)), np.minimum(alone, alone / 2)),
+    ):
+        both = dataclasses.replace(session, judges=two, combine=combine)
+        found, _ = tuning.measure(both, halving, budget, PROMPTS[:2], 0)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class Half(tiny.Redness):
+    """Half of it."""
+
+    def __call__(self, images, prompts, *, sigma):
+        return 0.5 * super().__call__(images, prompts, sigma=sigma)
 
 
 class Told:

@@ -438,15 +438,18 @@ def prepare(
         report = None
     if report is not None and (both := set(rewards.names_of(report)) & set(names)):
         raise ValueError(f"the reward {min(both)} cannot be both optimised and held out")
-    chosen = None if isinstance(policy, str) else policy
+    options["pictures"] = options.get("pictures") or Pictures.taken_from(options)
+    options["pictures"].settings()  # their files are read now, and may be gone when the search ends
+    chosen, tuned = None if isinstance(policy, str) else policy, None
     if isinstance(policy, str) and policy.endswith(".json"):
         chosen, steps = policies.for_budget(policy, budget)
         options = ({"num_inference_steps": steps} if steps else {}) | options
     elif isinstance(policy, str):
         chosen = policies.named(policy)
-    elif policy is None and (tuned := tuned_policy(name, names, options.get("num_inference_steps"), budget)):
-        chosen = tuned[0]
-        options["num_inference_steps"] = tuned[1]
+    elif policy is None and not options["pictures"]:
+        tuned = tuned_policy(name, names, options.get("num_inference_steps"), budget)
+    if tuned:
+        chosen, options["num_inference_steps"] = tuned
     given = {**(own.arguments if own else {}), **options}
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
     placed = find_device(reward_device) if reward_device is not None else None
@@ -462,8 +465,6 @@ def prepare(
         "quantize": options.get("quantize"),
     }
     asked |= {field.name: options.get(field.name) for field in fields(Additions)}
-    options["pictures"] = options.get("pictures") or Pictures.taken_from(options)
-    options["pictures"].settings()  # their files are read now, and may be gone when the search ends
     preview = options.pop("preview", None) or "auto"
     automatic = preview == "auto"
     sampler = load_sampler(pipe, device, dtype, prompt, diversity, "full" if automatic else preview, **options)
@@ -471,6 +472,8 @@ def prepare(
     from ttsnap.pipelines import features, previews
     from ttsnap.pipelines.flops import cost_model, count_look
 
+    if tuned and sampler.num_steps != tuned[1]:  # a scheduler that takes more steps than it is told
+        chosen = None
     chosen = chosen or default_policy(sampler.num_steps)
     if different and isinstance(chosen, SuccessiveHalving):
         chosen = replace(chosen, least=max(chosen.least, different))

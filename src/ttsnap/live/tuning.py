@@ -15,7 +15,7 @@ import numpy as np
 from ttsnap import policies
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import FloatArray, Policy
-from ttsnap.core.ranking import WeightedSum, weights_of
+from ttsnap.core.ranking import worth
 from ttsnap.live.leaderboard import interval
 from ttsnap.live.session import Session, check_prompts
 from ttsnap.policies import BestOfN
@@ -125,8 +125,11 @@ def tune(
         raise ValueError(f"tuning makes at least 1 trial, got {trials}")
     if budget.unit == "s":
         raise ValueError("tuning takes a budget in NFE or TFLOP; seconds depend on what else the machine does")
-    if len(session.judges) > 1 and not isinstance(session.combine, WeightedSum):
-        raise ValueError("several rewards are tuned for as a weighted sum; give --weights, such as 1,.5")
+    if len(session.judges) > 1 and worth(session.combine, np.zeros(len(session.judges))).shape != (1,):
+        raise ValueError(
+            "live, several rewards are tuned for as one number: give --weights, such as 1,.5, or --combine minimum with "
+            "weights; ranks and bounds are tuned for on a recording"
+        )
     ranges(policy)
     sessions = _payable([session, *(session.with_steps(n) for n in dict.fromkeys(steps))], policy, budget)
     own = session.sampler.num_steps if session.sampler.num_steps in sessions else max(sessions)
@@ -252,7 +255,7 @@ def _block(
     grid = session.engine().grid(some, seeds)
     result = run(policy, grid, session.combine, np.random.default_rng([seed, start]), keep_history=False)
     session.sampler.forget_prompts()
-    return result.rewards @ weights_of(session.combine), result.ledger.tflop(session.cost_model)
+    return worth(session.combine, result.rewards)[:, 0], result.ledger.tflop(session.cost_model)
 
 
 def _interval(differences: FloatArray) -> tuple[float, float, float]:
