@@ -127,8 +127,8 @@ def tune(
         raise ValueError("tuning takes a budget in NFE or TFLOP; seconds depend on what else the machine does")
     if len(session.judges) > 1 and worth(session.combine, np.zeros(len(session.judges))).shape != (1,):
         raise ValueError(
-            "live, several rewards are tuned for as one number: give --weights, such as 1,.5, and --combine minimum for "
-            "the least of them; ranks and bounds are tuned for on a recording"
+            "live, several rewards are tuned for as one number: give --weights, such as 1,.5, and --combine minimum "
+            "for the least of them; ranks and bounds are tuned for on a recording"
         )
     ranges(policy)
     sessions = _payable([session, *(session.with_steps(n) for n in dict.fromkeys(steps))], policy, budget)
