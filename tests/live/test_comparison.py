@@ -123,7 +123,8 @@ def test_what_was_measured_is_not_measured_again_wherever_the_list_is_cut(whole,
 
 
 def test_best_of_n_is_tried_with_fewer_steps_too_unless_told_otherwise(tmp_path, monkeypatch):
-    own = ComparisonSettings(policies="svdd")
+    own = ComparisonSettings(policies="all,svdd@8")
+    assert [(who.policy, who.steps) for who in own.contenders()[-2:]] == [("rbf", None), ("svdd", 8)]
     assert [who.steps for who in own.plain(20)] == [None, 8, 12]
     assert [who.steps for who in own.plain(1)] == [None]
     assert [who.share for who in own.plain(None)] == [None, 0.4, 0.6]

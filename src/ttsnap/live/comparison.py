@@ -114,7 +114,7 @@ class ComparisonSettings:
 
     def contenders(self) -> list[Contender]:
         """All combinations of policies, rewards and previews."""
-        named = _parts(",".join(ALL.split()) if self.policies == "all" else self.policies or "")
+        named = [name for part in _parts(self.policies or "") for name in (ALL.split() if part == "all" else [part])]
         previews: list[str | None] = [*_parts(self.previews or "")] or [None]
         found = []
         for text, reward, preview in itertools.product(named, self.reward or (None,), previews):
