@@ -6,7 +6,7 @@ python -m tools.evidence --list     # the tables of figures, with whether they h
 A table of figures is one in Markdown at least a third of whose cells below the head begin with a number. It is named by
 its document and the heading above it. A record is what the command of the row wrote: a bench.json, or another JSON or
 text file. It agrees when each number of the table is one of its own, rounded as the table rounds it; percentages may be
-shares in the record, and GFLOP TFLOP.
+shares in the record, and GFLOP and MFLOP TFLOP.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def strange(table: Table, records: Sequence[Path]) -> list[str]:
     for cell in (cell for row in table.rows for cell in row):
         for number in numbers(cell):
             digits = len(number.partition(".")[2].partition("e")[0]) if "e" not in number else None
-            if not any(_same(number, value * scale, digits) for value in there for scale in (1, 100, 1000)):
+            if not any(_same(number, value * scale, digits) for value in there for scale in (1, 100, 1000, 1_000_000)):
                 lost.append(number)
     return lost
 
