@@ -77,7 +77,20 @@ def test_the_readmes_best_of_n_is_what_its_command_measures_now(ttsnap, tmp_path
         if table.document == "README.md" and "best-of-N" in row and "18 GFLOP" in row
     )
     code, out, err = ttsnap(
-        *("bench", "--model", "shapes-hard", "--policies", "best-of-n", "--budget", "18GFLOP", "--pool", 8, "--json"),
+        *(
+            "bench",
+            "--model",
+            "shapes-hard",
+            "--policies",
+            "best-of-n",
+            "--budget",
+            "18GFLOP",
+            "--pool",
+            8,
+            "--json",
+            "--try-steps",
+            "none",
+        ),
         *("--prompts", "shapes-hard:held-out", "--prompt-range", "0:120", "--out", tmp_path / "bench"),
     )
     assert code == 0, err
