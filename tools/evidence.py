@@ -151,7 +151,8 @@ def strange(table: Table, records: Sequence[Path]) -> list[str]:
     for cell in (cell for row in table.rows for cell in row):
         for number in numbers(cell):
             digits = len(number.partition(".")[2].partition("e")[0]) if "e" not in number else None
-            if not any(_same(number, value * scale, digits) for value in there for scale in (1, 100, 1000, 1_000_000)):
+            scales = (1, 100, 1000, *[1_000_000] * ("MFLOP" in cell))
+            if not any(_same(number, value * scale, digits) for value in there for scale in scales):
                 lost.append(number)
     return lost
 

@@ -177,11 +177,6 @@ def worth(combine: Combine, rewards: FloatArray) -> FloatArray:
     return rewards
 
 
-def weights_of(combine: Combine) -> FloatArray:
-    """What turns rewards [..., rewards] into one number: the weights of a weighted sum; of a single reward, 1."""
-    return np.asarray(combine.weights if isinstance(combine, WeightedSum) else (1.0,), dtype=float)
-
-
 @dataclass(frozen=True)
 class Minimum:
     """The least of the ranks among the candidates still alive, or of the weighted rewards: an image with no weak side.

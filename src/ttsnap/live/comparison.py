@@ -22,7 +22,7 @@ from ttsnap import policies
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.cost import Budget, affordable, parse_budgets
 from ttsnap.core.grid import FloatArray, Policy, Query
-from ttsnap.core.ranking import WeightedSum, weights_of
+from ttsnap.core.ranking import WeightedSum, worth
 from ttsnap.live.settings import (
     MAX_SEED,
     MAX_STEPS,
@@ -345,11 +345,11 @@ class Measuring:
         who, prompts = part.contender, self.comparison.texts(part)
         policy, asked = who.chosen(budget)
         session = self.session(who.reward, who.preview, asked)
-        if policy is None and who.policy == DEFAULT:
+        if policy is None and who.policy == DEFAULT and not self.comparison.pictures:  # as `prepare` chooses
             steps = asked or self.comparison.model.steps
             if tuned := policies.tuned_policy(session.model, list(session.judges), steps, budget):
-                policy, steps = tuned
-                session = self.session(who.reward, who.preview, steps)
+                session = self.session(who.reward, who.preview, tuned[1])
+                policy = tuned[0] if session.sampler.num_steps == tuned[1] else None
         steps = session.sampler.num_steps
         policy = policy or default_policy(steps)
         try:
@@ -367,7 +367,7 @@ class Measuring:
                 assert ended.error is not None
                 raise ended.error
             p, result = ended.number, ended.result
-            found["reward"][p] = result.rewards[0] @ weights_of(session.combine)
+            found["reward"][p] = worth(session.combine, result.rewards[0])[0]
             found["tflop"][p] = result.ledger.tflop(session.cost_model)[0]
             found["nfe"][p] = result.ledger.nfe[0]
             image = ended.grid.finished[0, int(result.chosen[0])]
@@ -393,7 +393,7 @@ class Measuring:
         seeds = self.seeds(part, self.comparison.settings.pool)
         grid = session.engine().grid(prompts, seeds)
         steps = session.sampler.num_steps
-        reward = grid.observe(Query(np.ones(seeds.shape, dtype=bool), steps)) @ weights_of(session.combine)
+        reward = worth(session.combine, grid.observe(Query(np.ones(seeds.shape, dtype=bool), steps)))[..., 0]
         found: dict[str, Any] = {"reward": reward}
         found |= {HELD_OUT + name: np.full(seeds.shape, np.nan) for name in session.held_out}
         for p, prompt in enumerate(prompts):
