@@ -154,7 +154,7 @@ for p in np.flatnonzero(~r.done):
 
 def test_a_killed_writer_leaves_a_readable_recording(tmp_path: Path) -> None:
     written = 0
-    for enough in (5, 41):
+    for enough in (5, 61):  # a written prompt is 4 entries: 3 folders and a file
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "rec")], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
