@@ -63,7 +63,9 @@ def show_run(folder: Path) -> str:
     """A past run: its facts, its history and its board."""
     record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     looks = {
-        int(one["seed"]): [Seen(int(s["step"]), float(s["reward"]), bool(s["kept"])) for s in one["looks"]]
+        int(one["seed"]): [
+            Seen(int(s["step"]), float(s["reward"]), bool(s["kept"]), draft=bool(s.get("draft"))) for s in one["looks"]
+        ]
         for one in record["history"]
     }
     reward = "stopped before an image was finished" if record["reward"] is None else f"reward {record['reward']:.3f}"

@@ -44,6 +44,7 @@ class Rung(NamedTuple):
     step: int
     looked_at: int
     best: float
+    draft: bool = False
 
 
 @dataclass(eq=False)
@@ -159,7 +160,8 @@ class History(Observer):
             tile = self.tiles[c]
             tile.state = FINISHED if look.step == self.num_steps else ALIVE
             tile.step, tile.reward = look.step, float(look.combined[0, c])
-        self.rungs.append(Rung(look.step, int(look.alive[0].sum()), float(np.nanmax(look.combined[0]))))
+        best = float(np.nanmax(look.combined[0]))
+        self.rungs.append(Rung(look.step, int(look.alive[0].sum()), best, look.draft))
         self.spent = ledger.cost(self._model)
         self.calls = self.spent.nfe
 

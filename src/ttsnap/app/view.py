@@ -80,7 +80,8 @@ def _rungs(history: History) -> str:
     for number, rung in enumerate(history.rungs):
         following = history.rungs[number + 1 : number + 2]
         went_on = str(following[0].looked_at) if following else ("" if rung.step == history.num_steps else "…")
-        name = "finished" if rung.step == history.num_steps else f"call {rung.step}"
+        name = f"draft of {rung.step} calls" if rung.draft else f"call {rung.step}"
+        name = "finished" if rung.step == history.num_steps else name
         rows += f"<tr><th>{name}</th><td>{rung.looked_at}</td><td>{rung.best:.2f}</td><td>{went_on}</td></tr>"
     head = "<tr><th>look</th><th>looked at</th><th>best reward</th><th>went on</th></tr>"
     return f'<table class="tt-rungs"><thead>{head}</thead><tbody>{rows}</tbody></table>'

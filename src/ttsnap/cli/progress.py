@@ -88,7 +88,7 @@ class Display(Observer):
         left = seconds * max(0, self.planned.nfe - spent.nfe) / max(1, spent.nfe)
         best = float(np.nanmean(np.nanmax(look.combined, axis=1)))
         alive = look.alive.sum(1).mean()
-        kind = "finished" if look.step == self.steps else "alive"
+        kind = "drafts" if look.draft else "finished" if look.step == self.steps else "alive"
         cost = f"{format_amount(spent.tflop, 'TFLOP')} of {format_amount(self.planned.tflop, 'TFLOP')}"
         self.console.print(
             f"  step {look.step:>3}/{self.steps} {alive:>5.4g} {kind:<8} best {best:7.3f}  "

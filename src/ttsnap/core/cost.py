@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ttsnap.core import MAX_CANDIDATES
-from ttsnap.core.grid import BoolArray, FloatArray, Fork, IntArray, Policy, Problem, Query, Rung
+from ttsnap.core.grid import BoolArray, FloatArray, Fork, IntArray, Policy, Problem, Query, Rung, calls_of
 
 _UNITS = {"nfe": ("NFE", 1.0), "mflop": ("TFLOP", 1e-6), "gflop": ("TFLOP", 1e-3), "tflop": ("TFLOP", 1.0)}
 _UNITS |= {"pflop": ("TFLOP", 1e3), "ms": ("s", 1e-3), "s": ("s", 1.0), "min": ("s", 60.0), "h": ("s", 3600.0)}
@@ -212,6 +212,11 @@ class CostModel:
         for look in self.early:
             if step <= look.until:
                 return look
+        return self.last_look
+
+    @property
+    def last_look(self) -> LookCost:
+        """The cost of a look at a finished image."""
         return LookCost("full", math.inf, self.decode_tflop, self.look_tflop, self.decode_seconds, self.look_seconds)
 
     def tflop(self, calls: Any, looks: Any) -> Any:
@@ -263,18 +268,16 @@ class CostModel:
 
         A rung of no candidates costs nothing; it says where those of the next one come from, who may make calls again.
         """
-        calls = decodes = previews = looks = before = 0
-        steps = np.bincount([step for step, size in plan if size], minlength=1)[1:]
+        calls = decodes = previews = looks = 0
+        rungs = calls_of(plan)
+        steps = np.bincount([rung.step for rung, _ in rungs if not rung.draft], minlength=1)[1:]
         text = prompts * float(self.text_tflop(steps))
         seconds, tflop = 0.0, text
-        for step, size in plan:
-            if not size:
-                before = step
-                continue
-            many, look = size * prompts, self.look(step)
+        for (step, size, draft), made in rungs:
+            many, look = size * prompts, self.last_look if draft else self.look(step)
             again = self.drafts and step == len(self.shares)
-            made = step if again else step - before
-            whole = made if again or not self.shares else sum(self.shares[before:step])
+            whole = step if again else sum(self.shares[step - made : step]) if self.shares else made
+            made = step if again else made
             calls += made * many
             looks += many
             decodes += many if look.source == "full" else 0
@@ -283,7 +286,6 @@ class CostModel:
             if self.call_seconds and look.picture_seconds and look.judge_seconds:
                 seconds += made * self.call_seconds(many, self.max_batch)
                 seconds += look.picture_seconds(many, self.max_batch) + look.judge_seconds(many, self.max_batch)
-            before = step
         return Cost(calls, decodes, looks, tflop, seconds if self.call_seconds else math.nan, previews, text)
 
 
@@ -340,8 +342,8 @@ class Ledger:
     """Counts what each prompt was charged, and knows where every candidate stands.
 
     Attributes:
-        moves: what was charged, in order: who was advanced to which step, and looked at there; and forks, which are
-            free.
+        moves: what was charged, in order: who was advanced to which step, and looked at there; drafts; and forks,
+            which are free.
         lost: calls of batches that were stopped half-way and led nowhere [prompts].
         again: calls that were made again, whole, for candidates that had come so far with a cache [prompts].
         saved: TFLOP that calls did without, by a cache [prompts].
@@ -357,10 +359,26 @@ class Ledger:
     def position(self) -> IntArray:
         """Where each candidate stands: denoiser calls made, by itself or its ancestors [prompts, candidates]."""
         position = np.zeros(self.problem[:2], dtype=np.int64)
-        for move in self.moves:
-            where, step = (move.children, move.begins) if isinstance(move, Fork) else move
+        for where, step, _ in self._walks():
             position[where] = step
         return position
+
+    def _walks(self) -> Iterator[tuple[BoolArray, int, bool]]:
+        """Who came to stand where, and whether by calls of the denoiser; drafts lead nowhere."""
+        for move in self.moves:
+            if isinstance(move, Fork):
+                yield move.children, move.begins, False
+            elif not move.draft:
+                yield move.mask, move.step, True
+
+    @property
+    def drafts(self) -> IntArray:
+        """Calls of drafts [prompts]."""
+        calls = np.zeros(self.problem.num_prompts, dtype=np.int64)
+        for move in self.moves:
+            if isinstance(move, Query) and move.draft:
+                calls += move.step * move.mask.sum(axis=1)
+        return calls
 
     @property
     def finished(self) -> BoolArray:
@@ -374,24 +392,21 @@ class Ledger:
     @property
     def nfe(self) -> IntArray:
         """Denoiser calls [prompts]; a child inherits its parent's position, not its bill."""
-        if not any(isinstance(move, Fork) for move in self.moves):
-            return np.asarray(self.position.sum(axis=1) + self.lost + self.again)
+        calls = self.drafts + self.lost + self.again
         position = np.zeros(self.problem[:2], dtype=np.int64)
-        calls = np.zeros(self.problem.num_prompts, dtype=np.int64)
-        for move in self.moves:
-            where, step = (move.children, move.begins) if isinstance(move, Fork) else move
-            if isinstance(move, Query):
-                calls += np.where(where, step - position, 0).sum(axis=1)
+        for where, step, made in self._walks():
+            if made:
+                calls = calls + np.where(where, step - position, 0).sum(axis=1)
             position[where] = step
-        return calls + self.lost + self.again
+        return calls
 
     @property
     def looks_by_step(self) -> IntArray:
-        """Images judged after each call [prompts, num_steps]."""
+        """Images judged after each call [prompts, num_steps]; drafts count as the finished images that they are."""
         looks = np.zeros((self.problem.num_prompts, self.problem.num_steps), dtype=np.int64)
         for move in self.moves:
             if isinstance(move, Query):
-                looks[:, move.step - 1] += move.mask.sum(axis=1)
+                looks[:, -1 if move.draft else move.step - 1] += move.mask.sum(axis=1)
         return looks
 
     @property
@@ -407,19 +422,21 @@ class Ledger:
         Raises:
             ValueError: the query has another shape, a step outside 1..num_steps, or goes back in time.
         """
-        mask, step = query
+        mask, step, draft = query
         if mask.shape != self.problem[:2]:
             raise ValueError(f"a query must have shape {self.problem[:2]} (prompts, candidates), got {mask.shape}")
         if not 1 <= step <= self.problem.num_steps:
             raise ValueError(f"a query's step must be in 1..{self.problem.num_steps}, got {step}")
-        if not self.moves or self._follows(query):
+        if draft and step == self.problem.num_steps:
+            raise ValueError(f"a draft has fewer steps than the {step} of a finished image")
+        if draft or not self.moves or self._follows(query):
             new = mask.copy()
         else:
             position = self.position
             if (position[mask] > step).any():
                 raise ValueError(f"a query for step {step} asks about a candidate that was already brought further")
             new = mask & (position < step)
-        self.moves.append(Query(new, step))
+        self.moves.append(query._replace(mask=new))
         return new
 
     def fork(self, fork: Fork) -> None:
@@ -461,7 +478,12 @@ class Ledger:
     def _follows(self, query: Query) -> bool:
         """Whether all candidates asked about made the last move, to an earlier step (as in any halving)."""
         last = self.moves[-1]
-        return isinstance(last, Query) and last.step < query.step and not (query.mask & ~last.mask).any()
+        return (
+            isinstance(last, Query)
+            and not last.draft
+            and last.step < query.step
+            and not (query.mask & ~last.mask).any()
+        )
 
     def cost(self, model: CostModel, prompt: int | None = None, seconds: float = math.nan) -> Cost:
         """The cost so far of one prompt, or of all."""

@@ -77,7 +77,7 @@ def drive(
     ledger = before.ledger.copy() if before else Ledger(problem)
     history = list(before.history) if before else []
     forks = list(before.forks) if before else []
-    seen = [(look.alive, look.rewards) for look in history]  # who was looked at, and the answers
+    seen = [(look.alive, look.rewards) for look in history if not look.draft]  # who was looked at, and the answers
     search = policy.search(problem, rng or np.random.default_rng([0, 0]))
     answer: FloatArray | None = None
     stopped = False
@@ -107,12 +107,13 @@ def drive(
             ledger.again = getattr(environment, "again", ledger.again)
             ledger.saved = getattr(environment, "saved", ledger.saved)
             check(environment, new, observed, query.step)
-            seen.append((new, observed))
+            if not query.draft:
+                seen.append((new, observed))
             again = np.count_nonzero(new) < np.count_nonzero(query.mask)
             rewards = np.where(query.mask[..., None], _latest(seen), np.nan) if again else observed
             answer = ranked(rewards, query.mask)
             if (keep_history or observer) and query.mask.any():
-                look = Look(query.step, query.mask.copy(), rewards, answer)
+                look = Look(query.step, query.mask.copy(), rewards, answer, query.draft)
                 if keep_history:
                     history.append(look)
                 tell.looked(look, ledger)

@@ -20,6 +20,9 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
+NO_DRAFTS = "this policy finishes drafts with fewer steps, which no recording holds; run it live (ttsnap generate)"
+
+
 class Problem(NamedTuple):
     """The size of the grid a policy works on."""
 
@@ -29,10 +32,18 @@ class Problem(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Bring the candidates in `mask` [prompts, candidates] to `step` denoiser calls (1..num_steps) and judge them."""
+    """Bring the candidates in `mask` [prompts, candidates] to `step` denoiser calls (1..num_steps) and judge them.
+
+    Attributes:
+        mask: who.
+        step: denoiser calls made, by themselves or their ancestors.
+        draft: instead, finish each seed by a call of its own that has only `step` steps (below num_steps), and judge
+            that image. The candidates themselves stay where they are, and the image is no outcome of the search.
+    """
 
     mask: BoolArray
     step: int
+    draft: bool = False
 
 
 class Fork(NamedTuple):
@@ -81,10 +92,12 @@ class Rung(NamedTuple):
     """One look of a fixed schedule: `size` candidates per prompt are alive at `step` and are looked at there.
 
     They come from the step of the rung before; size 0: none is looked at, the next rung's come from here.
+    Drafts, which are finished images, take `step` calls from their seeds and lead nowhere.
     """
 
     step: int
     size: int
+    draft: bool = False
 
 
 Search = Generator[Query | Fork, FloatArray, None]
@@ -134,6 +147,17 @@ class Reward(Protocol):
     def __call__(self, images: Tensor, prompts: Sequence[str], *, sigma: float) -> Tensor:
         """Rewards [n] of images [n, 3, h, w] in 0..1, which are x0 estimates at noise level `sigma` (0: finished)."""
         ...
+
+
+def calls_of(plan: Sequence[Rung]) -> list[tuple[Rung, int]]:
+    """The rungs of a schedule at which candidates are looked at, and the calls that each of them makes on the way."""
+    found, before = [], 0
+    for rung in plan:
+        if rung.size:
+            found.append((rung, rung.step if rung.draft else rung.step - before))
+        if not rung.draft:
+            before = rung.step
+    return found
 
 
 def early_calls(num_steps: int) -> tuple[int, ...]:

@@ -68,18 +68,20 @@ class Look(NamedTuple):
 
     `alive` [prompts, candidates] was asked about at `step`; `rewards` [prompts, candidates, rewards] are what the
     environment answered and `combined` [prompts, candidates] what the policy was told, both NaN where not asked.
+    Of a `draft`, `step` is the number of its own steps.
     """
 
     step: int
     alive: BoolArray
     rewards: FloatArray
     combined: FloatArray
+    draft: bool = False
 
 
 class Seen(NamedTuple):
     """One look at one candidate; `kept` tells whether it went on, or at the last step whether it won.
 
-    `wins`: it is the winner, or became it by forks.
+    `wins`: it is the winner, or became it by forks. Of a `draft`, `step` is the number of its own steps.
     """
 
     step: int
@@ -87,6 +89,7 @@ class Seen(NamedTuple):
     kept: bool
     picture: Any = None
     wins: bool = False
+    draft: bool = False
 
 
 @dataclass(frozen=True)

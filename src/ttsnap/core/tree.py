@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.core.grid import FloatArray, Fork, Problem, Query
+from ttsnap.core.grid import NO_DRAFTS, FloatArray, Fork, Problem, Query
 from ttsnap.core.observers import Result
 
 Turn = tuple[Any, ...]  # step, back, angle (None: the forward process's), band, place, number
@@ -73,7 +73,7 @@ class Tree:
         for number, look in enumerate(result.history):
             while forks and forks[0][0] <= number:
                 places.fork(forks.pop(0)[1])
-            for c in np.flatnonzero(look.alive[p]):
+            for c in np.flatnonzero(look.alive[p] & ~np.bool_(look.draft)):
                 looks.setdefault(places.ways[p, int(c)], {})[look.step] = look.rewards[p, c].tolist()
         return cls(num_steps=num_steps, seeds=[int(seed) for seed in seeds], looks=looks, **about)
 
@@ -144,8 +144,10 @@ class Trees:
         """Rewards [prompts, candidates, rewards]; NaN where not asked.
 
         Raises:
-            ValueError: a candidate that was not looked at there when the tree was recorded.
+            ValueError: a candidate that was not looked at there when the tree was recorded, or a draft.
         """
+        if query.draft:
+            raise ValueError(NO_DRAFTS)
         answer = np.full((*query.mask.shape, len(self._trees[0].rewards)), np.nan)
         for p, c in np.argwhere(query.mask).tolist():
             known = self._trees[p].looks.get(self._places.ways[p, c], {})

@@ -31,10 +31,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """One look: all candidates that were alive after `step` denoiser calls."""
+    """One look: all candidates that were alive after `step` denoiser calls, or drafts with so many steps."""
 
     step: int
     tiles: Sequence[Tile]
+    draft: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,15 @@ def draw(
         head = (
             f"Finished ({num_steps} of {num_steps} steps)"
             if last
+            else f"Drafts of {row.step} steps"
+            if row.draft
             else f"Look {number + 1}: step {row.step} of {num_steps}"
         )
         tail = f"{alive} finished, the best one wins" if last else f"{alive} alive, the best {kept} go on"
         if not last and kept == alive:
             tail = f"{alive} alive, all go on"
+        if row.draft:
+            tail = f"{alive} finished so, the seeds of the best {kept} are begun anew"
         if alive == 1 and last:
             tail = "1 finished"
         canvas.heading(head, tail)

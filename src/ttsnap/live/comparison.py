@@ -48,8 +48,8 @@ DRAWS = 1_000_000  # prompts apart are the sets of seeds
 HELD_OUT = "held-out "  # begins the names of measurements by held-out rewards
 DEFAULT = "default"  # the policy that a search takes unless told otherwise
 ALL = (
-    "default halving psp dog-trim early-selection beam dsearch svdd trajectory-greedy fk-max fk-difference fk-sum smc "
-    "zero-order epsilon-greedy search-over-paths restart best-first evosearch spectral rbf"
+    "default halving psp dog-trim early-selection draft-then-refine beam dsearch svdd trajectory-greedy fk-max "
+    "fk-difference fk-sum smc zero-order epsilon-greedy search-over-paths restart best-first evosearch spectral rbf"
 )
 
 

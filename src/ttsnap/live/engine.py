@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsnap.core.driver import drive
-from ttsnap.core.grid import BoolArray, Combine, FloatArray, Fork, IntArray, Policy, Problem, Query, Rung
+from ttsnap.core.grid import BoolArray, Combine, FloatArray, Fork, IntArray, Policy, Problem, Query, Rung, calls_of
 from ttsnap.core.observers import SILENT, Interrupted, Observer, Result, Stop
 from ttsnap.core.ranking import RankSum
 from ttsnap.live.judging import apart, judge_in_parts
@@ -259,26 +259,26 @@ class Engine:
             searches: those under way.
             ran: calls of a batch; none: all calls.
         """
-        arrived: dict[int, list[tuple[Searching, Place, Call]]] = {}
+        arrived: dict[tuple[int, bool], list[tuple[Searching, Place, Call]]] = {}
         mine = {id(call) for call in ran}
         for search in searches:
             for place, call in search.going.items():
                 if call.arrived and not search.stopped and (not mine or id(call) in mine):
-                    arrived.setdefault(call.step, []).append((search, place, call))
-        for step, group in sorted(arrived.items()):
-            for first in range(0, len(group), self.sampler.max_batch):
-                part = group[first : first + self.sampler.max_batch]
+                    arrived.setdefault((call.step, search.drafts), []).append((search, place, call))
+        for (step, drafts), group in sorted(arrived.items()):
+            sampler = self.sampler.drafting(step) if drafts else self.sampler
+            for first in range(0, len(group), sampler.max_batch):
+                part = group[first : first + sampler.max_batch]
                 start = time.perf_counter()
-                self._judge(part, step)
+                self._judge(part, sampler, step)
                 seconds = time.perf_counter() - start
                 for search, _, _ in part:
                     search.seconds += seconds / len(part)
 
-    def _judge(self, part: Sequence[tuple[Searching, Place, Call]], step: int) -> None:
+    def _judge(self, part: Sequence[tuple[Searching, Place, Call]], sampler: Sampler, step: int) -> None:
         """Decode and judge; a reward that fails on the batch is asked about each search alone, and fails only that."""
         from ttsnap.pipelines.views import View
 
-        sampler = self.sampler
         mine: dict[int, list[int]] = {}
         for row, (search, _, _) in enumerate(part):
             mine.setdefault(search.number, []).append(row)
@@ -305,7 +305,9 @@ class Engine:
             for place, row in zip(places, rows, strict=True):
                 owner.answer[place] = values[row]
                 owner.grid.blank[place] = blank[row]
-                owner.grid.keep(place, owner.going.pop(place))
+                call = owner.going.pop(place)
+                if not owner.drafts:
+                    owner.grid.keep(place, call)
             try:
                 owner.grid.keep_pictures(places, step, view[rows])
                 owner.grid.observer.judged(step, owner.answer)
@@ -329,7 +331,7 @@ class Engine:
 
     def picture(self, view: View) -> Any:
         """The pictures of a view, made here if they are not yet, where the clock knows what for."""
-        with self._timed("previews" if self.sampler.preview_at(view.group.step) else "decodes"):
+        with self._timed("previews" if view.sampler.preview_at(view.group.step) else "decodes"):
             return view.images
 
     def _timed(self, what: str) -> AbstractContextManager[None]:
@@ -355,7 +357,11 @@ class Engine:
             search.end(error=error)
         else:
             search.answer, search.query = answer, query
-            search.going = search.grid.resumed(query)
+            try:
+                search.going = search.grid.drafted(query) if query.draft else search.grid.resumed(query)
+            except ValueError as error:
+                search.end(error=error)
+                return
             search.begun = {place: call.progress.paid for place, call in search.going.items()}
 
     def _interrupt(self, search: Searching) -> None:
@@ -368,7 +374,8 @@ class Engine:
             judged[place] = False
             lost[place[0]] += call.progress.paid - search.begun[place]
             call.again = 0
-            search.grid.keep(place, call)
+            if not search.drafts:
+                search.grid.keep(place, call)
         search.going = {}
         try:
             search.queries.throw(Interrupted(judged, search.answer, lost))
@@ -418,6 +425,11 @@ class Searching:
     def calls(self) -> list[Call]:
         """Of the candidates on their way, in their order."""
         return list(self.going.values())
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it has asked for drafts."""
+        return self.query is not None and self.query.draft
 
     @property
     def missing(self) -> bool:
@@ -557,6 +569,17 @@ class Grid:
         call = self.calls.get(place)
         return int(self.seeds[place]) if call is None else call.seed
 
+    def drafted(self, query: Query) -> dict[Place, Call]:
+        """Calls of their own for the seeds asked about, with the steps of a draft.
+
+        Raises:
+            ValueError: the model makes no such drafts.
+        """
+        sampler, places = self.engine.sampler.drafting(query.step), np.argwhere(query.mask).tolist()
+        going = {(p, c): sampler.begin(self.prompts[p], int(self.seeds[p, c])) for p, c in places}
+        sampler.aim(list(going.values()), query.step)
+        return going
+
     def resumed(self, query: Query) -> dict[Place, Call]:
         """Calls of the candidates asked about, on their way to the step; all others are put away."""
         from ttsnap.pipelines.call import Call
@@ -682,8 +705,7 @@ def prompts_per_block(plan: Sequence[Rung], batch: int) -> int:
         plan: the schedule of one prompt.
         batch: most candidates in one call.
     """
-    before = (0, *(rung.step for rung in plan))
-    segments = [(rung.step - start, rung.size) for start, rung in zip(before, plan, strict=False)]
+    segments = [(calls, rung.size) for rung, calls in calls_of(plan)]
 
     def fullness(prompts: int) -> float:
         room = sum(calls * -(-size * prompts // batch) * batch for calls, size in segments)

@@ -145,7 +145,7 @@ class SearchResult:
         return self.best.seed
 
     def frame(self) -> pd.DataFrame:
-        """The history as a data frame, one row per look: seed, parent, step, reward, kept, wins.
+        """The history as a data frame, one row per look: seed, parent, step, reward, kept, wins, draft.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -153,11 +153,11 @@ class SearchResult:
         import pandas as pd
 
         rows = [
-            (seed, self._parent(seed, seen.step), seen.step, seen.reward, seen.kept, seen.wins)
+            (seed, self._parent(seed, seen.step), seen.step, seen.reward, seen.kept, seen.wins, seen.draft)
             for seed, looks in self.history.items()
             for seen in looks
         ]
-        found = pd.DataFrame(rows, columns=["seed", "parent", "step", "reward", "kept", "wins"])
+        found = pd.DataFrame(rows, columns=["seed", "parent", "step", "reward", "kept", "wins", "draft"])
         return found.astype({"parent": "Int64"}).sort_values(["step", "seed"], ignore_index=True)
 
     def _parent(self, seed: int, step: int) -> int | None:
@@ -197,10 +197,7 @@ class SearchResult:
                 "reward_by_name": best.rewards if best else None,
             },
             "top": [{"seed": f.seed, "reward": f.reward, "rewards": f.rewards} for f in self.images],
-            "history": [
-                {"seed": seed, "looks": [{"step": s.step, "reward": s.reward, "kept": s.kept} for s in looks]}
-                for seed, looks in self.history.items()
-            ],
+            "history": [{"seed": seed, "looks": list(map(_said, looks))} for seed, looks in self.history.items()],
             "reproduce": self.reproduce,
             "diversity": self.diversity,
             "stopped": self.stopped,
@@ -220,14 +217,14 @@ class SearchResult:
         from ttsnap.live.board import Finish, Row, Tile, draw
 
         rows = []
-        for step in sorted({seen.step for looks in self.history.values() for seen in looks}):
+        for late, step in sorted({(not s.draft, s.step) for looks in self.history.values() for s in looks}):
             tiles = [
                 Tile(seed, Image.fromarray(seen.picture), seen.reward, seen.kept, seen.wins, self._name(seed, step))
                 for seed, looks in self.history.items()
                 for seen in looks
-                if seen.step == step and seen.picture is not None
+                if seen.step == step and seen.draft != late and seen.picture is not None
             ]
-            rows.append(Row(step, tiles))
+            rows.append(Row(step, tiles, draft=not late))
         name = self.policy["policy"]
         best = self.best_of_n
         finishes = [
@@ -342,12 +339,18 @@ def history_of(
         for c in map(int, np.flatnonzero(look.alive[p])):
             kept = bool(c == result.chosen[p]) if look.step == num_steps else bool(goes_on[c])
             picture = (pictures or {}).get((p, c, look.step))
-            seen = Seen(look.step, float(look.combined[p, c]), kept, picture, c == wins)
+            seen = Seen(look.step, float(look.combined[p, c]), kept, picture, c == wins, look.draft)
             looks[-1].append((int(seeds[c]), seen))
         goes_on |= look.alive[p]
     for seed, seen in itertools.chain.from_iterable(reversed(looks)):
         history.setdefault(seed, []).append(seen)
     return history
+
+
+def _said(seen: Seen) -> dict[str, Any]:
+    """A look as a JSON object."""
+    said = {"step": seen.step, "reward": seen.reward, "kept": seen.kept}
+    return said | {"draft": True} if seen.draft else said
 
 
 def cost_line(cost: Cost) -> str:

@@ -331,25 +331,12 @@ class Session(Setup):
         Raises:
             ValueError: the pipeline takes no number of steps, or its candidates are pushed apart.
         """
-        from ttsnap.pipelines import caches, features
+        from ttsnap.pipelines import features
         from ttsnap.pipelines.flops import cost_model
-        from ttsnap.pipelines.sampler import Sampler
 
-        before = self.sampler
-        if before.diversity:
-            raise ValueError("candidates that are pushed apart keep their number of steps; prepare another session")
-        arguments = {**before.arguments, "num_inference_steps": steps}
-        frames = before.look_frames or None
-        sampler = Sampler(
-            before.pipe, max_batch=before.max_batch, look_frames=frames, example=before.some_prompt, **arguments
-        )
-        sampler.prelude, sampler.preview = before.prelude, before.preview
-        if before.cache:
-            caches.attach(sampler, before.cache.text, before.cache.drafts)
-            sampler.prelude = before.prelude
-        sampler.replicas = before.replicas
+        sampler = self.sampler.with_steps(steps)
         features.attach(sampler, self.judges)
-        model = cost_model(sampler, self.judges, before.some_prompt)
+        model = cost_model(sampler, self.judges, sampler.some_prompt)
         return replace(self, sampler=sampler, cost_model=model)
 
     def _seeds(self, prompts: Sequence[str], seed: int) -> IntArray:

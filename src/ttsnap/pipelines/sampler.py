@@ -116,6 +116,7 @@ class Sampler(Runner):
         super().__init__(pipe, example, arguments)
         self.prelude = ""  # what makes the stock pipeline this one, in Python
         self.preview: Preview | None = None
+        self._drafting: dict[int, Sampler] = {}
         with warnings.catch_warnings():  # the search itself will say that a prompt is cut
             warnings.simplefilter("ignore")
             self.probe = first_calls(self)
@@ -154,6 +155,42 @@ class Sampler(Runner):
             self.note(f"{name} ignores the negative prompt with these arguments; a {scale} above 1 would use it")
         for memo in self.memos:
             memo.forget()
+
+    def with_steps(self, steps: int) -> Sampler:
+        """The same pipeline with another `num_inference_steps`; nothing is loaded, and no prompt encoded, again.
+
+        Raises:
+            ValueError: the pipeline takes no number of steps, or its candidates are pushed apart.
+        """
+        from ttsnap.pipelines import caches
+
+        if self.diversity:
+            raise ValueError("candidates that are pushed apart keep their number of steps; prepare another session")
+        arguments = {**self.arguments, "num_inference_steps": steps}
+        frames, example = self.look_frames or None, self.some_prompt
+        twin = Sampler(self.pipe, max_batch=self.max_batch, look_frames=frames, example=example, **arguments)
+        twin.preview, twin.replicas, twin.texts = self.preview, self.replicas, self.texts
+        if self.cache:
+            caches.attach(twin, self.cache.text, self.cache.drafts)
+        twin.prelude = self.prelude
+        return twin
+
+    def drafting(self, steps: int) -> Sampler:
+        """The same pipeline for drafts of so many steps, made at the first of them.
+
+        Raises:
+            ValueError: the pipeline makes no such drafts.
+        """
+        if steps not in self._drafting:
+            if self.cache:
+                raise ValueError("drafts of fewer steps do not go with a cache; leave one of them out")
+            twin = self.with_steps(steps)
+            if twin.num_steps != steps:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} makes {twin.num_steps} steps where a draft of {steps} was asked for"
+                )
+            self._drafting[steps] = twin
+        return self._drafting[steps]
 
     # What it tells.
 

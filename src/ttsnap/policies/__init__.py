@@ -16,6 +16,7 @@ from ttsnap.files.text import read_text
 from ttsnap.policies.best_first import BestFirst
 from ttsnap.policies.best_of_n import BestOfN
 from ttsnap.policies.branching import Branching
+from ttsnap.policies.draft_then_refine import DraftThenRefine
 from ttsnap.policies.early_selection import EarlySelection
 from ttsnap.policies.evolution import Evolution
 from ttsnap.policies.hand_picked import HandPicked
@@ -33,6 +34,7 @@ POLICIES = Registry(
         "best-of-n": BestOfN,
         "halving": SuccessiveHalving,
         "early-selection": EarlySelection,
+        "draft-then-refine": DraftThenRefine,
         "branching": Branching,
         "steering": Steering,
         "zero-order": ZeroOrder,
@@ -80,6 +82,7 @@ __all__ = [
     "BestFirst",
     "BestOfN",
     "Branching",
+    "DraftThenRefine",
     "EarlySelection",
     "Evolution",
     "HandPicked",

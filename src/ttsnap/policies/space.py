@@ -63,7 +63,7 @@ def values(policy: Policy, num_steps: int) -> dict[str, float]:
     for name, (low, high) in ranges(policy).items():
         now = getattr(policy, name)
         for place, value in enumerate(now if isinstance(now, tuple) else (now,)):
-            share = value / num_steps if name in ("rungs", "look", "step") and value >= 1 else value
+            share = value / num_steps if name in ("rungs", "look", "step", "steps") and value >= 1 else value
             clipped = min(max(share, low), high)
             found[f"{name} {place}" if isinstance(now, tuple) else name] = clipped
     return found

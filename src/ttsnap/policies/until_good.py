@@ -64,7 +64,7 @@ class UntilGood:
                 answer = (yield whole)[rows, columns]
                 continue
             mask = _spread(asked.mask, problem, columns, rows, False)
-            rewards: FloatArray = yield Query(mask, asked.step)
+            rewards: FloatArray = yield asked._replace(mask=mask)
             answer = rewards[rows, columns]
             if asked.step == problem.num_steps:
                 best = np.maximum(best, np.where(mask, rewards, -np.inf).max(axis=1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttsnap.core.grid import FloatArray, Fork, IntArray, Problem, Query
+from ttsnap.core.grid import NO_DRAFTS, FloatArray, Fork, IntArray, Problem, Query
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,13 @@ class ReplayEnvironment:
         return Problem(rows, candidates, self.guide.shape[2])
 
     def observe(self, query: Query) -> FloatArray:
-        """Rewards [prompts, candidates, rewards] after `query.step` calls; NaN where not asked."""
+        """Rewards [prompts, candidates, rewards] after `query.step` calls; NaN where not asked.
+
+        Raises:
+            ValueError: a draft, which no recording holds.
+        """
+        if query.draft:
+            raise ValueError(NO_DRAFTS)
         size, rewards = query.mask.size, self.guide.shape[3]
         recorded = self.guide[:, :, query.step - 1].reshape(-1, rewards)
         everything = np.count_nonzero(query.mask) == size

@@ -14,6 +14,7 @@ in their order and with their seed, so that the list is the published one.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -126,6 +127,7 @@ def scenes(seed: int = SEED) -> tuple[Scene, ...]:
 
     order = rng.choice(len(CLASSES), size=len(CLASSES), replace=False)
     found = [Scene(KINDS[0], (Thing(CLASSES[place]),)) for place in order]
+    draws: tuple[Callable[[], tuple[Thing, ...]], ...]
     draws = (lambda: tuple(map(Thing, two())), counting, coloured, placed, attributed)
     for kind, draw in zip(KINDS[1:], draws, strict=True):
         found += [Scene(kind, draw()) for _ in range(DRAWN)]

@@ -117,7 +117,7 @@ class Search(Observer):
         """It is begun: its candidates, and what will ask about them."""
         self.begun_at, self._grid = time.monotonic(), grid
         problem = grid.problem
-        early = [rung.step for rung in policy.plan(problem.num_candidates, problem.num_steps)]
+        early = [rung.step for rung in policy.plan(problem.num_candidates, problem.num_steps) if rung.size]
         early = [step for step in early if step < problem.num_steps]
         chosen = np.linspace(0, len(early) - 1, min(self.shows, len(early)))
         self._steps = tuple(early[round(place)] for place in chosen)
