@@ -13,6 +13,7 @@ import torch
 import ttsnap
 from tests.pipelines import tiny
 from ttsnap.core.observers import Observer
+from ttsnap.files.metadata import read
 from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, SuccessiveHalving
 
@@ -82,6 +83,26 @@ def test_compare_is_best_of_n_at_the_same_cost_on_the_same_draws(pipe):
     assert result.best_of_n.best.reward == pytest.approx(alone.reward, abs=1e-5)
     assert result.best_of_n.cost.nfe == alone.cost.nfe == 5 * n
     assert result.best_of_n.cost.tflop == pytest.approx(alone.cost.tflop)
+
+
+def test_compare_shows_best_of_n_with_other_numbers_of_steps_too(tmp_path):
+    session = prepare("shapes", budget="1.2GFLOP", report="none")
+    assert session.sampler.num_steps == 4
+    assert session.compare_steps == (4, 20)  # where best-of-N is best, and the model's own
+    result = session.search("a red circle", compare=True)
+    assert [(one.num_steps, one.candidates) for one in result.best_of_n_at] == [(20, 1)]
+    stock = prepare("shapes", policy="best-of-n", candidates=1, num_inference_steps=20, report="none").search(
+        "a red circle"
+    )
+    assert result.best_of_n_at[0].best.reward == pytest.approx(stock.reward)
+    named = session.search("a red circle", compare=[2, 4])
+    (other,) = named.best_of_n_at
+    assert other.num_steps == 2
+    assert other.cost.tflop <= named.cost.tflop
+    assert other.candidates > named.best_of_n.candidates
+    record = named.save(tmp_path)
+    assert record["best_of_n_at_other_steps"][0]["num_steps"] == 2
+    assert read(tmp_path / "best_of_n_2.png").own["settings"]["steps"] == 2
 
 
 def test_a_nan_in_the_comparison_is_an_error_too(pipe):

@@ -153,9 +153,11 @@ def outcome(result: SearchResult, said: str = "") -> str:
     verdicts = "".join(f"<br>{escape(_verdict(held_out))}" for held_out in result.held_out)
     title = f"The best that was found, seed {best.seed}" if missed else f"The winner, seed {best.seed}"
     figures = _figure(best.image, title, result.prompt, facts, "tt-miss" if missed else "tt-win", verdicts)
-    other = result.best_of_n
-    if other.best:
-        title = f"Best of {other.candidates} for the same cost"
+    for other in (result.best_of_n, *result.best_of_n_at):
+        if other.best is None:
+            continue
+        steps = f", with {other.num_steps} steps" if other.num_steps else ""
+        title = f"Best of {other.candidates} for the same cost{steps}"
         text = f"reward {other.best.reward:.3f} against {best.reward:.3f} · seed {other.best.seed}"
         figures += _figure(other.best.image, title, result.prompt, text, "")
     return f'<div class="tt-outcome">{figures}</div>{notes}'

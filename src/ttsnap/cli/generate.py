@@ -19,6 +19,7 @@ from ttsnap.cli.options import (
     SearchOptions,
     WorkerOptions,
     Workers,
+    read_calls,
     read_prompts,
 )
 from ttsnap.live.settings import ModelSettings, SearchSettings, changes, pictures_key, resume_key
@@ -41,6 +42,7 @@ def generate(
     out: Annotated[str | None, Parameter(group=OUTPUT)] = None,
     top: Annotated[int, Parameter(group=OUTPUT)] = 1,
     compare: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    compare_steps: Annotated[str | None, Parameter(group=OUTPUT)] = None,
     board: Annotated[bool, Parameter(group=OUTPUT, negative="--no-board")] = True,
     metadata: Annotated[bool, Parameter(group=OUTPUT, negative="--no-metadata")] = True,
     dry_run: DryRun = False,
@@ -58,7 +60,9 @@ def generate(
         source: Picture that ttsnap made: its prompt and its settings, where no others are given.
         out: Output folder, local or such as s3://bucket/x (default: out/ and the prompt).
         top: Save this many of the best finished images.
-        compare: Also run best-of-N at the same cost and show it.
+        compare: Also run best-of-N at the same cost and show it, with as many steps, with the model's own number, and
+            with that at which best-of-N is best, where these are known.
+        compare_steps: The same with other numbers of steps, such as 8,12.
         board: Draw the pruning board.
         metadata: Let the pictures say how they were made, for `--from`, `ttsnap show` and other programs.
     """
@@ -84,11 +88,14 @@ def generate(
         _say_only(quietly(search.prepare, model, texts[0], pictures, None, top), texts, top, board, json)
         return
     asked = {"prompts": texts}, model.key(), pictures_key(pictures), search.key()
-    output = {"top": top, "compare": compare, "board": board, "metadata": None if metadata else False}
+    tried: bool | tuple[int, ...] = (
+        tuple(read_calls(compare_steps, "--compare-steps") or ()) if compare_steps else compare
+    )
+    output = {"top": top, "compare": tried, "board": board, "metadata": None if metadata else False}
     settings = resume_key(*asked, output, {"place": place or None})
     folder, fixed = open_directory(None if out is None else location(out, absolute=True), settings)
     prepare = partial(quietly, search.prepare, model, texts[0], pictures, fixed, top)
-    job = Generate(prepare, texts, folder, settings, fixed, search.seed, top, compare, board, metadata, place)
+    job = Generate(prepare, texts, folder, settings, fixed, search.seed, top, tried, board, metadata, place)
     if len(texts) > 1:
         _many(job, workers, json)
         return
@@ -250,6 +257,10 @@ def _report(
     for record in records[:20]:
         other = record["best_of_n_at_this_cost"]
         got = f"reward {other['reward']:.3f}" if other["reward"] is not None else "not run (--compare)"
+        got += "".join(
+            f"\nwith {one['num_steps']} steps N = {one['candidates']}: reward {one['reward']:.3f}"
+            for one in record.get("best_of_n_at_other_steps", ())
+        )
         table.add_row(
             record["prompt"],
             f"{record['reward']:.3f}",

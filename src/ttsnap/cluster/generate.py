@@ -30,7 +30,7 @@ class Generate:
         candidates: per prompt, if a run that is gone on with has fixed them.
         seed: first seed.
         top: images kept per prompt.
-        compare: also run best-of-N at the same cost.
+        compare: also run best-of-N at the same cost, or with which numbers of steps.
         board: draw the pruning board.
         metadata: let the pictures say how they were made.
         place: of the first prompt among all that there were when a picture that is made again was made.
@@ -43,7 +43,7 @@ class Generate:
     candidates: int | None = None
     seed: int = 0
     top: int = 1
-    compare: bool = False
+    compare: bool | Sequence[int] = False
     board: bool = True
     metadata: bool = True
     place: int = 0

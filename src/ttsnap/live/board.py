@@ -169,7 +169,7 @@ class _Canvas:
         if not finishes:
             return
         self.heading("Result", "")
-        side = min(360, (WIDTH - 2 * MARGIN - 30 * (len(finishes) - 1)) // max(2, len(finishes)))
+        side = min(360, (WIDTH - 2 * MARGIN - 60 * (len(finishes) - 1)) // max(2, len(finishes)))
         small = font(16)
         texts = [[part for line in finish.lines for part in wrap(line, small, side + 40)] for finish in finishes]
         self.room(side + 40 + 25 * max(len(lines) + 1 for lines in texts))

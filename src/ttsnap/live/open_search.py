@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Setup:
         second: name of the held-out reward that is used by default; it is loaded when the first search has ended, and
             no search fails because of it.
         asked: options as they were asked for, where the rest does not tell: reward, preview, scheduler and so on.
+        compare_steps: other numbers of steps that best-of-N is compared with, too.
     """
 
     sampler: Any
@@ -66,6 +67,8 @@ class Setup:
     held_out_tflop: dict[str, tuple[float, float]] = field(default_factory=dict)
     second: str | None = None
     asked: dict[str, Any] = field(default_factory=dict)
+    compare_steps: tuple[int, ...] = ()
+    _compared: dict[int, Setup] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def targets(self) -> list[str]:
@@ -84,6 +87,27 @@ class Setup:
             judges = rewards.load(self.second, self.sampler.device)
         self.held_out_tflop = {name: count_look(judge, *size) for name, judge in judges.items()}
         self.held_out = judges
+
+    def with_steps(self, steps: int) -> Self:
+        """The same model, rewards and settings with another `num_inference_steps`; nothing is loaded again.
+
+        Raises:
+            ValueError: the pipeline takes no number of steps, or its candidates are pushed apart.
+        """
+        from ttsnap.pipelines import features
+        from ttsnap.pipelines.flops import cost_model
+
+        sampler = self.sampler.with_steps(steps)
+        features.attach(sampler, self.judges)
+        return replace(self, sampler=sampler, cost_model=cost_model(sampler, self.judges, sampler.some_prompt))
+
+    def compared_with(self, steps: int) -> Setup:
+        """The same with another number of steps, made once, for comparisons."""
+        if steps not in self._compared:
+            self._compared[steps] = self.with_steps(steps)
+        other = self._compared[steps]
+        other.sampler.max_batch = self.sampler.max_batch
+        return other
 
     def engine(self) -> Engine:
         """Model and rewards at work."""
@@ -112,6 +136,7 @@ class OpenSearch:
     notes: list[str] = field(default_factory=list)
     place: int = 0
     _best_of_n: list[BestOfNComparison] | None = None
+    _best_of_n_at: list[list[BestOfNComparison]] = field(default_factory=list)
     _compared: Grid | None = None
     _said: str | None = None
     _taken: list[int] = field(default_factory=list)
@@ -192,7 +217,7 @@ class OpenSearch:
                 before=self.result,
             )
             self.seconds += time.perf_counter() - start
-        self._best_of_n = self._compared = None
+        self._best_of_n, self._compared, self._best_of_n_at = None, None, []
         s.sampler.forget_prompts()  # thousands of encoded prompts would fill the memory
 
     @contextmanager
@@ -235,7 +260,8 @@ class OpenSearch:
                 started=s.candidates,
                 finished=int(result.finished[p].sum()),
                 history=history_of(result, p, self.grid.seeds[p], s.sampler.num_steps, self.grid.pictures),
-                best_of_n=self._best_of_n[p] if self._best_of_n else self._equal_cost(p),
+                best_of_n=self._best_of_n[p] if self._best_of_n else self._equal_cost(self.session, p),
+                best_of_n_at=[each[p] for each in self._best_of_n_at],
                 num_steps=s.sampler.num_steps,
                 reproduce=self._reproduce(p),
                 budget=s.budget,
@@ -369,52 +395,77 @@ class OpenSearch:
             array, frames = array[len(array) // 2], array
         return Finished(int(grid.seeds[p, c]), float(combined), by_name, Image.fromarray(array), frames)
 
-    def _equal_cost(self, p: int) -> BestOfNComparison:
+    def _equal_cost(self, s: Setup, p: int) -> BestOfNComparison:
         """How many finished images the same TFLOP buy."""
-        s = self.session
         try:
             n = affordable(BestOfN(), Budget(self._cost(p).tflop, "TFLOP"), s.cost_model, s.sampler.num_steps)
         except ValueError:
             n = 1  # the search cost less than one finished image and its look
-        return BestOfNComparison(n, s.cost_model.of_plan(BestOfN().plan(n, s.sampler.num_steps)))
+        steps = None if s is self.session else s.sampler.num_steps
+        cost = s.cost_model.of_plan(BestOfN().plan(n, s.sampler.num_steps))
+        return BestOfNComparison(n, cost, num_steps=steps)
 
-    def compare(self, observer: Observer | None = None) -> None:
-        """Run best-of-N at the same cost; trajectories that the search began are finished, not begun again.
+    def compare(self, observer: Observer | None = None, steps: Sequence[int] = ()) -> None:
+        """Run best-of-N at the same cost, also with the other numbers of steps that the session names.
 
-        If the observer stops it, there is no comparison.
+        Trajectories that the search began are finished, not begun again. If the observer stops it, there is no
+        comparison.
+
+        Args:
+            observer: is told of the calls.
+            steps: numbers of steps in place of those of the session.
+
+        Raises:
+            ValueError: the pipeline takes no number of steps.
         """
-        result, s = self._result(), self.session
-        comparisons = [self._equal_cost(p) for p in range(len(self.prompts))]
-        most = max(comparison.candidates for comparison in comparisons)
-        seeds: IntArray = np.broadcast_to(self.seed + np.arange(most), (len(self.prompts), most))
-        other = self.grid.engine.grid(self.prompts, seeds, observer=observer or SILENT)
-        wanted = np.arange(most)[None] < np.array([[comparison.candidates] for comparison in comparisons])
-        done = np.zeros_like(wanted)
-        shared = min(most, s.candidates)
-        done[:, :shared] = result.finished[:, :shared]
-        for p, c in self.grid.lineage:
-            done[p, c : c + 1] = False  # a child is not what its seed makes
-        other.adopt(self.grid)
-        last = s.sampler.num_steps
+        s, told = self.session, observer or SILENT
+        others = [n for n in steps or s.compare_steps if n != s.sampler.num_steps]
         try:
-            values = other.observe(Query(wanted & ~done, last))
+            mine, self._compared = self._best_at(s, told)
+            self._best_of_n_at = [self._best_at(s.compared_with(n), told)[0] for n in others]
         except Stop:
             return
+        self._best_of_n = mine
+
+    def _best_at(self, s: Setup, observer: Observer) -> tuple[list[BestOfNComparison], Grid]:
+        """Best-of-N at the cost of this search, by its own session or the same with another number of steps."""
+        comparisons = [self._equal_cost(s, p) for p in range(len(self.prompts))]
+        most = max(comparison.candidates for comparison in comparisons)
+        seeds: IntArray = np.broadcast_to(self.seed + np.arange(most), (len(self.prompts), most))
+        engine = self.grid.engine if s is self.session else s.engine()
+        other = engine.grid(self.prompts, seeds, observer=observer)
+        wanted = np.arange(most)[None] < np.array([[comparison.candidates] for comparison in comparisons])
+        last = s.sampler.num_steps
+        known = self._known(other, last) if s is self.session else np.full((*wanted.shape, len(s.judges)), np.nan)
+        missing = wanted & np.isnan(known).any(axis=-1)
+        try:
+            values = other.observe(Query(missing, last))
         finally:
             s.sampler.forget_prompts()
-        check(other, wanted & ~done, values, last)
-        known = done[:, :shared, None]
-        values[:, :shared] = np.where(known, _final(result, last)[:, :shared], values[:, :shared])
+        check(other, missing, values, last)
+        values = np.where(missing[..., None], values, known)
         combined = s.combine(values, wanted)
         chosen = choose(combined, wanted)
-        self._best_of_n = []
+        found = []
         for p, comparison in enumerate(comparisons):
             c, paid = int(chosen[p]), self._cost(p)
             # What the search had begun was not begun again, so these seconds are estimated by calls.
             cost = replace(comparison.cost, seconds=paid.seconds * comparison.cost.nfe / max(1, paid.nfe))
             best = self._finished(other, p, c, values[p, c], combined[p, c])
-            self._best_of_n.append(replace(comparison, best=best, cost=cost))
-        self._compared = other
+            found.append(replace(comparison, best=best, cost=cost))
+        return found, other
+
+    def _known(self, other: Grid, last: int) -> np.ndarray:
+        """Rewards [prompts, candidates, rewards] of what the search finished of another grid's candidates, else NaN."""
+        result = self._result()
+        other.adopt(self.grid)
+        most = other.seeds.shape[1]
+        shared = min(most, self.session.candidates)
+        known = np.full((len(self.prompts), most, result.rewards.shape[-1]), np.nan)
+        known[:, :shared] = _final(result, last)[:, :shared]
+        for p, c in self.grid.lineage:
+            known[p, c : c + 1] = np.nan  # a child is not what its seed makes
+        return known
 
     def _reproduce(self, p: int) -> str:
         s, chosen = self.session.sampler, int(self._result().chosen[p])

@@ -28,7 +28,7 @@ from ttsnap.rewards import REWARDS
 
 if TYPE_CHECKING:
     from ttsnap.live.open_search import Setup
-    from ttsnap.live.result import SearchResult
+    from ttsnap.live.result import BestOfNComparison, SearchResult
 
 CALL = {  # arguments of the pipeline's call that have an option of their own
     "num_inference_steps": "steps",
@@ -143,14 +143,15 @@ def origin_of(setup: Setup, seed: int, place: int = 0) -> Origin:
     return Origin(settings, tuple(sorted(local)), contents, _fields(setup, model, weights), place)
 
 
-def metadata(result: SearchResult, rank: int = 1) -> Metadata:
+def metadata(result: SearchResult, rank: int, comparison: BestOfNComparison) -> Metadata:
     """What a picture of a result says of itself.
 
     Args:
         result: of a search.
-        rank: of the picture among the finished, 1 for the best; 0: that of best-of-N at the same cost.
+        rank: of the picture among the finished, 1 for the best; 0: that of best-of-N at the same cost,
+        comparison: which is this one.
     """
-    origin, comparison = result.origin, result.best_of_n
+    origin = result.origin
     image = comparison.best if rank == 0 else result.images[rank - 1]
     assert image is not None
     cost, settings = result.cost, origin.settings
@@ -158,6 +159,7 @@ def metadata(result: SearchResult, rank: int = 1) -> Metadata:
     if rank == 0:
         cost, settings = comparison.cost, settings | {"policy": {"policy": "best-of-n"}}
         settings["candidates"] = started = finished = comparison.candidates
+        settings |= {"steps": comparison.num_steps} if comparison.num_steps else {}
     else:
         seed = image.seed
         while (ancestor := result.lineage.get(seed)) and len(lineage) < len(result.lineage):
@@ -181,6 +183,7 @@ def metadata(result: SearchResult, rank: int = 1) -> Metadata:
         "lineage": lineage,
     }
     fields = {"Seed": str(image.seed), **origin.fields}
+    fields |= {"Steps": str(comparison.num_steps)} if rank == 0 and comparison.num_steps else {}
     order = [
         name for name in ("Steps", "Sampler", "Schedule type", "CFG scale", "Distilled CFG Scale") if name in fields
     ]

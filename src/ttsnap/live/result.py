@@ -57,11 +57,26 @@ class Ancestor(NamedTuple):
 
 @dataclass(frozen=True)
 class BestOfNComparison:
-    """What best-of-N gets for the same cost, on the first N of the same seeds; `best` is None if it was not run."""
+    """What best-of-N gets for the same cost, on the first N of the same seeds; `best` is None if it was not run.
+
+    `num_steps` are those of its images; None: as many as the search's.
+    """
 
     candidates: int
     cost: Cost
     best: Finished | None = None
+    num_steps: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        best = self.best
+        return {
+            "candidates": self.candidates,
+            "cost": self.cost.to_dict(),
+            "seed": best.seed if best else None,
+            "reward": best.reward if best else None,
+            "reward_by_name": best.rewards if best else None,
+        } | ({"num_steps": self.num_steps} if self.num_steps else {})
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,8 @@ class SearchResult:
         started: candidates started.
         finished: candidates brought to the last step.
         history: per seed, every look at it.
-        best_of_n: what best-of-N gets for the same cost.
+        best_of_n: what best-of-N gets for the same cost, with as many steps.
+        best_of_n_at: and with other numbers of steps, if it was compared with them.
         num_steps: denoiser calls of a finished image.
         preview: what early looks saw: full, tiny, small or linear.
         reproduce: how the stock pipeline makes the winning image, or why it alone does not.
@@ -105,6 +121,7 @@ class SearchResult:
     num_steps: int
     reproduce: str
     budget: str | None = None
+    best_of_n_at: list[BestOfNComparison] = field(default_factory=list)
     preview: str = "full"
     notes: list[str] = field(default_factory=list)
     diversity: dict[str, Any] | None = None
@@ -174,7 +191,6 @@ class SearchResult:
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON object (`result.json`)."""
         mine = self.images[0] if self.images else None
-        best = self.best_of_n.best
         return {
             "prompt": self.prompt,
             "model": self.model,
@@ -189,13 +205,8 @@ class SearchResult:
             "budget": self.budget,
             "candidates": {"started": self.started, "finished": self.finished},
             "cost": self.cost.to_dict(),
-            "best_of_n_at_this_cost": {
-                "candidates": self.best_of_n.candidates,
-                "cost": self.best_of_n.cost.to_dict(),
-                "seed": best.seed if best else None,
-                "reward": best.reward if best else None,
-                "reward_by_name": best.rewards if best else None,
-            },
+            "best_of_n_at_this_cost": self.best_of_n.to_dict(),
+            "best_of_n_at_other_steps": [other.to_dict() for other in self.best_of_n_at],
             "top": [{"seed": f.seed, "reward": f.reward, "rewards": f.rewards} for f in self.images],
             "history": [{"seed": seed, "looks": list(map(_said, looks))} for seed, looks in self.history.items()],
             "reproduce": self.reproduce,
@@ -226,7 +237,6 @@ class SearchResult:
             ]
             rows.append(Row(step, tiles, draft=not late))
         name = self.policy["policy"]
-        best = self.best_of_n
         finishes = [
             Finish(
                 f"{name}: {self.started} started, {self.finished} finished",
@@ -235,11 +245,15 @@ class SearchResult:
             )
             for mine in self.images[:1]
         ]
-        if best.best:
-            lines = [f"reward {best.best.reward:.3f} (seed {best.best.seed})", cost_line(best.cost)]
-            lines += [f"{h.name} {h.best_of_n:.3f} (held out)" for h in self.held_out if h.best_of_n is not None]
-            title = f"best-of-{best.candidates}: all finished, same budget"
-            finishes.append(Finish(title, best.best.image, lines))
+        for one in (self.best_of_n, *self.best_of_n_at):
+            if one.best is None:
+                continue
+            lines = [f"reward {one.best.reward:.3f} (seed {one.best.seed})", cost_line(one.cost)]
+            if one is self.best_of_n:
+                lines += [f"{h.name} {h.best_of_n:.3f} (held out)" for h in self.held_out if h.best_of_n is not None]
+            steps = f"with {one.num_steps} steps" if one.num_steps else "all finished"
+            cost = "same budget" if one.cost.tflop <= self.cost.tflop else "the least"
+            finishes.append(Finish(f"best-of-{one.candidates}: {steps}, {cost}", one.best.image, lines))
         guides = f" · looks by {', '.join(self.guides.values())}" if self.guides else ""
         facts = [f"{self.model} · reward: {', '.join(self.rewards)}{guides} · {cost_line(self.cost)}"]
         if self.stopped:
@@ -262,7 +276,7 @@ class SearchResult:
 
     def metadata(self, rank: int = 1) -> Metadata:
         """What the picture of a rank says of itself in its file: 1 is the best; 0 is that of best-of-N."""
-        return rerun.metadata(self, rank)
+        return rerun.metadata(self, rank, self.best_of_n)
 
     def save(self, folder: str | AnyPath, *, board: bool = True, metadata: bool = True) -> dict[str, Any]:
         """Write the images, the board and `result.json` (last, so that its presence means "complete").
@@ -295,6 +309,11 @@ class SearchResult:
         if self.best_of_n.best:
             record["files"]["best_of_n"] = "best_of_n.png"
             save_image(self.best_of_n.best.image, folder / "best_of_n.png", says(0))
+        for other in self.best_of_n_at:
+            if other.best:
+                name = f"best_of_n_{other.num_steps}.png"
+                record["files"].setdefault("best_of_n_at", []).append(name)
+                save_image(other.best.image, folder / name, rerun.metadata(self, 0, other) if metadata else None)
         if board:
             record["files"]["board"] = "board.png"
             save_image(self.board(), folder / "board.png", says(1))

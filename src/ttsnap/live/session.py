@@ -210,7 +210,7 @@ class Session(Setup):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         top: int = 1,
-        compare: bool = False,
+        compare: bool | Sequence[int] = False,
         previews: bool = True,
         observer: Observer | None = None,
         place: int = 0,
@@ -223,7 +223,9 @@ class Session(Setup):
             seed: first seed (default: 0).
             generator: or, as the stock call takes it, a generator; the seed that it was given is the first seed.
             top: how many of the best finished images to return.
-            compare: also run best-of-N at the same cost, on the first of the same seeds.
+            compare: also run best-of-N at the same cost, on the first of the same seeds; or the numbers of steps to
+                run it with, beside the search's own (default: the model's own, and that at which best-of-N is best,
+                where they are known).
             previews: keep small pictures of every look, for the pruning board.
             observer: is told what happens, and may raise `ttsnap.core.observers.Stop`.
             progress: show a bar (default: in notebooks).
@@ -238,7 +240,7 @@ class Session(Setup):
         finally:
             shown.close()
         if compare:
-            block.compare(observer)
+            block.compare(observer, _steps(compare))
         return block.results(top)
 
     def open(self, prompts: Sequence[str], *, seed: int = 0, previews: bool = True, place: int = 0) -> OpenSearch:
@@ -253,7 +255,7 @@ class Session(Setup):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         top: int = 1,
-        compare: bool = False,
+        compare: bool | Sequence[int] = False,
         previews: bool = True,
         observers: Callable[[int], Observer] | None = None,
         places: Sequence[int] | None = None,
@@ -278,7 +280,7 @@ class Session(Setup):
         prompts: Sequence[str],
         seed: int,
         top: int,
-        compare: bool,
+        compare: bool | Sequence[int],
         previews: bool,
         observers: Callable[[int], Observer] | None,
         places: Sequence[int] | None,
@@ -309,7 +311,7 @@ class Session(Setup):
                 place = ended.number if places is None else places[ended.number]
                 block = OpenSearch(self, ended.grid, ended.result, ended.seconds, ended.notes, place)
                 if compare:
-                    block.compare()
+                    block.compare(steps=_steps(compare))
                 results = block.results(top)
             except Exception as error:
                 yield ended.number, error
@@ -324,20 +326,6 @@ class Session(Setup):
         from ttsnap.live.engine import prompts_per_block
 
         return prompts_per_block(self.policy.plan(self.candidates, self.sampler.num_steps), self.sampler.max_batch)
-
-    def with_steps(self, steps: int) -> Session:
-        """The same model, rewards and settings with another `num_inference_steps`; nothing is loaded again.
-
-        Raises:
-            ValueError: the pipeline takes no number of steps, or its candidates are pushed apart.
-        """
-        from ttsnap.pipelines import features
-        from ttsnap.pipelines.flops import cost_model
-
-        sampler = self.sampler.with_steps(steps)
-        features.attach(sampler, self.judges)
-        model = cost_model(sampler, self.judges, sampler.some_prompt)
-        return replace(self, sampler=sampler, cost_model=model)
 
     def _seeds(self, prompts: Sequence[str], seed: int) -> IntArray:
         """Seeds [prompts, candidates]; complains about prompts that cannot be searched for."""
@@ -504,7 +492,13 @@ def prepare(
         second,
         {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)}
         | {"pictures": options["pictures"]},
+        policies.baseline_steps(name, rewards.targets_of(judges)) if not options["pictures"] else (),
     )
+
+
+def _steps(compare: bool | Sequence[int]) -> Sequence[int]:
+    """Numbers of steps that are given in the place of a flag."""
+    return () if isinstance(compare, bool) else tuple(compare)
 
 
 def trained_on_decodes(judge: Any) -> bool:
@@ -519,7 +513,7 @@ def search(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     top: int = 1,
-    compare: bool = False,
+    compare: bool | Sequence[int] = False,
     observer: Observer | None = None,
     progress: bool | None = None,
     **settings: Any,
@@ -535,7 +529,9 @@ def search(
         generator: or, as the stock call takes it, a generator; the seed that it was given is the first seed. Noise is
             drawn on the CPU, wherever the generator is.
         top: how many of the best finished images to return; with `different=True` those that are also different.
-        compare: also run best-of-N at the same cost, on the first of the same seeds.
+        compare: also run best-of-N at the same cost, on the first of the same seeds; or the numbers of steps to run it
+            with, beside the search's own (default: the model's own, and that at which best-of-N is best, where they
+            are known).
         observer: is told what happens, and may raise `ttsnap.core.observers.Stop`: what is finished by then is kept.
         progress: show a bar (default: in notebooks).
         **settings: those of `prepare` (`reward`, `budget` or `candidates`, `policy`, `preview`, `device`, `dtype` ...),

@@ -93,6 +93,7 @@ __all__ = [
     "SuccessiveHalving",
     "UntilGood",
     "ZeroOrder",
+    "baseline_steps",
     "default_policy",
     "for_budget",
     "from_dict",
@@ -163,6 +164,22 @@ def tuned_policy(
         chosen = chosen or max(entries, key=lambda entry: entry[0].amount, default=None)
         return chosen[1:] if chosen else None
     return None
+
+
+def baseline_steps(model: str, targets: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of steps that best-of-N is compared with: a model's own, and the one at which best-of-N is best.
+
+    Args:
+        model: its name; of models without a schedule that ships nothing is known.
+        targets: rewards of finished images.
+    """
+    found: set[int] = set()
+    if model.replace("-", "").isidentifier():
+        for path in TUNED.glob(f"{model}*.json"):
+            made_for = load_with_notes(path)[1]["provenance"]
+            if made_for["rewards"] == list(targets):
+                found |= {made_for["num_steps"], made_for.get("best_of_n_steps", made_for["num_steps"])}
+    return tuple(sorted(found))
 
 
 def shipped() -> str:
