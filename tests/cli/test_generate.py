@@ -34,6 +34,7 @@ def test_one_prompt_gives_an_image_a_board_and_a_record(tmp_path):
         "best.png",
         "top2.png",
         "best_of_n.png",
+        "best_of_n_20.png",  # the model's own number of steps; a budget chose fewer
         "board.png",
         "result.json",
         "settings.json",

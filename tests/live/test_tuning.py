@@ -14,7 +14,7 @@ from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.ranking import Minimum, WeightedSum
 from ttsnap.live import tuning
 from ttsnap.live.session import prepare
-from ttsnap.live.settings import SearchSettings, steps_of_file
+from ttsnap.live.settings import SearchSettings
 from ttsnap.policies import POLICIES, PRESETS, Branching, SuccessiveHalving, space
 
 PROMPTS = ["a red circle", "a blue square", "a cat", "a dog", "two birds", "a tree"]
@@ -137,8 +137,8 @@ def test_the_number_of_steps_is_tuned_too_and_goes_with_the_policy(session, tmp_
     poor = tuning.tune(session, PROMPTS, SuccessiveHalving((0.4,), (0.5,)), Budget(4.0, "NFE"), steps=[2, 3], trials=2)
     assert poor.provenance["steps"] == [2, 3]  # five cannot be paid for
     tuning.save([found], tmp_path / "tuned.json")
-    assert steps_of_file(str(tmp_path / "tuned.json")) == found.num_steps
-    assert steps_of_file("svdd") is None
+    assert policies.read(str(tmp_path / "tuned.json"))[1] == found.num_steps
+    assert policies.read("svdd")[1] is None
 
 
 def test_a_budget_chooses_policy_and_steps_from_a_file_that_was_tuned_for_several(session, tmp_path):
@@ -155,7 +155,7 @@ def test_a_budget_chooses_policy_and_steps_from_a_file_that_was_tuned_for_severa
     ):  # fmt: skip
         budget = Budget(float(amount), unit) if amount else None
         assert policies.for_budget(file, budget) == (one.policy, one.num_steps)
-        assert steps_of_file(str(file), f"{amount}{unit}" if amount else None) == one.num_steps
+        assert policies.read(str(file), Budget.parse(f"{amount}{unit}") if amount else None)[1] == one.num_steps
     made = prepare(
         session.sampler.pipe, reward=tiny.Redness(), budget="12NFE", policy=str(file), height=32, width=32,
         max_sequence_length=12,

@@ -24,6 +24,12 @@ from ttsnap.policies.places import RESAMPLING, placed, systematic
 from ttsnap.replay.environment import ReplayEnvironment
 
 
+def sizes(plan):
+    """Steps and sizes of rungs, none of them drafts."""
+    assert not any(rung.draft for rung in plan)
+    return tuple((rung.step, rung.size) for rung in plan)
+
+
 def asked(policy, rewards, steps=5):
     """What a policy asks of one prompt, given the rewards [candidates] at each look in turn."""
     problem, answers, seen = Problem(1, len(rewards[0]), steps), iter(rewards), []
@@ -82,14 +88,14 @@ def test_zero_order_search_goes_where_it_is_better():
     ]
     explored = asked(ZeroOrder(rounds=1, look=3, explore=1.0), [[0] * 8] * 3)
     assert explored[1][3] == [0, 90, 90, 90, 0, 0, 0, 0]
-    assert ZeroOrder(rounds=3).plan(8, 20) == ((1, 1), (8, 9), (20, 1))
+    assert sizes(ZeroOrder(rounds=3).plan(8, 20)) == ((1, 1), (8, 9), (20, 1))
 
 
 def test_paths_go_back_and_further_ahead():
     """Two paths of two children each: four calls ahead, two back, of twelve."""
     policy = SearchOverPaths(children=2, ahead=0.34, back=0.17)
     found = asked(policy, [[1, 2] + [0] * 2, [3, 9, 8, 1], [4, 5, 6, 7], [9, 0, 8, 0], [0] * 4], steps=12)
-    assert policy.plan(4, 12)[:3] == ((4, 2), (2, 0), (6, 4))
+    assert sizes(policy.plan(4, 12)[:3]) == ((4, 2), (2, 0), (6, 4))
     assert np.isnan(found[1][3]).all()  # as the forward process adds noise
     assert [entry[:3] + entry[4:] for entry in found] == [
         (4, [0, 1]),
@@ -115,7 +121,7 @@ def test_a_restart_goes_on_with_the_best_of_child_and_parent():
         (5, [0, 1, 2]),
         (10, [1]),
     ]
-    assert policy.plan(4, 10) == ((5, 4), (3, 0), (5, 2), (3, 0), (5, 2), (10, 1))
+    assert sizes(policy.plan(4, 10)) == ((5, 4), (3, 0), (5, 2), (3, 0), (5, 2), (10, 1))
 
 
 def test_a_population_evolves():
@@ -143,7 +149,7 @@ def test_what_a_stage_saves_the_next_may_spend():
     policy = Rollover((1, 2, 3), first=0.4, angle=30.0)
     rows = [[2, 1] + [0] * 4, [0, 3] + [0] * 4, [0, 1] + [0] * 4, [0, 2] + [0] * 4, [0, 1.5] + [0] * 4, [0] * 6]
     found = asked(policy, rows, steps=5)
-    assert policy.plan(6, 5) == ((1, 2), (2, 2), (3, 2), (5, 1))
+    assert sizes(policy.plan(6, 5)) == ((1, 2), (2, 2), (3, 2), (5, 1))
     try_again = ("fork", 2, [-1, 0, -1, -1, -1, -1], [0, 30.0, 0, 0, 0, 0])
     assert found[0] == (1, [0, 1])
     assert [entry for entry in found if entry[0] != "fork"] == [
@@ -171,13 +177,13 @@ def test_until_good_searches_groups_by_another_policy():
     policy = UntilGood(stop_at=4.0, group=3, inner=halving)
     found = asked(policy, [[1, 3, 2] + [0] * 3, [0, 3.5] + [0] * 4, [0] * 3 + [2, 1, 0], [0] * 3 + [5, 0, 0]])
     assert found == [(1, [0, 1, 2]), (5, [1]), (1, [3, 4, 5]), (5, [3])]
-    assert policy.plan(6, 5) == ((1, 3), (5, 1), (0, 0), (1, 3), (5, 1))
+    assert sizes(policy.plan(6, 5)) == ((1, 3), (5, 1), (0, 0), (1, 3), (5, 1))
 
 
 def test_a_rung_may_be_a_share_of_the_steps():
     halving = SuccessiveHalving((0.25, 0.5), keep=(0.5, 0.5))
-    assert halving.plan(8, 20) == ((5, 8), (10, 4), (20, 2))
-    assert halving.plan(8, 3) == ((1, 8), (2, 4), (3, 2))
+    assert sizes(halving.plan(8, 20)) == ((5, 8), (10, 4), (20, 2))
+    assert sizes(halving.plan(8, 3)) == ((1, 8), (2, 4), (3, 2))
     with pytest.raises(ValueError, match="whole numbers of at least 1, or all shares between 0 and 1"):
         SuccessiveHalving((0.25, 3), keep=(0.5, 0.5))
     assert policies.named("psp") == halving
@@ -246,8 +252,8 @@ def test_bad_hyperparameters_are_refused():
 
 def test_without_rungs_they_are_shares_of_the_steps():
     assert [rung.step for rung in Steering().plan(4, 20)] == [3, 6, 9, 12, 20]
-    assert [tuple(rung) for rung in Branching().plan(40, 28)] == [(6, 40), (11, 16), (17, 12), (28, 3)]
-    assert [tuple(rung) for rung in Branching().plan(40, 3)] == [(1, 40), (2, 12), (3, 3)]
+    assert sizes(Branching().plan(40, 28)) == ((6, 40), (11, 16), (17, 12), (28, 3))
+    assert sizes(Branching().plan(40, 3)) == ((1, 40), (2, 12), (3, 3))
     assert [rung.step for rung in Branching().plan(1, 20)] == [20]
 
 

@@ -214,7 +214,7 @@ def _speed(
     steps, turns = session.sampler.num_steps, compared.draws if compared.draws > 1 else 5
     names = [who.policy for who in compared.contenders()] or [DEFAULT]
     searches = {
-        name: session.policy if name == DEFAULT else policies.named(name) or policies.default_policy(steps)
+        name: session.policy if name == DEFAULT else policies.read(name)[0] or policies.default_policy(steps)
         for name in names
     }
     with ImageProgress("measuring", silent=silent, unit="turns") as progress:

@@ -25,7 +25,7 @@ from ttsnap.cli.options import (
     Weights,
     tell,
 )
-from ttsnap.live.settings import read_numbers, read_policy
+from ttsnap.live.settings import halving, read_numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,7 +169,7 @@ def _replay_trees(files: Sequence[Path], names: Sequence[str], weights: str | No
     rows: list[dict[str, Any]] = []
     for file in files:
         tree = Tree.load(file)
-        policy = (policies.named(names[0]) or policies.default_policy(tree.num_steps)) if names else None
+        policy = (policies.read(names[0])[0] or policies.default_policy(tree.num_steps)) if names else None
         policy = policy or policies.from_dict(tree.policy)
         result = run(policy, Trees([tree]), combine, np.random.default_rng(tree.random))
         named = dict(zip(tree.rewards, result.rewards[0].tolist(), strict=True))
@@ -223,9 +223,9 @@ def contenders(
         if name == "best-of-n":
             continue  # always beside the others, exact
         label = name.removesuffix(".json").split("/")[-1] + (IN_SAMPLE if name in tuned else "")
-        chosen.append((label, policies.named(name) or policies.default_policy(steps)))
+        chosen.append((label, policies.read(name)[0] or policies.default_policy(steps)))
     if rungs or keep:
-        chosen.append((f"halving {rungs}", read_policy(None, rungs, keep)))
+        chosen.append((f"halving {rungs}", halving(rungs, keep)))
     if not chosen:
         raise ValueError("best-of-n is in every table already; name another policy to compare it with")
     field = []

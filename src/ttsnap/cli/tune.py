@@ -171,7 +171,7 @@ def _live(
         raise ValueError(
             "give a recording; or tune live: --policy svdd --prompts FILE and a --budget, such as --budget 2000TFLOP"
         )
-    base = policies.named(asked.policy)
+    base = policies.read(asked.policy)[0]
     texts = read_prompts((), asked.prompts)
     texts = [texts[place] for place in read_range(asked.prompt_range, len(texts))]
     weights, combine = several

@@ -73,10 +73,8 @@ class Contender:
 
     def chosen(self, budget: Budget | None) -> tuple[Policy | None, int | None]:
         """The policy, if it is not the one that comes with model or steps, and the number of steps, if one is said."""
-        if self.policy.endswith(".json"):
-            policy, steps = policies.for_budget(self.policy, budget)
-            return policy, self.steps or steps
-        return None if self.policy == DEFAULT else policies.named(self.policy), self.steps
+        policy, steps = (None, None) if self.policy == DEFAULT else policies.read(self.policy, budget)
+        return policy, self.steps or steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -416,11 +416,9 @@ def prepare(
     options["pictures"] = options.get("pictures") or Pictures.taken_from(options)
     options["pictures"].settings()  # their files are read now, and may be gone when the search ends
     chosen, tuned = None if isinstance(policy, str) else policy, None
-    if isinstance(policy, str) and policy.endswith(".json"):
-        chosen, steps = policies.for_budget(policy, budget)
+    if isinstance(policy, str):
+        chosen, steps = policies.read(policy, budget)
         options = ({"num_inference_steps": steps} if steps else {}) | options
-    elif isinstance(policy, str):
-        chosen = policies.named(policy)
     elif policy is None and not options["pictures"]:
         tuned = tuned_policy(name, names, options.get("num_inference_steps"), budget)
     if tuned:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.values import read_value
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ttsnap.core.grid import Policy
     from ttsnap.live.session import Session
     from ttsnap.pipelines.sampler import Sampler
+    from ttsnap.policies import SuccessiveHalving
 
 MAX_SEED = 2**62  # seeds of candidates count up from the first
 MAX_STEPS = 1000
@@ -219,7 +220,7 @@ class SearchSettings:
             raise ValueError("give --budget or --candidates, not both")
         if not any(vars(self).values()):
             return
-        from ttsnap import policies, rewards
+        from ttsnap import rewards
         from ttsnap.core.cost import Budget
         from ttsnap.core.ranking import read_rule
         from ttsnap.live.reporting import AUTO, NONE
@@ -232,19 +233,26 @@ class SearchSettings:
             read_rule(self.combine, names, weights)
         if self.report_reward not in (None, AUTO, NONE):
             rewards.names_of(self.report_reward)
-        if isinstance(policy := self.chosen_policy(), str):
-            policies.named(policy)
+        self.chosen_policy()
 
-    def chosen_policy(self) -> str | Policy | None:
-        """The policy that is asked for; None: the model's own."""
-        return read_policy(self.policy, self.rungs, self.keep, self.budget)
+    def chosen_policy(self) -> tuple[Policy | None, int | None]:
+        """The policy that is asked for, None where it depends on model or steps; and the number of steps it says."""
+        if self.rungs is None and self.keep is None:
+            from ttsnap import policies
+            from ttsnap.core.cost import Budget
+
+            budget = Budget.parse(self.budget) if self.budget else None
+            return (None, None) if self.policy is None else policies.read(self.policy, budget)
+        if self.policy not in (None, "halving"):
+            raise ValueError(f"--rungs and --keep belong to the policy halving, not to {self.policy}")
+        return halving(self.rungs, self.keep), None
 
     def keywords(self) -> dict[str, Any]:
         """Keywords of `ttsnap.live.session.prepare`, but for the rewards: what is searched with, and at what cost."""
         return {
             "budget": self.budget,
             "candidates": self.candidates,
-            "policy": self.policy if is_file(self.policy) else self.chosen_policy(),
+            "policy": self.policy if self.rungs is None else self.chosen_policy()[0],
             "stop_at": self.stop_at,
             "combine": self.combine,
             "weights": read_weights(self.weights),
@@ -289,10 +297,10 @@ class SearchSettings:
         from ttsnap import policies
         from ttsnap.live.reporting import AUTO, NONE
 
-        policy = self.chosen_policy()
-        found = asdict(self) | {"policy": policy if isinstance(policy, str | None) else policies.to_dict(policy)}
+        policy, steps = self.chosen_policy()
+        found = asdict(self) | {"policy": policies.to_dict(policy) if policy else self.policy}
         del found["rungs"], found["keep"]
-        found["steps_of_policy"] = steps_of_file(self.policy, self.budget)
+        found["steps_of_policy"] = steps
         report = None if self.report_reward in (AUTO, NONE) else self.report_reward
         found["contents"] = reward_contents(self.reward, report)
         return found
@@ -436,38 +444,8 @@ def read_call(arguments: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def is_file(policy: str | None) -> TypeGuard[str]:
-    """Whether a policy is that of a file."""
-    return policy is not None and policy.endswith(".json")
-
-
-def steps_of_file(policy: str | None, budget: str | None = None) -> int | None:
-    """The number of steps that a policy file was tuned with for a budget, where that was tuned, too."""
-    if not is_file(policy):
-        return None
-    from ttsnap import policies
-    from ttsnap.core.cost import Budget
-
-    return policies.for_budget(policy, Budget.parse(budget) if budget else None)[1]
-
-
-def read_policy(
-    name: str | None, rungs: str | None, keep: str | None, budget: str | None = None
-) -> str | Policy | None:
-    """The policy that the options describe: a name, what a file has for the budget, or halving with these rungs."""
-    if rungs is None and keep is None:
-        if name is not None and name.startswith("{"):
-            from ttsnap import policies
-
-            return policies.parse(name)
-        if is_file(name):
-            from ttsnap import policies
-            from ttsnap.core.cost import Budget
-
-            return policies.for_budget(name, Budget.parse(budget) if budget else None)[0]
-        return name
-    if name not in (None, "halving"):
-        raise ValueError(f"--rungs and --keep belong to the policy halving, not to {name}")
+def halving(rungs: str | None, keep: str | None) -> SuccessiveHalving:
+    """Successive halving at these rungs, such as `3,7,12`, with these keep ratios, such as `.4,.4,.5`."""
     if rungs is None:
         raise ValueError("--keep needs --rungs, such as --rungs 3,7,12 --keep .4,.4,.5")
     from ttsnap.policies import SuccessiveHalving

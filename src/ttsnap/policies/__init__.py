@@ -101,6 +101,7 @@ __all__ = [
     "load_with_notes",
     "named",
     "parse",
+    "read",
     "save",
     "shipped",
     "to_dict",
@@ -108,8 +109,29 @@ __all__ = [
 ]
 
 
+def read(text: str, budget: Budget | None = None) -> tuple[Policy | None, int | None]:
+    """The policy that a text says: by its name, as the JSON object that `to_dict` writes, or what a file has.
+
+    Args:
+        text: what `--policy` is given.
+        budget: what a prompt may cost, see `for_budget`.
+
+    Returns:
+        The policy, None for plain `halving`, whose rungs depend on the steps; and the number of steps that it was tuned
+        with, where that was tuned.
+
+    Raises:
+        ValueError: no such policy, or one that is not searched with by name.
+    """
+    if text.startswith("{"):
+        return parse(text), None
+    if text.endswith(".json") or (text not in {*POLICIES, *PRESETS} and Path(text).exists()):
+        return for_budget(text, budget)
+    return named(text), None
+
+
 def named(name: str) -> Policy | None:
-    """A policy by its name, or from a file; None for plain `halving`, whose rungs depend on the steps.
+    """A policy by its name; None for plain `halving`, whose rungs depend on the steps.
 
     Raises:
         ValueError: no such policy, or one that is not searched with by name.
@@ -125,8 +147,6 @@ def named(name: str) -> Policy | None:
     if name in POLICIES:
         made: Policy = POLICIES[name]()
         return made
-    if name.endswith(".json") or Path(name).exists():
-        return load(name)
     raise ValueError(
         f"unknown policy {name!r}; known are {', '.join([*POLICIES, *PRESETS])}, or a file such as tuned.json"
     )
@@ -227,7 +247,7 @@ def _value(value: Any) -> Any:
 
 
 def parse(text: str) -> Policy:
-    """The policy that a text says, a JSON object as `to_dict` writes it.
+    """The policy of a text with a JSON object as `to_dict` writes it; no file is read.
 
     Raises:
         ValueError: it is not JSON, or no known policy.
