@@ -22,7 +22,16 @@ import psutil
 
 from ttsnap.core.observers import Observer, Stop
 from ttsnap.live.session import prepare
-from ttsnap.policies import BestOfN, Branching, Evolution, Restart, Steering, SuccessiveHalving, ZeroOrder
+from ttsnap.policies import (
+    BestOfN,
+    Branching,
+    DraftThenRefine,
+    Evolution,
+    Restart,
+    Steering,
+    SuccessiveHalving,
+    ZeroOrder,
+)
 
 POLICIES = (
     BestOfN(),
@@ -32,6 +41,7 @@ POLICIES = (
     ZeroOrder(),
     Evolution(),
     Restart(),
+    DraftThenRefine(),
 )
 COLOURS, SHAPES = ("red", "green", "blue", "yellow", "cyan"), ("circle", "square", "triangle")
 WARM, FLAT = 0.2, 0.02

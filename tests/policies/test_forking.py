@@ -172,6 +172,15 @@ def test_best_first_takes_up_an_earlier_one_when_it_is_disappointed():
     assert found == [(1, [0, 1, 2, 3]), (3, [1]), (3, [2]), (5, [2]), (5, [1])]
 
 
+def test_the_default_looks_late_where_there_are_few_steps():
+    assert sizes(policies.default_policy(20).plan(32, 20)) == ((3, 32), (7, 13), (12, 5), (20, 2))
+    assert sizes(policies.default_policy(9).plan(32, 9)) == ((1, 32), (3, 13), (5, 5), (9, 2))
+    assert sizes(policies.default_policy(8).plan(32, 8)) == ((4, 32), (6, 16), (8, 6))
+    assert sizes(policies.default_policy(4).plan(8, 4)) == ((2, 8), (3, 4), (4, 2))
+    assert sizes(policies.default_policy(2).plan(8, 2)) == ((1, 8), (2, 4))
+    assert sizes(policies.default_policy(1).plan(8, 1)) == ((1, 8),)
+
+
 def test_until_good_searches_groups_by_another_policy():
     halving = SuccessiveHalving((1,), sizes=(1,))
     policy = UntilGood(stop_at=4.0, group=3, inner=halving)

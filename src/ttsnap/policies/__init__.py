@@ -75,6 +75,7 @@ MOST = 16 << 20  # bytes of a policy file
 TUNED = Path(__file__).parent / "tuned"  # what ships
 NOTES = ("provenance", "held_out", "by_budget")  # what a policy file may say beside the policy
 PUBLISHED_RUNGS = (0.15, 0.35, 0.6)
+FEW_STEPS = 8  # up to which a model counts as one of few steps
 
 __all__ = [
     "POLICIES",
@@ -153,10 +154,14 @@ def named(name: str) -> Policy | None:
 
 
 def default_policy(num_steps: int) -> Policy:
-    """Successive halving with the paper's three rungs, moved to the number of steps."""
-    rungs = sorted({max(1, round(share * num_steps)) for share in PUBLISHED_RUNGS})
+    """Successive halving with the paper's three rungs, moved to the number of steps; of few steps two late ones.
+
+    With 8 steps or fewer the paper's shares look too early: see docs/searches.md.
+    """
+    shares, keep = ((0.5, 0.75), (0.5, 0.4)) if num_steps <= FEW_STEPS else (PUBLISHED_RUNGS, (0.4, 0.4, 0.5))
+    rungs = sorted({max(1, round(share * num_steps)) for share in shares})
     rungs = [rung for rung in rungs if rung < num_steps]
-    return SuccessiveHalving(tuple(rungs), tuple((0.4, 0.4, 0.5)[: len(rungs)]))
+    return SuccessiveHalving(tuple(rungs), tuple(keep[: len(rungs)]))
 
 
 def tuned_policy(
