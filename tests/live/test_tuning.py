@@ -161,7 +161,8 @@ def test_a_budget_chooses_policy_and_steps_from_a_file_that_was_tuned_for_severa
         max_sequence_length=12,
     )  # fmt: skip
     assert (made.policy, made.sampler.num_steps) == (first.policy, first.num_steps)
-    assert SearchSettings(policy=str(file), budget="12NFE").chosen_policy() == first.policy
+    assert made.compare_steps == (second.provenance["best_of_n_steps"],)
+    assert SearchSettings(policy=str(file), budget="12NFE").chosen_policy() == (first.policy, first.num_steps)
     assert SearchSettings(policy=str(file), budget="12NFE").key() != SearchSettings(policy=str(file)).key()
 
 

@@ -490,7 +490,7 @@ def prepare(
         second,
         {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)}
         | {"pictures": options["pictures"]},
-        policies.baseline_steps(name, rewards.targets_of(judges)) if not options["pictures"] else (),
+        policies.baseline_steps(name, rewards.targets_of(judges), policy) if not options["pictures"] else (),
     )
 
 

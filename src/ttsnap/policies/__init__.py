@@ -191,19 +191,23 @@ def tuned_policy(
     return None
 
 
-def baseline_steps(model: str, targets: Sequence[str]) -> tuple[int, ...]:
+def baseline_steps(model: str, targets: Sequence[str], policy: object = None) -> tuple[int, ...]:
     """Numbers of steps that best-of-N is compared with: a model's own, and the one at which best-of-N is best.
 
     Args:
-        model: its name; of models without a schedule that ships nothing is known.
-        targets: rewards of finished images.
+        model: its name; of models without a schedule that ships nothing is known,
+        targets: nor for other rewards of finished images,
+        policy: but by a policy file, if its steps were tuned, too.
     """
+    files = list(TUNED.glob(f"{model}*.json")) if model.replace("-", "").isidentifier() else []
+    files += [Path(policy)] if isinstance(policy, str) and policy.endswith(".json") else []
     found: set[int] = set()
-    if model.replace("-", "").isidentifier():
-        for path in TUNED.glob(f"{model}*.json"):
-            made_for = load_with_notes(path)[1]["provenance"]
-            if made_for["rewards"] == list(targets):
-                found |= {made_for["num_steps"], made_for.get("best_of_n_steps", made_for["num_steps"])}
+    for path in files:
+        made = load_with_notes(path)[1].get("provenance", {})
+        if made.get("rewards") == list(targets) and path.parent == TUNED:
+            found.add(made["num_steps"])
+        if made.get("rewards") == list(targets) and "best_of_n_steps" in made:
+            found.add(made["best_of_n_steps"])
     return tuple(sorted(found))
 
 
