@@ -39,8 +39,8 @@ def renewed(document: str, parts: Mapping[str, str]) -> str:
     for name, text in parts.items():
         before, start, rest = document.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
-        if not start or not end:
-            raise ValueError(f"the document has no part <!-- {name} --> ... <!-- end -->")
+        if not start or not end or f"<!-- {name} -->" in after:
+            raise ValueError(f"the document needs one part <!-- {name} --> ... <!-- end -->")
         document = f"{before}{start}{text}\n{end}{after}"
     return document
 

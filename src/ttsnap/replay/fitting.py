@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import optuna
 
 MAX_RUNGS = 6
+NO_LOOK = 0.955  # a keep ratio from which on a look is left out
+SWITCHED = 0.15  # share of the variations that put a look in, or take one out
 STARTUP = 60  # schedules at random before good ones are varied
 ELITE = 40  # good schedules to vary
 DRAWN = 2**19  # candidates drawn to judge one schedule in the search
@@ -164,7 +166,9 @@ def explore(
     for number in range(trials):
         if number and not proceed(elite[0][0] if elite else -np.inf):
             break
-        if number >= STARTUP and number % 8 and elite:
+        if number < STARTUP and not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]):
+            study.enqueue_trial(_random(len(judge.steps), rng))
+        elif number >= STARTUP and number % 8 and elite:
             rank = rng.geometric(0.05 * 8 ** (number / trials)) - 1  # choosier towards the end
             study.enqueue_trial(_vary(elite[min(rank, len(elite) - 1)][1], len(judge.steps), rng))
         trial = study.ask()
@@ -232,7 +236,7 @@ def _suggest(trial: optuna.Trial, steps: tuple[int, ...]) -> SuccessiveHalving:
     for rung in range(MAX_RUNGS):
         step = steps[trial.suggest_int(f"step {rung}", 0, len(steps) - 1)]
         ratio = trial.suggest_float(f"keep {rung}", 0.1, 1.0, step=0.01)
-        if ratio < 0.955:
+        if ratio < NO_LOOK:
             keep[step] = keep.get(step, 1.0) * ratio
     rungs = tuple(sorted(keep))
     return SuccessiveHalving(rungs, tuple(max(0.01, round(keep[step], 2)) for step in rungs))
@@ -247,9 +251,22 @@ def _parameters(rungs: Sequence[float], keep: Sequence[float], judge: Judge) -> 
     return parameters
 
 
+def _random(num_places: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A schedule of one to MAX_RUNGS looks anywhere: all numbers of looks are tried as often."""
+    looks = rng.integers(1, MAX_RUNGS + 1)
+    found: dict[str, Any] = {f"step {rung}": int(rng.integers(num_places)) for rung in range(MAX_RUNGS)}
+    return found | {f"keep {r}": round(float(rng.uniform(0.1, 0.9)), 2) if r < looks else 1.0 for r in range(MAX_RUNGS)}
+
+
 def _vary(parameters: dict[str, Any], num_places: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Change one to three of a good schedule's parameters a little."""
+    """Change one to three of a good schedule's parameters a little; now and then put a look in, or take one out."""
     varied = dict(parameters)
+    if rng.random() < SWITCHED:
+        rung = rng.integers(MAX_RUNGS)
+        looks = varied[f"keep {rung}"] < NO_LOOK
+        varied[f"keep {rung}"] = 1.0 if looks else round(float(rng.uniform(0.3, 0.9)), 2)
+        varied[f"step {rung}"] = int(rng.integers(num_places))
+        return varied
     for name in rng.choice(sorted(varied), rng.integers(1, 4), replace=False):
         if name.startswith("step"):
             varied[name] = int(np.clip(varied[name] + rng.choice((-2, -1, 1, 2)), 0, num_places - 1))
