@@ -17,7 +17,7 @@ from ttsnap.pipelines.sampler import Sampler
 from ttsnap.recordings import Recording
 from ttsnap.recordings.features import Kept, Reader, create
 from ttsnap.recordings.recorder import record_rewards, seeds_of
-from ttsnap.training.judges import JudgeSettings, train_judge
+from ttsnap.training.judges import JudgeSettings, _served, shares_of_noise, train_judge
 
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue", "green", "cyan") for shape in ("circle", "square")]
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 4}
@@ -216,3 +216,21 @@ def test_where_to_listen_is_found_in_transformers_and_unets():
     assert all("blocks" in place.module for place in flux[:-1])
     unet = find_places(Sampler(tiny_sd.sdxl(), **SMALL))
     assert {place.module for place in unet} <= {"mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", X0}
+
+
+@pytest.mark.parametrize(
+    ("judge", "last"),
+    [
+        ((0.21, 0.31, 0.30, 0.30), 1),  # the easy level by the two commands
+        ((-0.10, 0.11, 0.21, 0.26), 0),  # the hard one: too weak everywhere
+        ((0.31, 0.48, 0.54, 0.70), 3),
+    ],
+)
+def test_where_the_clean_reward_was_not_asked_a_judge_serves_no_longer_than_that_usually_allows(judge, last):
+    nobody = np.full((3, 4), np.nan)
+    noise = shares_of_noise(np.array([1.0, 0.9, 0.8, 0.7]))
+    assert _served(np.tile(judge, (3, 1)), nobody, noise) == last
+    ratios = 1 / (1 / noise[1:] - 1)  # as Stable Diffusion has them
+    np.testing.assert_allclose(shares_of_noise(ratios), noise[1:])
+    asked = np.zeros((3, 4))
+    assert _served(np.tile(np.abs(judge), (3, 1)), asked, noise) == 3

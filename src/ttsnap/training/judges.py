@@ -29,6 +29,7 @@ from ttsnap.training.heads import Trails, foretell, train_head
 EVALUATION = "evaluation.json"
 CHECKS = 8  # times that a training is looked at
 TRIAL = 0.2  # part of the updates that a trial of a place gets
+CLEAN = (0.6, 0.7, 0.8, 0.9, 1.0), (0.75, 0.62, 0.43, 0.22, 0.02)  # share of noise, Kendall tau of the clean reward
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def train_judge(
     best = max(combinations, key=lambda places: trials.get(_name(places), 0.0))
     head, found = _fit(data(best, fit), data(best, choose), settings, device, on_updates)
     clean = source.clean[reader.prompts][..., source.rewards.index(name)]
-    served = _served(found, _early(clean[choose], reader.kept.calls))
+    noise = shares_of_noise(source.sigmas)[np.asarray(reader.kept.calls) - 1]
+    served = _served(found, _early(clean[choose], reader.kept.calls), noise)
     levels = _levels(head, data(best, held), clean[held], reader.kept.calls, served)
     parameters = sum(p.numel() for p in head.parameters())
     counts = (len(fit), len(choose), len(held))
@@ -263,10 +265,20 @@ def _early(clean: FloatArray, calls: Sequence[int]) -> FloatArray:
     return np.stack([kendall_tau(x, final) if np.isfinite(x).all() else nothing for x in looks], axis=1)
 
 
-def _served(judge: FloatArray, clean: FloatArray) -> int:
-    """The last look that the head serves: from where on the clean reward is better, as far as that is known."""
-    gain = np.nan_to_num(np.nanmean(judge, axis=0) - _mean(clean), nan=1.0)
-    return int(np.argmax(np.cumsum(gain)))
+def shares_of_noise(sigmas: FloatArray) -> FloatArray:
+    """Share of noise, 1 to 0, of each noise level, which of flow models is that share and of others a ratio."""
+    return sigmas / (1 + sigmas) if np.max(sigmas) > 1 else np.asarray(sigmas)
+
+
+def _served(judge: FloatArray, clean: FloatArray, noise: FloatArray) -> int:
+    """The last look that the head serves: from where on the clean reward is better.
+
+    Where that was not asked, it is taken to foretell what the clean rewards of the embedded levels do at this share of
+    noise [looks] (docs/judges.md): a weak judge that serves late is worse than none.
+    """
+    known = _mean(clean)
+    gain = np.nanmean(judge, axis=0) - np.where(np.isnan(known), np.interp(noise, *CLEAN), known)
+    return int(np.argmax(np.cumsum(np.nan_to_num(gain))))
 
 
 def _mean(values: FloatArray) -> FloatArray:
