@@ -51,7 +51,7 @@ def test_a_result_shows_picture_cost_and_board(result):
 def test_the_history_is_a_data_frame(result):
     frame = result.frame()
     assert len(frame) == result.cost.looks
-    assert list(frame.columns) == ["seed", "parent", "step", "reward", "kept", "wins"]
+    assert list(frame.columns) == ["seed", "parent", "step", "reward", "kept", "wins", "draft"]
     last = frame[frame.step == 6]
     assert last.loc[last.reward.idxmax(), "seed"] == result.seed
     assert frame[frame.wins].groupby("step").size().max() == 1

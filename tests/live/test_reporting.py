@@ -250,27 +250,27 @@ def test_live_and_replay_choose_alike_by_a_bound():
 
 
 def test_on_the_command_line(tmp_path, monkeypatch, ttsnap):
-    (tmp_path / "tones.py").write_text(
+    (tmp_path / "paints.py").write_text(
         "def bright(images, prompts, *, sigma):\n    return images.mean(dim=(1, 2, 3))\n"
         "def dark(images, prompts, *, sigma):\n    return -images.mean(dim=(1, 2, 3))\n"
     )
     monkeypatch.chdir(tmp_path)
     command = ["generate", PROMPT, "--candidates", "4", "--steps", "4", "--policy", "best-of-n", "--out", "out"]
-    command += ["--reward", "tones:bright,shapes", "--weights", "1,.0", "--report-reward", "tones:dark"]
+    command += ["--reward", "paints:bright,shapes", "--weights", "1,.0", "--report-reward", "paints:dark"]
     code, out, err = ttsnap(*command, "--json")
     assert code == 0
     record = json.loads(out)
     assert record["weights"] == [1.0, 0.0]
-    assert record["held_out"][0]["name"] == "tones:dark"
+    assert record["held_out"][0]["name"] == "paints:dark"
     assert record["held_out"][0]["parted"] is True
     assert "worse than the median" in err
     _, shown, _ = ttsnap(*command)
-    assert "held out, tones:dark: -0." in shown
+    assert "held out, paints:dark: -0." in shown
     assert "median of 4 finished -0." in shown
     assert "worse than the median on 1 of 1 prompts" in shown
     assert "they may part (reward hacking)" in shown
     assert Image.open(tmp_path / "out" / "board.png").size[0] > 100
-    bound = ["--combine", "tones:bright where shapes>=-100", "--reward-device", "cpu:0"]
+    bound = ["--combine", "paints:bright where shapes>=-100", "--reward-device", "cpu:0"]
     small = [
         "generate",
         PROMPT,
@@ -279,19 +279,19 @@ def test_on_the_command_line(tmp_path, monkeypatch, ttsnap):
         "--steps",
         "2",
         "--reward",
-        "tones:bright,shapes",
+        "paints:bright,shapes",
         "--out",
         "small",
     ]
     code, out, err = ttsnap(*small, *bound, "--json")
     assert code == 0, err
-    assert json.loads(out)["combine"] == "tones:bright where shapes>=-100"
+    assert json.loads(out)["combine"] == "paints:bright where shapes>=-100"
     for wrong, message in (
-        (["--weights", "1"], "2 rewards (tones:bright, shapes) need as many weights, got 1"),
-        (["--combine", "tones:bright where hps>=1"], "combine names the reward 'hps'"),
+        (["--weights", "1"], "2 rewards (paints:bright, shapes) need as many weights, got 1"),
+        (["--combine", "paints:bright where hps>=1"], "combine names the reward 'hps'"),
         (["--weights", "1,x"], "numbers separated by commas"),
         (["--report-reward", "magic"], "unknown reward 'magic'"),
     ):
-        code, _, err = ttsnap(*command[:-6], "--reward", "tones:bright,shapes", *wrong)
+        code, _, err = ttsnap(*command[:-6], "--reward", "paints:bright,shapes", *wrong)
         assert code == 2
         assert message in err
