@@ -160,9 +160,9 @@ def train_judge(
     report = JudgeReport(out, name, tuple(p.module for p in best), trials, levels, counts, parameters)
     sigma = float(source.sigmas[reader.kept.calls[served] - 1])
     notes = {"trained": {"recording": str(recording), "settings": asdict(settings), "trials": trials}}
-    save_head(head.cpu(), out, reward=name, places=best, sigma=sigma, **notes)
-    plain = asdict(report) | {"out": str(out), "versions": versions()}
-    write_json(plain, out / EVALUATION)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(asdict(report) | {"out": str(out), "versions": versions()}, out / EVALUATION)
+    save_head(head.cpu(), out, reward=name, places=best, sigma=sigma, **notes)  # last: a head is a whole training
     return report
 
 
