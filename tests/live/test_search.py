@@ -100,6 +100,9 @@ def test_compare_shows_best_of_n_with_other_numbers_of_steps_too(tmp_path):
     assert other.num_steps == 2
     assert other.cost.tflop <= named.cost.tflop
     assert other.candidates > named.best_of_n.candidates
+    assert not prepare(
+        "shapes", candidates=2, report="none", num_inference_steps=4, sigmas=[1.0, 0.6, 0.3]
+    ).compare_steps
     record = named.save(tmp_path)
     assert record["best_of_n_at_other_steps"][0]["num_steps"] == 2
     assert read(tmp_path / "best_of_n_2.png").own["settings"]["steps"] == 2

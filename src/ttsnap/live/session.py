@@ -475,6 +475,7 @@ def prepare(
             "take halving or best-of-n, and as many candidates"
         )
     assert list(judges) == names
+    fixed = diversity or options["pictures"] or {"sigmas", "timesteps"} & options.keys()  # the number of steps is
     return Session(
         sampler,
         judges,
@@ -490,7 +491,7 @@ def prepare(
         second,
         {name: value for name, value in asked.items() if value and isinstance(value, str | list | tuple)}
         | {"pictures": options["pictures"]},
-        policies.baseline_steps(name, rewards.targets_of(judges), policy) if not options["pictures"] else (),
+        () if fixed else policies.baseline_steps(name, rewards.targets_of(judges), policy),
     )
 
 
