@@ -102,6 +102,17 @@ def test_a_dropped_picture_restores_its_settings(page, tmp_path):
     assert "the picture does not say how it was made" in page.inner_text("#tt-search-status")
 
 
+def test_the_steps_that_a_budget_chooses_stand_in_their_empty_field(page):
+    page.get_by_role("tab", name="Search").click()
+    if not page.get_by_label("Steps").first.is_visible():
+        page.get_by_role("tabpanel").first.get_by_text("Model, reward, seed, size").click()
+    steps = "document.querySelector('#tt-search-steps :is(input, textarea)').placeholder"
+    for unit, shown in (("GFLOP", "4"), ("candidates", "20")):
+        page.get_by_label("Budget in").first.click()
+        page.get_by_role("option", name=unit, exact=True).click()
+        page.wait_for_function(f"shown => {steps} == shown", arg=shown)
+
+
 @pytest.mark.slow
 def test_64_candidates_and_nothing_dropped(visit, searches):
     page = visit()
