@@ -168,7 +168,7 @@ class Form:
             typed = (self.prompt, self.size, self.steps, self.guidance, self.negative, self.strength, self.options)
             left = [field.blur for field in typed]
             changed = [field.change for field in (self.amount, self.model, self.rewards, self.pictures)]
-            gr.on([*left, *changed], self.told, self.fields, self.hint, **QUIET)
+            gr.on([*left, *changed], self.told, self.fields, self.hint, trigger_mode="always_last", **QUIET)
 
     def of_choice(self) -> tuple[Callable[..., Update], list[Any], list[Any]]:
         """What shows a model's whole name, and size and steps that it takes by itself; of which fields and in which."""
