@@ -203,30 +203,35 @@ def clip(hidden: int, layers: int, *, projection: bool = False) -> torch.nn.Modu
     return getattr(transformers, "CLIPTextModelWithProjection" if projection else "CLIPTextModel")(config)
 
 
-def sdxl_unet() -> torch.nn.Module:
-    return diffusers.UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-        use_linear_projection=True,
-    )
+def sdxl_unet(**options: Any) -> torch.nn.Module:
+    own = {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        "use_linear_projection": True,
+    }
+    return diffusers.UNet2DConditionModel(**own | options)
 
 
-def unet(width: int, pooled: int | None = None, rows: int = 2) -> Callable[[int], list[dict[str, Any]]]:
+def unet(
+    width: int, pooled: int | None = None, rows: int = 2, words: int = 77
+) -> Callable[[int], list[dict[str, Any]]]:
     """Passes of a UNet, with guidance or in one row, whose prompts are `width` wide; `pooled`: of SDXL."""
 
     def passes(size: int) -> list[dict[str, Any]]:
         added = {"text_embeds": zeros(rows, pooled), "time_ids": zeros(rows, 6)} if pooled else {}
         given = {"sample": zeros(rows, 4, size // 8, size // 8), "timestep": zeros(())}
         return [
-            given | {"encoder_hidden_states": zeros(rows, 77, width)} | ({"added_cond_kwargs": added} if added else {})
+            given
+            | {"encoder_hidden_states": zeros(rows, words, width)}
+            | ({"added_cond_kwargs": added} if added else {})
         ]
 
     return passes
@@ -355,6 +360,45 @@ def sana(passes: Callable[[int], list[dict[str, Any]]], **options: Any) -> Model
     return Model(lambda: diffusers.SanaTransformer2DModel(**options), dc_ae, (gemma2,), passes, latents)
 
 
+def kolors() -> Model:
+    """SDXL's UNet, which reads ChatGLM3 6B; 256 tokens."""
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    text = {"num_layers": 28, "padded_vocab_size": 65024, "hidden_size": 4096, "ffn_hidden_size": 13696}
+    text |= {"kv_channels": 128, "num_attention_heads": 32, "multi_query_attention": True, "multi_query_group_num": 2}
+    text |= {"add_qkv_bias": True, "rmsnorm": True, "apply_query_key_layer_scaling": True, "original_rope": True}
+    reads = {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"}
+    return Model(
+        lambda: sdxl_unet(**reads, projection_class_embeddings_input_dim=5632),
+        lambda: kl(4, scaling_factor=0.13025),
+        (lambda: ChatGLMModel(ChatGLMConfig(**text)),),
+        unet(4096, 4096, words=256),
+        four,
+    )
+
+
+def wan() -> Model:
+    """Wan 2.1 1.3B, one frame: one pass for the prompt, one for what guidance leads away from; 512 tokens."""
+
+    def text() -> torch.nn.Module:
+        from transformers import UMT5Config, UMT5EncoderModel
+
+        config = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+        return UMT5EncoderModel(UMT5Config(**config))
+
+    def latents(size: int) -> tuple[int, ...]:
+        return 1, 16, 1, size // 8, size // 8
+
+    def passes(size: int) -> list[dict[str, Any]]:
+        texts = {"encoder_hidden_states": zeros(1, 512, 4096)}
+        return [{"hidden_states": zeros(latents(size)), "timestep": zeros(1)} | texts] * 2
+
+    def denoiser() -> torch.nn.Module:
+        return diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+
+    return Model(denoiser, diffusers.AutoencoderKLWan, (text,), passes, latents)
+
+
 MODELS = {
     "FLUX.1 dev": flux1(True),
     "FLUX.1 schnell": flux1(False),
@@ -402,6 +446,8 @@ MODELS = {
     ),
     "SDXL Turbo": sdxl(rows=1),
     "Playground v2.5": sdxl(),
+    "Kolors": kolors(),
+    "Wan 2.1 1.3B, one frame": wan(),
 }
 
 

@@ -102,6 +102,44 @@ def test_a_dropped_picture_restores_its_settings(page, tmp_path):
     assert "the picture does not say how it was made" in page.inner_text("#tt-search-status")
 
 
+def test_the_steps_that_budget_and_policy_choose_stand_in_their_empty_field(page):
+    page.get_by_role("tab", name="Search").click()
+    if not page.get_by_label("Steps").first.is_visible():
+        page.get_by_role("tabpanel").first.get_by_text("Model, reward, seed, size").click()
+    steps = "document.querySelector('#tt-search-steps :is(input, textarea)').placeholder"
+    for label, choice, shown in (
+        ("Policy", "best-of-N", "20"),
+        ("Budget in", "GFLOP", "20"),
+        ("Policy", "tuned for the model", "4"),
+        ("Budget in", "candidates", "20"),
+    ):
+        page.get_by_label(label, exact=True).first.click()
+        page.get_by_role("option", name=choice, exact=True).click()
+        page.wait_for_function(f"shown => {steps} == shown", arg=shown)
+
+
+def test_more_model_options_are_told_when_they_are_wrong_and_used_when_they_are_right(page, tmp_path):
+    page.get_by_role("tab", name="Search").click()
+    page.get_by_role("tabpanel").first.get_by_role("button", name="More model options").click()
+    box = "#tt-search-options :is(input, textarea)"
+    page.fill(box, "--vae /etc/passwd")
+    page.locator(box).blur()
+    page.wait_for_selector("#tt-search-hint .tt-error")
+    assert "there is no --vae '/etc/passwd' here" in page.inner_text("#tt-search-hint")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.png")
+    page.set_input_files("#tt-search-pictures input[type=file]", tmp_path / "photo.png")
+    page.get_by_text("photo").first.wait_for()
+    page.fill(box, "--image photo.png --preview linear")
+    page.locator(box).blur()
+    page.wait_for_function("() => !document.querySelector('#tt-search-hint .tt-error')")
+    search(page, prompt="a red circle", amount=2)
+    ended(page)
+    code = page.locator(".cm-content").first.inner_text()
+    assert "FluxImg2ImgPipeline.from_pipe(" in code
+    assert "PIL.Image.open('photo.png')" in code
+    page.fill(box, "")
+
+
 @pytest.mark.slow
 def test_64_candidates_and_nothing_dropped(visit, searches):
     page = visit()
@@ -248,6 +286,36 @@ def test_compare_two_policies(visit):
         page.wait_for_selector(f"#tt-compare-board-{side} .tt-winner")  # a part of the page of its own
         assert page.locator(f"#tt-compare-board-{side} .tt-winner").count() == 1
     page.wait_for_selector("#tt-compare-go:not([disabled])")
+
+
+@pytest.mark.slow
+def test_the_best_is_finished_at_once_when_asked(visit):
+    page = visit()
+    search(page, **LONG)
+    page.wait_for_function("() => document.querySelectorAll('#tt-search-board img').length >= 32")
+    page.click("#tt-search-now")
+    ended(page)
+    assert "Finished early, as you asked" in page.inner_text("#tt-search-outcome")
+    assert page.locator("#tt-search-board .tt-winner").count() == 1
+
+
+@pytest.mark.slow
+def test_a_tuning_that_is_stopped_takes_the_best_so_far(visit, monkeypatch):
+    from ttsnap.app import explore
+
+    monkeypatch.setattr(explore, "TUNE_TRIALS", 100_000)
+    monkeypatch.setattr(explore, "TRIALS", 2)
+    page = visit()
+    page.get_by_role("tab", name="Explore").click()
+    page.get_by_label("A recording or a past run").click()
+    page.get_by_role("option", name="recording toy").click()
+    page.wait_for_selector("#tt-explore-prompt svg")
+    page.click("#tt-explore-tune")
+    page.wait_for_selector("#tt-explore-stop:not([disabled])")
+    page.click("#tt-explore-stop")
+    page.wait_for_selector("#tt-explore-schedule p")
+    assert "Stopped early; the best so far" in page.inner_text("#tt-explore-schedule")
+    assert page.locator("#tt-explore-stop").is_disabled()
 
 
 def test_explore_a_recording(page, monkeypatch):

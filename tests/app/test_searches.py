@@ -254,6 +254,8 @@ def test_a_prompt_that_the_model_was_not_made_for_is_told_before_anything_runs(s
         [],
         None,
         None,
+        "",
+        None,
         "tuned for the model",
     ]
     assert requests(values)[0].size is None
@@ -262,6 +264,19 @@ def test_a_prompt_that_the_model_was_not_made_for_is_told_before_anything_runs(s
     assert form.told("a red circle", *values[1:]) == ""
     assert "tt-error" in form.told("a red circle", *values[1:6], "3x", *values[7:])
     assert not searches.models.begun
+
+
+@pytest.mark.parametrize("budget", ["candidates 2", "GFLOP 10"])
+@pytest.mark.parametrize("policy", ["tuned for the model", "best-of-N"])
+def test_the_empty_field_for_steps_shows_what_is_taken(tmp_path, budget, policy):
+    from ttsnap.app.form import own_steps, requests
+
+    searches = Searches(tmp_path / "out")
+    unit, amount = budget.split()
+    values = ["a red circle", unit, float(amount), "shapes", ["shapes-aware"], 0, *[None] * 9, policy]
+    shown = own_steps(searches, "shapes", ["shapes-aware"], unit, float(amount), None, policy)
+    assert shown == str(searches.models.searcher(requests(values)[0]).sampler.num_steps)
+    assert shown == ("4" if (unit, policy) == ("GFLOP", "tuned for the model") else "20")
 
 
 def test_picking_lets_others_search_meanwhile(searches):
@@ -426,7 +441,7 @@ def test_a_picture_sets_the_form(searches, tmp_path):
     values, said = restored(own, searches)
     assert values == [
         *("a red circle", "candidates", 9, "shapes", ["shapes-aware"], 4, "64x64", 20, None, None, [], None, None),
-        "tuned for the model",
+        *("", [], "tuned for the model"),
     ]
     assert said == "These are the settings of the picture"
     other = {"model": "flux", "reward": "hpsv2", "size": "64x32", "guidance": 3.0, "policy": {"policy": "steering"}}
@@ -435,8 +450,9 @@ def test_a_picture_sets_the_form(searches, tmp_path):
     assert values[3:5] == ["shapes", searches.rewards[:1]]
     assert values[6:11] == ["64x32", 20, 3.0, "grey", []]
     assert said.endswith(
-        "but for the model flux, the reward hpsv2, the LoRAs, the schedule, scheduler, which this page cannot set"
+        "but for the model flux, the reward hpsv2, the LoRAs, the schedule, which this page cannot set"
     )
+    assert values[13] == "--scheduler ddim"
 
 
 def test_the_page_answers_to_its_own_name_and_pages_alone(searches):

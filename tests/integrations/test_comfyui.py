@@ -277,7 +277,7 @@ def test_mistakes_are_told_in_one_sentence(comfy, changes, said):
     assert said in errors[0]
 
 
-@pytest.mark.parametrize("file", sorted((NODES / "example_workflows").glob("*_api.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((NODES / "api_workflows").iterdir()), ids=lambda file: file.stem)
 def test_the_example_workflows_run(comfy, file):
     graph = copy.deepcopy(json.loads(file.read_text()))
     for one in graph.values():
@@ -310,12 +310,14 @@ def _lora(comfy):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", ["search", "search_with_lora"])
-def test_the_example_workflows_of_the_editor_are_those_of_the_api(comfy, name):
+@pytest.mark.parametrize("name", sorted(file.name for file in (NODES / "example_workflows").iterdir()))
+def test_every_template_opens_in_the_editor_and_is_the_workflow_of_the_api(comfy, name):
     playwright = pytest.importorskip("playwright.sync_api")
     if not (chromium := shutil.which("chromium")):
         pytest.skip("the editor needs Chromium: apt-get install chromium")
-    drawn, asked = (json.loads((NODES / "example_workflows" / f"{name}{end}.json").read_text()) for end in ("", "_api"))
+    drawn, asked = (
+        json.loads((NODES / folder / name).read_text()) for folder in ("example_workflows", "api_workflows")
+    )
     with playwright.sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
         page.set_default_timeout(PATIENCE * 1000)

@@ -370,6 +370,16 @@ def test_slices_and_tiles_change_nothing(folder, stock):
     assert pipe.vae.use_tiling
 
 
+def test_the_attention_of_one_model_is_not_that_of_the_others(folder):
+    from diffusers.models import attention_dispatch
+
+    before = attention_dispatch._AttentionBackendRegistry.get_active_backend()[0]
+    pipe = load_model(str(folder), Loading(device="cpu", attention="_native_math"))
+    assert attention_dispatch._AttentionBackendRegistry.get_active_backend()[0] == before
+    processors = pipe.transformer.attn_processors.values()
+    assert {one._attention_backend.value for one in processors} == {"_native_math"}
+
+
 def compiled(pipe, **options):
     compile_denoiser(pipe, **options)
     sampler = Sampler(pipe, **SMALL, max_batch=8)

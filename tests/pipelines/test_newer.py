@@ -18,6 +18,7 @@ FAMILIES = {
     "qwen_image_21": {**SMALL, "use_kv_cache": False, "true_cfg_scale": 3.0, "negative_prompt": "blurred"},
     "hidream": {"num_inference_steps": 3, "guidance_scale": 5.0, "max_sequence_length": 16},
     "kolors": {**SMALL, "guidance_scale": 5.0, "max_sequence_length": 32},
+    "glm_image": {**SMALL, "guidance_scale": 1.5, "max_sequence_length": 32},
     "flux3_klein": {**SMALL, "max_sequence_length": 64},
 }
 ALONE = ("hidream",)  # its transformer takes the states of Llama with the rows in the second dimension

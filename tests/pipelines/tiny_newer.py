@@ -36,6 +36,19 @@ class Processor:
         return [made] if tokenize else made
 
 
+class DrawingProcessor(Processor):
+    """What GLM-Image asks of its processor: tokens of a text, and the grids that its language model is to draw."""
+
+    def apply_chat_template(self, messages, target_h, target_w, **options):
+        from transformers import BatchFeature
+
+        made = self.tokenizer([one[0]["content"][-1]["text"] for one in messages], padding=True, return_tensors="pt")
+        grids = [[1, target_h // 32, target_w // 32], [1, 2, 2]]  # the picture, and a small one before it
+        grids = torch.tensor(grids * len(messages))
+        counts = torch.tensor([2] * len(messages))
+        return BatchFeature({**made, "image_grid_thw": grids, "images_per_sample": counts})
+
+
 def sana_sprint():
     """Sana Sprint: two calls, a guidance that is embedded, and a scheduler of its own."""
     from diffusers import SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
@@ -246,3 +259,35 @@ def flux3_klein():
         scheduler=flow_scheduler(shift=3.0),
     )
     return _ready(pipe)
+
+
+def glm_image():
+    """GLM-Image: a language model draws tokens first, by the global random state that the seed sets."""
+    from diffusers import GlmImagePipeline, GlmImageTransformer2DModel
+    from transformers import ByT5Tokenizer, GlmImageConfig, GlmImageForConditionalGeneration, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 300, "num_hidden_layers": 2, "num_key_value_heads": 2, "vision_vocab_size": 128}
+    text |= {"max_position_embeddings": 512, "rope_parameters": {"rope_theta": 1e4, "mrope_section": (4, 2, 2)}}
+    text |= {"pad_token_id": 0, "eos_token_id": 299}
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "image_size": 32, "patch_size": 8, "intermediate_size": 32}
+    codes = {"embed_dim": 32, "num_embeddings": 128, "latent_channels": 32}
+    config = GlmImageConfig(text_config=text, vision_config=vision, vq_config=codes, image_token_id=290)
+    transformer = GlmImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        text_embed_dim=16,
+        time_embed_dim=16,
+        condition_dim=8,
+        prior_vq_quantizer_codebook_size=128,
+    )
+    four = {"block_out_channels": (4, 8, 8, 8), "down_block_types": ("DownEncoderBlock2D",) * 4}
+    vae = kl_vae(**four, up_block_types=("UpDecoderBlock2D",) * 4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    encoder = T5EncoderModel(T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    drawer, processor = GlmImageForConditionalGeneration(config), DrawingProcessor(byte_tokenizer())
+    return _ready(GlmImagePipeline(ByT5Tokenizer(), processor, encoder, drawer, vae, transformer, flow_scheduler()))

@@ -82,18 +82,16 @@ def test_a_thousand_requests_leave_nothing_behind():
     with in_background(ModelSettings(steps=4), SearchSettings(candidates=2), settings) as (url, worker):
         asyncio.run(visits(url, range(200), 0))  # until all that is kept once is there
         until(lambda: not worker._open)
-        asyncio.run(visits(url, [0], 5))  # the worker lets go of suspended calls when it next runs one
-        before = resident(), alive(Call), alive(Grid), alive(Search)
+        before = resident()
         came = asyncio.run(visits(url, range(REQUESTS), 1))
         until(lambda: not worker._open)
         assert (worker.running, worker.waiting, worker.open_calls) == (0, 0, 0)
-        asyncio.run(visits(url, [0], 5))
-        until(lambda: alive(Search) <= before[3] + 2, "searches that are over are gone")
-        after = resident(), alive(Call), alive(Grid), alive(Search)
+        for kind in (Call, Grid, Search):
+            until(lambda kind=kind: alive(kind) == 0, f"{kind.__name__}s of what is over are gone")
+        after = resident()
         text = worker.metrics.text().decode()
     assert len(came) == REQUESTS
     assert REQUESTS / 10 < came.count("gone") < REQUESTS / 2
-    assert all(now - then <= 4 for now, then in zip(after[1:], before[1:], strict=True)), (before, after)
     outcomes = {
         line.split('"')[1]: float(line.split()[-1])
         for line in text.splitlines()
@@ -101,5 +99,5 @@ def test_a_thousand_requests_leave_nothing_behind():
     }
     assert "failed" not in outcomes
     assert outcomes["cancelled"] > REQUESTS / 20
-    print(f"\n{outcomes}, {before} before, {after} after")
-    assert after[0] - before[0] < 40  # MiB
+    print(f"\n{outcomes}, {before:.0f} MiB before, {after:.0f} MiB after")
+    assert after - before < 40  # MiB

@@ -12,6 +12,7 @@ import gradio as gr
 from ttsnap import policies
 from ttsnap.app import view
 from ttsnap.app.job import sentence
+from ttsnap.app.options import EXAMPLE, as_text
 from ttsnap.app.queue import POLICIES, USUAL, Request
 from ttsnap.app.searches import Searches
 from ttsnap.files.metadata import FORMATS
@@ -83,12 +84,20 @@ class Form:
                     min_width=160,
                     visible=bool(searches.loras),
                 )
-            own = placeholders(searches, first)
             with gr.Row():
                 self.size = gr.Textbox(
-                    label="Size (width x height, or 3:2)", placeholder=own["size"], min_width=150, max_length=20
+                    label="Size (width x height, or 3:2)",
+                    placeholder=own_size(searches, first),
+                    min_width=150,
+                    max_length=20,
                 )
-                self.steps = gr.Textbox(label="Steps", min_width=100, placeholder=own["steps"], max_length=6)
+                self.steps = gr.Textbox(
+                    label="Steps",
+                    min_width=100,
+                    placeholder=own_steps(searches, first, searches.rewards[:1], unit, amount, None, *policies),
+                    max_length=6,
+                    elem_id=f"tt-{name}-steps",
+                )
                 self.guidance = gr.Textbox(label="Guidance", min_width=100, placeholder=OWN, max_length=12)
             self.negative = gr.Textbox(
                 label="Negative prompt", placeholder="what to stay away from", max_length=searches.limits.prompt
@@ -115,6 +124,21 @@ class Form:
                     height=140,
                     elem_id=f"tt-{name}-picture",
                 )
+        with gr.Accordion("More model options", open=False):
+            self.options = gr.Textbox(
+                label="As on the command line",
+                placeholder=EXAMPLE,
+                info=offer(searches),
+                max_length=searches.limits.prompt,
+                elem_id=f"tt-{name}-options",
+            )
+            self.pictures = gr.File(
+                label="Pictures that they name: --image (references), --mask, --control, --ip-adapter",
+                file_count="multiple",
+                file_types=["image"],
+                height=140,
+                elem_id=f"tt-{name}-pictures",
+            )
         self.hint = gr.HTML(elem_id=f"tt-{name}-hint")
         self.fields = [
             self.prompt,
@@ -130,27 +154,34 @@ class Form:
             self.loras,
             self.image,
             self.strength,
+            self.options,
+            self.pictures,
             *self.policies,
         ]
 
     def wire(self) -> None:
-        """Tell mistakes as soon as a field is left, and what the model's own size and steps are."""
+        """Tell mistakes as soon as a field is left, and what size and steps are where none are given."""
         self.dice.click(lambda: random.randrange(2**31), None, self.seed, **QUIET)
-        self.model.change(self.of_model, self.model, [self.model, self.size, self.steps], **QUIET)
+        choice = self.of_choice()
+        gr.on([field.change for field in choice[1]], *choice, trigger_mode="always_last", **QUIET)
         if isinstance(self.prompt, gr.Textbox):
-            typed = (self.prompt, self.size, self.steps, self.guidance, self.negative, self.strength)
+            typed = (self.prompt, self.size, self.steps, self.guidance, self.negative, self.strength, self.options)
             left = [field.blur for field in typed]
-            changed = [field.change for field in (self.amount, self.model, self.rewards)]
-            gr.on([*left, *changed], self.told, self.fields, self.hint, **QUIET)
+            changed = [field.change for field in (self.amount, self.model, self.rewards, self.pictures)]
+            gr.on([*left, *changed], self.told, self.fields, self.hint, trigger_mode="always_last", **QUIET)
 
-    def of_model(self, model: str) -> Update:
-        """Its whole name, and its own size and steps."""
-        own = placeholders(self.searches, model)
-        return {
-            self.model: gr.update(info=_whole(model)),
-            self.size: gr.update(placeholder=own["size"]),
-            self.steps: gr.update(placeholder=own["steps"]),
-        }
+    def of_choice(self) -> tuple[Callable[..., Update], list[Any], list[Any]]:
+        """What shows a model's whole name, and size and steps that it takes by itself; of which fields and in which."""
+
+        def tell(model: str, *others: Any) -> Update:
+            return {
+                self.model: gr.update(info=_whole(model)),
+                self.size: gr.update(placeholder=own_size(self.searches, model)),
+                self.steps: gr.update(placeholder=own_steps(self.searches, model, *others)),
+            }
+
+        asked = [self.model, self.rewards, self.unit, self.amount, self.image, *self.policies]
+        return tell, asked, [self.model, self.size, self.steps]
 
     def told(self, *values: Any) -> str:
         """What is wrong with the fields, or to be said of the prompt, before anything runs."""
@@ -181,14 +212,35 @@ class Form:
             list(request.loras),
             request.image,
             request.strength,
+            request.options,
+            list(request.pictures),
             request.policy,
         ]
 
 
-def placeholders(searches: Searches, model: str) -> dict[str, str]:
-    """What stands in the empty fields for size and steps."""
-    own = searches.models.defaults(model)
-    return {name: str(own[name]) if name in own else OWN for name in ("size", "steps")}
+def own_size(searches: Searches, model: str) -> str:
+    """What stands in the empty field for the size."""
+    return str(searches.models.defaults(model).get("size", OWN))
+
+
+def own_steps(
+    searches: Searches, model: str, rewards: Sequence[str], unit: str, amount: float, image: str | None, *policies: str
+) -> str:
+    """What stands in the empty field for the steps: as many as each policy will take."""
+    try:
+        budget = budget_of(unit, amount)
+    except ValueError:
+        budget = None  # another line says what is wrong with it
+    asked = [Request("", model, tuple(rewards or ()), policy, budget, image=image) for policy in policies]
+    found = [searches.models.steps(request) for request in asked]
+    return " and ".join(dict.fromkeys(OWN if steps is None else str(steps) for steps in found))
+
+
+def offer(searches: Searches) -> str | None:
+    """What files the options may name; None where none are offered."""
+    names = searches.models.offered.names()
+    said = "; ".join(f"{option} {' or '.join(given)}" for option, given in names.items())
+    return f"Offered here: {said}" if said else None
 
 
 def _whole(model: str) -> str | None:
@@ -223,12 +275,15 @@ def restored(own: Mapping[str, Any], searches: Searches) -> tuple[list[Any], str
     label = next((label for label, name in POLICIES.items() if name == (None if tuned else kind)), None)
     if label is None or (kind == "halving" and not tuned and policy != policies.default_policy(steps or 0)):
         missing.append("the schedule")
-    also = ("scheduler", "diversity", "weights", "look_frames")
-    missing += [name.replace("_", " ") for name in also if name in settings]
-    missing += ["the picture that it started from"] if "image" in own.get("local", ()) else []
+    text, unset = as_text(settings, model, searches.models.offered)
+    missing += unset + (["weights"] if "weights" in settings else [])
+    pictures = {"image": "the picture that it started from", "mask": "the mask", "mask_image": "the mask"}
+    pictures |= {"control": "the control picture", "control_image": "the control picture"}
+    pictures |= {"ip_adapter": "the picture of the IP-Adapter"}
+    missing += list(dict.fromkeys(said for name, said in pictures.items() if name in own.get("local", ())))
     values = [own["prompt"], "candidates", settings["candidates"], model, rewards or searches.rewards[:1]]
     values += [settings["seed"], settings.get("size"), steps, settings.get("guidance")]
-    values += [settings.get("negative_prompt"), loras, None, settings.get("strength")]
+    values += [settings.get("negative_prompt"), loras, None, settings.get("strength"), text, []]
     values.append(label or next(iter(POLICIES)))
     said = "These are the settings of the picture"
     return values, f"{said}, but for {', '.join(missing)}, which this page cannot set" if missing else said
@@ -244,24 +299,33 @@ def _number(text: Any, kind: Callable[[str], Any], name: str, example: str) -> A
         raise ValueError(f"{name} takes a number such as {example}, got {text!r}") from None
 
 
-def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
-    """What the fields of a form say, one request per policy."""
-    prompt, unit, amount, model, rewards, seed, size, steps, guidance, negative, loras, image, strength, *policies = (
-        values
-    )
+def budget_of(unit: str, amount: float | None) -> str | None:
+    """The budget that two fields say; None where they say a number of candidates.
+
+    Raises:
+        ValueError: no such unit, or no number above 0.
+    """
     if unit not in UNITS:
         raise ValueError(f"there is no budget in {unit!r}; there is {', '.join(UNITS)}")
     if amount is None or not 0 < float(amount) < 1e12:
         raise ValueError("the budget must be a number above 0")
     kind = UNITS[unit]
+    return None if kind is None else f"{float(amount):.12g}{kind}"
+
+
+def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
+    """What the fields of a form say, one request per policy."""
+    prompt, unit, amount, model, rewards, seed, size, steps, guidance, negative, *rest = values
+    loras, image, strength, options, pictures, *policies = rest
+    budget = budget_of(unit, amount)
     return [
         Request(
             prompt=str(prompt or ""),
             model=str(model),
             rewards=tuple(rewards or ()),
             policy=str(policy),
-            budget=None if kind is None else f"{float(amount):.12g}{kind}",
-            candidates=int(amount) if kind is None else None,
+            budget=budget,
+            candidates=int(amount) if budget is None else None,
             seed=int(seed or 0),
             size=str(size).strip() or None if size else None,
             steps=_number(steps, int, "steps", "20"),
@@ -270,6 +334,8 @@ def requests(values: Sequence[Any], *, by_hand: bool = False) -> list[Request]:
             loras=tuple(loras or ()),
             image=str(image) if image else None,
             strength=_number(strength, float, "strength", ".6"),
+            options=str(options or "").strip(),
+            pictures=tuple(map(str, pictures or ())),
             by_hand=by_hand,
         )
         for policy in policies

@@ -78,7 +78,7 @@ def build(searches: Searches, visitor: gr.BrowserState) -> tuple[Callable[..., A
         return view.hint(f"{len(asked)} prompts{more}")
 
     form.wire()
-    form.prompt.change(told, form.fields, form.hint, **QUIET)
+    form.prompt.change(told, form.fields, form.hint, trigger_mode="always_last", **QUIET)
     go.click(begin, [visitor, *form.fields], [visitor, *outputs], **QUIET)
     stop.click(searches.stop, visitor, **QUIET)
     return resume, outputs

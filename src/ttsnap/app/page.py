@@ -48,7 +48,7 @@ def build(searches: Searches) -> gr.Blocks:
         def leave(request: gr.Request) -> None:
             searches.close(str(request.session_hash))
 
-        page.load(form.of_model, form.model, [form.model, form.size, form.steps], **QUIET)
+        page.load(*form.of_choice(), **QUIET)
         here = page.load(come, visitor, visitor, **QUIET)
         for handler, outputs in (resume, resume_hand, resume_many):
             here.then(handler, visitor, outputs, **QUIET)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ttsnap.core.observers import Stop
@@ -30,14 +29,15 @@ class Limits:
     steps: int = 100
     waiting: int = 20  # searches in the queue
     file: int = 200  # prompts of a file
+    pictures: int = 8  # that options may name
 
 
 @dataclass(frozen=True)
 class Request:
     """What a visitor asks for.
 
-    `size` is as `ttsnap generate --size` takes it; `image`: a file to start from, or to be edited; `by_hand`: he picks
-    at each look.
+    `size` is as `ttsnap generate --size` takes it; `image`: a file to start from, or to be edited; `options`: more of
+    them, as on the command line; `pictures`: files that these may name; `by_hand`: he picks at each look.
     """
 
     prompt: str
@@ -54,23 +54,9 @@ class Request:
     loras: tuple[str, ...] = ()
     image: str | None = None
     strength: float | None = None
+    options: str = ""
+    pictures: tuple[str, ...] = ()
     by_hand: bool = False
-
-    def arguments(self) -> dict[str, Any]:
-        """What was given for the pipeline's call, by its names."""
-        from ttsnap.live.settings import read_size
-
-        given = {
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance,
-            "negative_prompt": self.negative_prompt,
-        }
-        found = {name: value for name, value in given.items() if value is not None} | read_size(self.size)
-        if self.image:
-            from ttsnap.pipelines.conditions import Pictures
-
-            found["pictures"] = Pictures(image=(Path(self.image),), strength=self.strength)
-        return found
 
 
 class Queue:

@@ -68,6 +68,7 @@ def serve(
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_hover_dark="*primary_800",
         button_primary_text_color="white",
+        button_secondary_background_fill_hover_dark="*primary_700",
     )
     _, url, _ = page.launch(
         server_name=host,

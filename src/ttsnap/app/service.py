@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ttsnap.app.options import Offered
 from ttsnap.app.queue import POLICIES, Limits, Queue, Request
+from ttsnap.live.settings import ModelSettings, read_size
+from ttsnap.pipelines.additions import Additions
+from ttsnap.pipelines.conditions import Pictures
+from ttsnap.pipelines.loading import Loading
 from ttsnap.pipelines.models import MODELS
 
 logger = logging.getLogger(__name__)
@@ -23,13 +28,44 @@ class Models:
         device: where they run.
         dtype: of the pipelines.
         own: by model, the size and the steps that it has unless told otherwise, once they are known.
+        offered: files that the options of a request may name.
     """
 
     device: str | None = None
     dtype: str | None = None
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _pipes: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
+    offered: Offered = field(default_factory=Offered)
+    _pipes: dict[tuple[str, Loading], Any] = field(default_factory=dict)
     _judges: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> Loading:
+        """How a model is loaded unless told otherwise."""
+        return Loading(device=self.device, dtype=self.dtype)
+
+    def settings(self, request: Request) -> tuple[ModelSettings, Pictures]:
+        """What a request says of the model, its call and its pictures.
+
+        Raises:
+            ValueError: what is wrong with its options.
+        """
+        given = self.offered.read(request.options, request.pictures)
+        shown = {key: given.pop(key) for key in [field.name for field in fields(Pictures)] if key in given}
+        first = (request.image,) if request.image else ()
+        shown["image"] = tuple(Path(file) for file in (*first, *shown.get("image", ())))
+        shown |= {key: Path(shown[key]) for key in ("mask", "control_image") if key in shown}
+        settings = ModelSettings(
+            model=request.model,
+            steps=request.steps,
+            size=request.size,
+            guidance=request.guidance,
+            negative_prompt=request.negative_prompt,
+            lora=request.loras,
+            device=self.device,
+            dtype=self.dtype,
+            **given,
+        )
+        return settings, Pictures(strength=request.strength, **shown)
 
     def searcher(self, request: Request) -> Any:
         """A prepared searcher for what was ordered."""
@@ -38,28 +74,37 @@ class Models:
         from ttsnap.pipelines.loading import find_device, quiet_libraries
 
         quiet_libraries()
-        loaded = self._loaded(request.model, request.loras)
+        settings, pictures = self.settings(request)
+        loading = Loading(**{field.name: getattr(settings, field.name) for field in fields(Loading)})
+        keywords, lines = settings.keywords(pictures), list[str]()
+        pipe: Any = request.model
+        if not pictures.ip_adapter:  # which changes the pipeline: it is loaded for this search alone
+            loaded = self._loaded(request.model, loading)
+            pipe, lines = loaded.pipe, loaded.lines
+            keywords = {key: value for key, value in keywords.items() if key not in vars(loading)}
         for name in request.rewards:
             if name not in self._judges:
                 self._judges |= rewards.load([name], find_device(self.device))
         made = prepare(
-            loaded.pipe,
+            pipe,
             reward={name: self._judges[name] for name in request.rewards},
             budget=request.budget,
             candidates=request.candidates,
             policy=POLICIES[request.policy],
             prompt=request.prompt,
-            **request.arguments(),
+            **keywords,
         )
-        made.sampler.prelude = "; ".join(filter(None, [*loaded.lines, made.sampler.prelude]))
-        made.asked |= {"lora": list(request.loras)} if request.loras else {}
-        said = request.arguments().keys() & {"num_inference_steps", "width", "aspect_ratio"}
-        if request.model not in MODELS and not said:
+        made.sampler.prelude = "; ".join(filter(None, [*lines, made.sampler.prelude]))
+        for name in ("attention", "config", "quantize", *(part.name for part in fields(Additions))):
+            if value := getattr(settings, name):
+                made.asked[name] = value
+        if request.model not in MODELS and not (pictures or request.options or request.steps or request.size):
             size = f"{made.sampler.width}x{made.sampler.height}"
             self.own[request.model] = {"size": size, "steps": made.sampler.num_steps}
-        if request.image:  # a visitor has no use for where the server keeps it
-            picture = made.sampler.arguments["image"]
-            picture.filename = Path(picture.filename).name
+        for value in made.sampler.arguments.values():  # a visitor has no use for where the server keeps his pictures
+            for picture in value if isinstance(value, list | tuple) else [value]:
+                if file := getattr(picture, "filename", ""):
+                    picture.filename = Path(file).name
         return made
 
     def defaults(self, model: str) -> dict[str, Any]:
@@ -68,6 +113,17 @@ class Models:
             return self.own.get(model, {})
         own = MODELS[model].arguments
         return {"size": f"{own['width']}x{own['height']}", "steps": own["num_inference_steps"]}
+
+    def steps(self, request: Request) -> int | None:
+        """Denoiser calls of a finished image, where none are given and they are known; a tuned schedule has its own."""
+        from ttsnap.core.cost import Budget
+        from ttsnap.policies import tuned_policy
+
+        budget = Budget.parse(request.budget) if request.budget else None
+        tuned = None
+        if POLICIES[request.policy] is None and not (request.image or request.pictures):
+            tuned = tuned_policy(request.model, request.rewards, None, budget)
+        return tuned[1] if tuned else self.defaults(request.model).get("steps")
 
     def unread(self, model: str, prompt: str) -> str | None:
         """What is to be said of a prompt that the model does not read as it stands; None if it does, or is not there.
@@ -83,7 +139,7 @@ class Models:
                 reads(prompt)
             except ValueError as error:
                 return str(error)
-        if (loaded := self._pipes.get((model, ()))) is None:
+        if (loaded := self._pipes.get((model, self.plain))) is None:
             return None
         kept = [part for name, part in loaded.pipe.components.items() if name.startswith("tokenizer") and part]
         with warnings.catch_warnings(record=True) as said:
@@ -93,15 +149,15 @@ class Models:
                     warn_if_cut(tokenizer, prompt, tokenizer.model_max_length, "this model")
         return str(said[-1].message) if kept and len(said) == len(kept) else None
 
-    def _loaded(self, model: str, loras: tuple[str, ...]) -> Any:
-        """A pipeline; of those with LoRAs only the last one stays."""
-        from ttsnap.pipelines.loading import Loading, load
+    def _loaded(self, model: str, loading: Loading) -> Any:
+        """A pipeline; of those that are not loaded plainly only the last one stays."""
+        from ttsnap.pipelines.loading import load
 
-        if (model, loras) not in self._pipes:
-            for other in [key for key in self._pipes if key[1]]:
+        if (model, loading) not in self._pipes:
+            for other in [key for key in self._pipes if key[1] != self.plain]:
                 del self._pipes[other]
-            self._pipes[model, loras] = load(model, Loading(device=self.device, dtype=self.dtype, lora=loras))
-        return self._pipes[model, loras]
+            self._pipes[model, loading] = load(model, loading)
+        return self._pipes[model, loading]
 
 
 class Service:
@@ -115,6 +171,7 @@ class Service:
         dtype: their dtype.
         limits: of what a visitor may ask for.
         loras: LoRAs on offer, as `ttsnap generate --lora` takes them.
+        offered: other files of models that the options of visitors may name.
     """
 
     def __init__(
@@ -126,13 +183,16 @@ class Service:
         dtype: str | None = None,
         limits: Limits | None = None,
         loras: Sequence[str] = (),
+        offered: Offered | None = None,
     ) -> None:
-        from ttsnap.pipelines.loading import Loading, check_model
+        from ttsnap.pipelines.loading import check_model
         from ttsnap.rewards import names_of
 
         for name in models:
             check_model(name)
         Loading(lora=tuple(loras)).check_files()
+        files = offered or Offered()
+        files.check()
         own = [MODELS[name].reward for name in models if name in MODELS and MODELS[name].reward]
         self.rewards = list(dict.fromkeys([*rewards, *own]))
         if not self.rewards:
@@ -141,7 +201,7 @@ class Service:
         self.out, self.offered, self.loras = Path(out).resolve(), list(models), list(loras)
         self.warming = False
         self.out.mkdir(parents=True, exist_ok=True)
-        self.models, self.limits, self.queue = Models(device, dtype), limits or Limits(), Queue()
+        self.models, self.limits, self.queue = Models(device, dtype, offered=files), limits or Limits(), Queue()
 
     def warm(self) -> threading.Thread:
         """Load the first model on offer in the background; the thread that does it."""
@@ -184,7 +244,7 @@ class Service:
             raise ValueError(f"there is no policy {request.policy!r} here; there is {', '.join(POLICIES)}")
         if request.steps is not None and not 1 <= request.steps <= limits.steps:
             raise ValueError(f"steps must be 1 to {limits.steps}, got {request.steps}")
-        sides = request.arguments()
+        sides = read_size(request.size)
         if any(sides.get(side, 1) > limits.side for side in ("width", "height")):
             raise ValueError(f"size must be 1 to {limits.side} pixels a side, got {request.size}")
         if request.guidance is not None and not 0 <= request.guidance <= 100:
@@ -193,31 +253,35 @@ class Service:
             raise ValueError(f"the negative prompt is longer than {limits.prompt} characters; shorten it")
         if wrong := set(request.loras) - set(self.loras):
             raise ValueError(f"there is no LoRA {min(wrong)!r} here; --lora offers one")
-        if request.image:
-            self._check_image(request)
-        elif request.strength is not None:
+        if request.strength is not None and not request.image and "--image" not in request.options:
             raise ValueError("strength needs a picture to start from")
+        if len(request.options) > limits.prompt:
+            raise ValueError(f"the options are longer than {limits.prompt} characters; shorten them")
+        if len(request.pictures) > limits.pictures:
+            raise ValueError(f"options name at most {limits.pictures} pictures, got {len(request.pictures)}")
+        self._check_pictures(self.models.settings(request)[1], request.size)
         if not 0 <= request.seed < 2**31:
             raise ValueError(f"the seed must be 0 to {2**31 - 1}, got {request.seed}")
         if request.candidates is not None:
             self.check_candidates(request.candidates)
         return replace(request, prompt=prompt)
 
-    def _check_image(self, request: Request) -> None:
+    def _check_pictures(self, pictures: Pictures, size: str | None) -> None:
         """ValueError where a picture cannot be read, or makes pictures that are too large."""
         from ttsnap.files.pictures import read_picture
 
-        assert request.image
-        try:
-            sides = read_picture(request.image).size
-        except ValueError as error:
-            raise ValueError(str(error).replace(request.image, "the picture")) from error
-        if request.size is None and max(sides) > self.limits.side:
-            raise ValueError(
-                f"the picture has {sides[0]} x {sides[1]} pixels; give a size of at most {self.limits.side}"
-            )
-        if request.strength is not None and not 0 < request.strength <= 1:
-            raise ValueError(f"strength must be above 0 and at most 1, got {request.strength:g}")
+        files = [*pictures.image, *filter(None, (pictures.mask, pictures.control_image))]
+        files += [Path(control.image) for control in pictures.controls()]
+        files += [Path(image) for image, _ in pictures.adapters()]
+        for file in files:
+            try:
+                sides = read_picture(file).size
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(file), "the picture")) from error
+            if size is None and max(sides) > self.limits.side:
+                raise ValueError(
+                    f"the picture has {sides[0]} x {sides[1]} pixels; give a size of at most {self.limits.side}"
+                )
 
     def check_candidates(self, count: int) -> None:
         """ValueError where these are too many, or none."""

@@ -17,6 +17,12 @@ def open_page(
     model: Annotated[tuple[str, ...], Offer] = (),
     reward: Annotated[tuple[str, ...], Offer] = (),
     lora: Annotated[tuple[str, ...], Offer] = (),
+    vae: Annotated[tuple[str, ...], Offer] = (),
+    text_encoder: Annotated[tuple[str, ...], Offer] = (),
+    embedding: Annotated[tuple[str, ...], Offer] = (),
+    config: Annotated[tuple[str, ...], Offer] = (),
+    control: Annotated[tuple[str, ...], Offer] = (),
+    ip_adapter_weights: Annotated[tuple[str, ...], Offer] = (),
     out: Annotated[Path, Parameter(group=OUTPUT)] = Path("app"),
     host: Annotated[str, Server] = "127.0.0.1",
     port: Annotated[int, Server] = 7860,
@@ -38,6 +44,12 @@ def open_page(
         model: `shapes`, a hub id, or a diffusers directory; may be repeated.
         reward: Reward on offer; may be repeated.
         lora: LoRA on offer: FILE, directory or hub id, with :WEIGHT at its end or not; may be repeated.
+        vae: VAE on offer, which visitors may name in their model options; may be repeated, and so may the next five.
+        text_encoder: Text encoder on offer: DIR, or such as text_encoder_2=DIR.
+        embedding: Textual inversion on offer: FILE or FILE:TOKEN.
+        config: Directory or hub id on offer, that a single file as --model belongs to.
+        control: ControlNet or T2I adapter on offer.
+        ip_adapter_weights: Weights of an IP-Adapter on offer.
         out: Results are written here, and recordings and runs are opened from here.
         host: Address to listen on; 127.0.0.1: only this machine.
         port: Port.
@@ -53,6 +65,7 @@ def open_page(
 
     import gradio  # noqa: F401  # missing, it is named with its install command
 
+    from ttsnap.app.options import Offered
     from ttsnap.app.queue import Limits
     from ttsnap.app.searches import Searches
     from ttsnap.app.server import serve
@@ -90,6 +103,7 @@ def open_page(
             dtype,
             Limits(candidates=max_candidates, side=max_size),
             lora,
+            Offered(vae, text_encoder, embedding, config, control, ip_adapter_weights),
         )
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; give another --out") from error

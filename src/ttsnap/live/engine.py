@@ -193,10 +193,10 @@ class Engine:
                     self._turn(list(under_way.values()), calls)
             elif exhausted:
                 return
-            ended = [search for search in under_way.values() if search.ended]
-            for search in ended:
-                del under_way[search.number]
-                yield search
+            del calls, new  # nothing that is over is kept while the loop rests
+            ended = [number for number, search in under_way.items() if search.ended]
+            for number in ended:
+                yield under_way.pop(number)
             if not ended:
                 yield None
 

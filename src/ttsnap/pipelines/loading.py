@@ -291,6 +291,8 @@ def set_attention(pipe: Any, name: str) -> list[str]:
     Raises:
         ValueError: it cannot be used here, or the denoiser's attention does not ask for one.
     """
+    from diffusers.models.attention_dispatch import attention_backend
+
     lines = []
     for part in ("transformer", "transformer_2", "unet"):
         model = getattr(pipe, part, None)
@@ -300,7 +302,8 @@ def set_attention(pipe: Any, name: str) -> list[str]:
         if not all(hasattr(one, "_attention_backend") for one in processors.values()):
             continue
         try:
-            model.set_attention_backend(name)
+            with attention_backend(name):  # the model's method sets it for all models of the process, too
+                model.set_attention_backend(name)
         except (RuntimeError, ImportError, ValueError) as error:
             raise ValueError(f"attention {name!r} cannot be used here: {first_line(error)}") from error
         lines.append(f"pipe.{part}.set_attention_backend({name!r})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -296,7 +297,9 @@ class Runner:
             own = asking.get(name)
             if name in self._encoders and own is None:
                 own = stand_ins(self.pipe, [name])[name]
-                vars(own)["forward"] = self._encoders[name].wrap(model.__call__)
+                remembered: Any = self._encoders[name].wrap(model.__call__)
+                remembered.__signature__ = inspect.signature(model.forward)  # a model that generates looks at it
+                vars(own)["forward"] = remembered
             if own is not None:
                 if name == "vae" and callable(getattr(model, "encode", None)):
                     encode: Any = model.encode

@@ -167,8 +167,8 @@ class Worker:
                 if self._closing:
                     break
                 new, self._new = self._new, []
-            for search in new:
-                self._admit(search)
+            while new:  # and no name is left that keeps the last one
+                self._admit(new.pop(0))
             for lane in self._busy():
                 self._turn(lane)
         for search in list(self._open):
