@@ -32,6 +32,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python -m tools.model_tables --check
 	$(BIN)/python -m tools.leaderboard --check
 	$(BIN)/python -m tools.evidence
+	$(BIN)/python -m tools.mutants --check
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

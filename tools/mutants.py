@@ -2,6 +2,7 @@
 
     python tools/mutants.py                    # all of them; a table, exit code 1 where one survives
     python tools/mutants.py --only ledger -j 2
+    python -m tools.mutants --check            # part of `make lint`: is each line still there?
 
 A mutant is one line of the package changed: a charge dropped, the wrong half kept, rows swapped in a merge, a halving
 skipped, a lock forgotten, a seed ignored. The tests that are named with it run on a copy of the tree, and stop at the
@@ -34,13 +35,18 @@ class Mutant(NamedTuple):
     becomes: str
     tests: str
 
+    @property
+    def applies(self) -> bool:
+        """Whether the line is there."""
+        return self.line in (ROOT / "src" / "ttsnap" / self.file).read_text(encoding="utf-8")
+
 
 LEDGER, DRIVER = (
     "tests/core/test_ledger.py tests/core/test_cost.py",
     "tests/core/test_ledger.py tests/core/test_observers.py",
 )
 FORKS = "tests/policies/test_forking.py tests/live/test_forks.py"
-SETS = "tests/live/test_sets.py"
+SETS, DRAFTS = "tests/live/test_sets.py", "tests/live/test_drafts.py"
 POLICY, REPLAY = "tests/policies", "tests/replay/test_accounting.py tests/replay/test_simulator.py"
 ENGINE = "tests/live/test_engine.py tests/live/test_stream.py"
 BATCHES, SAMPLER = "tests/pipelines/test_batching.py", "tests/pipelines/test_sampler.py"
@@ -49,13 +55,38 @@ RECORDS = "tests/recordings/test_recording.py tests/recordings/test_recorder.py"
 MUTANTS = (
     # The ledger and costs.
     Mutant(
-        "ledger: looks are free", "core/cost.py", "looks[:, move.step - 1] += move.mask.sum(axis=1)", "pass", LEDGER
+        "ledger: looks are free",
+        "core/cost.py",
+        "looks[:, -1 if move.draft else move.step - 1] += move.mask.sum(axis=1)",
+        "pass",
+        LEDGER,
+    ),
+    Mutant(
+        "ledger: drafts are free",
+        "core/cost.py",
+        "calls = self.drafts + self.lost + self.again",
+        "calls = self.lost + self.again",
+        DRAFTS,
+    ),
+    Mutant(
+        "ledger: a draft moves its candidate",
+        "core/cost.py",
+        "            elif not move.draft:\n",
+        "            else:\n",
+        DRAFTS,
+    ),
+    Mutant(
+        "engine: a draft takes its candidate's place",
+        "live/engine.py",
+        "                if not owner.drafts:\n",
+        "                if True:\n",
+        DRAFTS,
     ),
     Mutant(
         "ledger: a child pays for its parent",
         "core/cost.py",
-        "calls += np.where(where, step - position, 0).sum(axis=1)",
-        "calls += np.where(where, step, 0).sum(axis=1)",
+        "calls = calls + np.where(where, step - position, 0).sum(axis=1)",
+        "calls = calls + np.where(where, step, 0).sum(axis=1)",
         FORKS,
     ),
     Mutant(
@@ -107,8 +138,8 @@ MUTANTS = (
     Mutant(
         "ledger: lost calls are free",
         "core/cost.py",
-        "return np.asarray(self.position.sum(axis=1) + self.lost)",
-        "return np.asarray(self.position.sum(axis=1))",
+        "calls = self.drafts + self.lost + self.again",
+        "calls = self.drafts + self.again",
         LEDGER,
     ),
     Mutant(
@@ -225,8 +256,8 @@ MUTANTS = (
     Mutant(
         "engine: batches beyond the limit",
         "pipelines/running.py",
-        "part = group[: self.limits.of(self._kind(group[0]))]",
-        "part = group",
+        "part := group[: self.limits.of(self.kind(group[0]))]",
+        "part := group",
         f"{SAMPLER} {ENGINE}",
     ),
     Mutant(
@@ -379,13 +410,12 @@ MUTANTS = (
 def run(mutant: Mutant) -> tuple[str, float]:
     """`caught`, `SURVIVED` or `does not apply`, and the seconds that it took."""
     start = time.perf_counter()
-    source = ROOT / "src" / "ttsnap" / mutant.file
-    if source.read_text(encoding="utf-8").count(mutant.line) < 1:
+    if not mutant.applies:
         return "does not apply", 0.0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
         skipped = shutil.ignore_patterns(
-            ".git", ".venv", "__pycache__", "demo", "out", "*.egg-info", ".*_cache", ".hypothesis"
+            ".git", ".venv", "__pycache__", "demo", "out", "runs", "*.egg-info", ".*_cache", ".hypothesis"
         )
         shutil.copytree(ROOT, copy, ignore=skipped)
         broken = copy / "src" / "ttsnap" / mutant.file
@@ -409,7 +439,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a mutant's name")
     parser.add_argument("--since", default="", help="the name of the first to run")
     parser.add_argument("-j", type=int, default=os.cpu_count() or 1, help="at a time")
+    parser.add_argument("--check", action="store_true", help="run nothing; do all apply?")
     asked = parser.parse_args()
+    if asked.check:
+        if gone := [mutant.name for mutant in MUTANTS if not mutant.applies]:
+            sys.exit(f"tools/mutants.py: the line has changed of {', '.join(gone)}; seed it again")
+        return
     names = [mutant.name for mutant in MUTANTS]
     first = names.index(asked.since) if asked.since else 0
     chosen = [mutant for mutant in MUTANTS[first:] if asked.only in mutant.name]
