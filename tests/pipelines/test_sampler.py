@@ -604,3 +604,14 @@ def test_calls_are_counted_and_so_is_what_they_cost():
     arguments = zeros(once.tree)
     given = [arguments.pop(place) for place in range(len(once.args))]
     assert sampler.counted()[0] == pytest.approx(count_tflop(lambda: pipe.unet(*given, **arguments)), rel=1e-3)
+
+
+def test_a_pipeline_that_fails_of_itself_is_told_in_one_sentence(monkeypatch):
+    def broken(*args, **kwargs):
+        raise AttributeError("'CLIPTextModel' object has no attribute 'text_model'")
+
+    pipe = tiny_any.stable_diffusion()
+    monkeypatch.setattr(pipe, "encode_prompt", broken)
+    told = "StableDiffusionPipeline does not run with these arguments: AttributeError: 'CLIPTextModel'"
+    with pytest.raises(ValueError, match=told):
+        Sampler(pipe, num_inference_steps=2, height=32, width=32)

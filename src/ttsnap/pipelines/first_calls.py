@@ -48,6 +48,9 @@ def first_calls(sampler: Runner) -> Probe:
             call = _first(sampler, probe, counting)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} does not run with these arguments: {error}") from error
+    except (AttributeError, LookupError, AssertionError) as error:  # libraries that do not fit together
+        kind = type(error).__name__
+        raise ValueError(f"{name} does not run with these arguments: {kind}: {error}") from error
     if not probe.num_steps:
         left = "; with more steps or a higher strength it would" if sampler.arguments.get("strength") else ""
         raise ValueError(f"{name} made no step of its scheduler, so that its calls cannot be suspended{left}")
