@@ -86,10 +86,12 @@ def test_a_candidate_goes_on_from_where_it_stood_before_its_draft():
         def plan(self, num_candidates, num_steps):
             return ()
 
-    mixed, plain = run(Mixed(), grid_of()), run(BestOfN(), grid_of())
+    grid = grid_of()
+    mixed, plain = run(Mixed(), grid), run(BestOfN(), grid_of())
     assert mixed.chosen.tolist() == plain.chosen.tolist()
     np.testing.assert_array_equal(mixed.rewards, plain.rewards)
     assert mixed.ledger.nfe.tolist() == [5 * (6 + 2)] * 2
+    assert grid.engine.occupancy.taken == mixed.ledger.nfe.sum()  # nothing is made again
     assert mixed.ledger.looks_by_step.tolist() == [[0, 0, 5, 0, 0, 10]] * 2
 
 

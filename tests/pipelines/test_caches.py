@@ -151,7 +151,8 @@ def test_a_search_with_drafts_finishes_with_whole_calls_and_pays_for_both(policy
     names = {"pipe": pipe, "torch": torch, "ttsnap": ttsnap}
     exec(prelude, names)
     assert "cache" not in result.reproduce
-    assert numpy.array_equal(numpy.asarray(eval(call, names).images[0]), numpy.asarray(result.image))
+    stock, found = (numpy.asarray(image, dtype=int) for image in (eval(call, names).images[0], result.image))
+    assert numpy.abs(stock - found).max() <= 1  # of 255: the batch was another, which rounds differently
 
 
 def test_what_does_not_fit_is_one_sentence():
