@@ -47,6 +47,8 @@ def test_a_chosen_lora_is_in_the_picture_and_in_its_lines(browser, style, tmp_pa
                     page.get_by_role("option", name="style").click()
                     page.keyboard.press("Escape")
                 search(page, prompt="a red circle left of a blue square", amount=2)
+                said = "load_lora_weights" if chosen else "manual_seed("
+                page.locator(".cm-content").filter(has_text=said).first.wait_for()  # not what the last search said
                 ended(page)
                 with page.expect_download() as download:
                     page.get_by_role("button", name="result.json").or_(
