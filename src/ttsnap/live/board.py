@@ -83,7 +83,7 @@ def draw(
         if not last and kept == alive:
             tail = f"{alive} alive, all go on"
         if row.draft:
-            tail = f"{alive} finished so, the seeds of the best {kept} are begun anew"
+            tail = f"{alive} drafted, the seeds of the best {kept} are begun anew"
         if alive == 1 and last:
             tail = "1 finished"
         canvas.heading(head, tail)
