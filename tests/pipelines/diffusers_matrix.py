@@ -15,6 +15,8 @@ from there are small ones made here. A test class is one row, a JSON object a li
     batches     denoiser calls made, per call that the stock pipeline makes: 1/3 is full batches, 1 one by one
     notes       what the search said
     error       why ttsnap does not search it
+    fork        how far a child of no angle ends from its parent, and `moved` one of 60 degrees; else `fork_error`
+    judge       what a judge of features, recorded, trained and used in a search, reads; else `judge_error`
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import json
 import re
 import signal
 import sys
+import tempfile
 import unittest
 import warnings
 from collections.abc import Iterator
@@ -248,7 +251,7 @@ def compared(test: type, seconds: int) -> dict[str, Any]:
     except (Exception, Late) as error:
         row["error"] = f"{type(error).__name__}: {error}"[:300]
     else:
-        row |= forked(pipe, prompt, given, seconds)
+        row |= forked(pipe, prompt, given, seconds) | judged(pipe, prompt, given, seconds)
     return row
 
 
@@ -281,6 +284,34 @@ def forked(pipe: Any, prompt: str, given: dict[str, Any], seconds: int) -> dict[
             return {"fork": farthest(parent, twin), "moved": farthest(parent, other)}
     except (Exception, Late) as error:
         return {"fork_error": f"{type(error).__name__}: {error}"[:200]}
+
+
+def judged(pipe: Any, prompt: str, given: dict[str, Any], seconds: int) -> dict[str, Any]:
+    """What a judge of features reads, `judge`, that is recorded, trained for a moment and takes part in a search."""
+    from ttsnap.pipelines.sampler import Sampler
+    from ttsnap.policies import SuccessiveHalving
+    from ttsnap.recordings.recorder import record_rewards, seeds_of
+    from ttsnap.rewards import REWARDS
+    from ttsnap.training.judges import JudgeSettings, train_judge
+
+    REWARDS["red"] = lambda device="cpu", path=None: redness
+    prompts = [f"{prompt} {number}" for number in range(5)]
+    try:
+        with at_most(seconds), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            warnings.simplefilter("ignore")
+            sampler = Sampler(pipe, example=prompt, **copy.deepcopy(given))
+            if sampler.num_steps < 2:
+                return {"judge_error": "makes one step"}
+            recording, head = Path(folder) / "rec.zarr", Path(folder) / "head"
+            record_rewards(sampler, {"red": redness}, prompts, seeds_of(range(5), 2, 0), recording, features=True)
+            report = train_judge(recording, head, JudgeSettings(updates=5, batch=4, width=16, depth=1, held_out=1))
+            options = {"candidates": 3, "policy": SuccessiveHalving((1,), keep=(0.5,)), "report": "none"}
+            found = ttsnap.search(pipe, prompt, reward=f"red+{head}", **options, **copy.deepcopy(given))
+            if found.cost.looks <= found.cost.decodes:
+                return {"judge_error": "its looks were decoded"}
+            return {"judge": " ".join(report.places)}
+    except (Exception, Late) as error:
+        return {"judge_error": f"{type(error).__name__}: {error}"[:200]}
 
 
 # All of them.
@@ -358,12 +389,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     twins = {name for name, row in rows_of if row.get("fork", 9.0) < ROUNDED}
     moved = {name for name, row in rows_of if row.get("moved", 0.0) >= ROUNDED}
     why = [f"`{name}` ({row['fork_error'].split(': ')[-1]})" for name, row in rows_of if "fork_error" in row]
+    judges = {name for name, row in rows_of if "judge" in row}
+    unread = [f"`{name}` ({row['judge_error'].split(': ')[-1]})" for name, row in rows_of if "judge_error" in row]
     lines = [
         f"Of {len(found)} pipeline classes whose stock calls run without a hub, {len(exact)} give the pictures of the "
         f"stock calls (rounding apart), {len(full)} of them in batches; the line that makes the winner again does so "
         f"in {winners} of {sum(map(len, found.values()))} tests. A fork of no angle ends as its parent in "
-        f"{len(twins)} of them, and one of 60 degrees elsewhere in {len(moved)}; not: {'; '.join(why) or 'none'}. Not "
-        "exact, or not in batches:",
+        f"{len(twins)} of them, and one of 60 degrees elsewhere in {len(moved)}; not: {'; '.join(why) or 'none'}. A "
+        f"judge of features is recorded, trained and used in a search of {len(judges)}; not: "
+        f"{'; '.join(unread) or 'none'}. Not exact, or not in batches:",
         "",
         "| pipeline | what | why |",
         "|---|---|---|",

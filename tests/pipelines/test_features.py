@@ -91,6 +91,31 @@ def test_of_a_doubled_batch_the_half_with_the_prompt_counts():
     torch.testing.assert_close(torch.stack(tap.words(PROMPTS)), states[2:])
 
 
+def test_of_a_video_whose_frames_are_rows_the_mean_over_its_frames_counts():
+    """As UNets with motion modules run them: frames among the rows, and the words once for each frame."""
+
+    class Unet(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mid_block = torch.nn.Identity()
+
+        def forward(self, sample, encoder_hidden_states):
+            return self.mid_block(sample.transpose(1, 2).flatten(0, 1))
+
+    unet = Unet()
+    tap = Tap(unet, [Place("mid_block", grid=2), Place("x0", grid=2)])
+    videos, words = torch.rand(4, 3, 5, 8, 8), torch.rand(4, 6, 7)
+    with tap.listen(PROMPTS) as heard:
+        unet(videos, encoder_hidden_states=words.repeat_interleave(5, 0))
+    cells = videos[2:].mean(2).unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)).flatten(2).mT
+    torch.testing.assert_close(heard[0], cells)
+    torch.testing.assert_close(torch.stack(tap.words(PROMPTS)), words[2:])
+    frames = videos[2:].transpose(1, 2).flatten(0, 1)
+    together = tap.with_x0(heard[0], frames, 2)
+    assert together.shape == (2, 4, 3 + 3 * 16)
+    torch.testing.assert_close(together, tap.with_x0(heard[0], videos[2:], 2))
+
+
 def test_what_cannot_be_read_is_one_sentence(sampler):
     with pytest.raises(ValueError, match="reads the module 'nowhere', which FluxTransformer2DModel does not have"):
         attach(sampler, {"it": Reads(Place("nowhere"))})

@@ -93,7 +93,7 @@ def test_what_is_kept_is_what_the_denoiser_said(red, tmp_path):
 
 def test_the_estimate_is_stacked_onto_the_grid():
     latents = torch.arange(2 * 4 * 4.0).reshape(1, 2, 4, 4)
-    cells = Tap(torch.nn.Identity(), [Place(X0, grid=2)]).with_x0(None, latents)
+    cells = Tap(torch.nn.Identity(), [Place(X0, grid=2)]).with_x0(None, latents, 1)
     assert cells.shape == (1, 4, 8)
     assert cells[0, 1].tolist() == [2.0, 3.0, 6.0, 7.0, 18.0, 19.0, 22.0, 23.0]
 

@@ -115,28 +115,32 @@ class Tap:
         """While one denoiser call of these candidates is made, collect cells [n, grid x grid, channels], one tensor.
 
         Of classifier-free guidance only the pass with the prompt counts: of two passes the first, of a doubled batch
-        the second half, as in diffusers. Where no place is a module, cells have no channels.
+        the second half, as in diffusers. Frames of a video that lie among the rows are averaged. Where no place is a
+        module, cells have no channels.
         """
         count, heard, found = len(prompts), dict[Place, Tensor](), list[Tensor]()
+        rows = 0  # of the denoiser's batch
 
         def keep(place: Place, value: Any) -> None:
             if place not in heard and (tensor := _last_rows(value, count)) is not None:
-                heard[place] = place.narrow(self._cells(tensor[-count:], place.grid))
+                heard[place] = place.narrow(self._cells(_joined(tensor, rows)[-count:], place.grid))
 
         def read(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            nonlocal rows
+            given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | list) and len(value))
+            rows = next((len(value) for value in given if isinstance(value, list) or value.ndim >= 3), 0)
             states = kwargs.get("encoder_hidden_states")
             if isinstance(states, Tensor | list | tuple) and len(states) >= count:
-                for prompt, words in zip(prompts, states[-count:], strict=True):
-                    self._words.setdefault(prompt, words.detach().clone())
+                every = max(1, len(states) // rows) if rows else 1  # once for each frame
+                for prompt, words in zip(prompts, states[::every][-count:], strict=True):
+                    self._words.setdefault(prompt, words.detach().flatten(end_dim=-2).clone())
 
-        hooks = []
+        hooks = [self._denoiser.register_forward_pre_hook(read, with_kwargs=True)]
         for place, module in self._modules.items():
             if place.side == "input":
                 hooks.append(module.register_forward_pre_hook(lambda _, args, p=place: keep(p, args[0])))
             else:
                 hooks.append(module.register_forward_hook(lambda _, args, output, p=place: keep(p, output)))
-        if any(prompt not in self._words for prompt in prompts):
-            hooks.append(self._denoiser.register_forward_pre_hook(read, with_kwargs=True))
         try:
             yield found
         finally:
@@ -159,9 +163,13 @@ class Tap:
             hidden = F.adaptive_avg_pool2d(hidden.float(), (grid, grid)).to(hidden.dtype)
         return hidden.flatten(2).transpose(1, 2).contiguous()
 
-    def with_x0(self, cells: Tensor | None, latents: Tensor) -> Tensor:
-        """What was heard [n, cells, channels] and, if it is a place, the latents [n, c, h, w] of the x0 estimate."""
+    def with_x0(self, cells: Tensor | None, latents: Tensor, count: int) -> Tensor:
+        """What was heard [n, cells, channels] and, if it is a place, the latents [n, c, h, w] of the x0 estimate.
+
+        Of videos, [n, c, frames, h, w] or frames among the rows, the mean over the frames counts.
+        """
         parts = [] if cells is None else [cells]
+        latents = _joined(latents.mean(2) if latents.ndim == 5 else latents, count)
         for place in self.places:
             if place.module == X0:
                 grid, channels = place.grid, latents.shape[1]
@@ -185,6 +193,12 @@ class Tap:
     def forget_prompts(self) -> None:
         """Drop the states of words."""
         self._words.clear()
+
+
+def _joined(tensor: Tensor, rows: int) -> Tensor:
+    """A tensor with as many rows as a batch, the mean over frames that lie among them."""
+    frames = len(tensor) // rows if rows else 1
+    return tensor.unflatten(0, (rows, frames)).mean(1) if frames > 1 and len(tensor) == rows * frames else tensor
 
 
 def _last_rows(value: Any, count: int) -> Tensor | None:

@@ -540,7 +540,8 @@ class Sampler(Runner):
         if tap is None or x0 is None or (cells is None and tap.hidden):
             raise ValueError("no features were kept of these candidates; attach the rewards that read them first")
         if any(place.module == X0 for place in tap.places):
-            cells = tap.with_x0(cells, self.spatial(x0, trajectories.prompts, trajectories.seeds, trajectories.step))
+            latents = self.spatial(x0, trajectories.prompts, trajectories.seeds, trajectories.step)
+            cells = tap.with_x0(cells, latents, len(trajectories.prompts))
         assert cells is not None
         return Features(cells, tap.words(trajectories.prompts), x0)
 
