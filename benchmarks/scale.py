@@ -11,7 +11,8 @@ looks that its searches need. --call and so on set the mean of a batch in second
 recorded.
 
 `devices` simulates one prompt on many devices (`--devices`): before every round the candidates that are left are dealt
-out anew (`ttsnap.pipelines.replicas.batch_size`), or they stay where they began. Rewards run on the first device.
+out anew (`ttsnap.pipelines.replicas.batch_size`), or they stay where they began; rewards run on each device
+(`--reward-device each`) or on the first.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ import psutil
 
 from ttsnap.cluster.record import Record
 from ttsnap.cluster.scheduling import Observer, ThisProcess, execute
+from ttsnap.core.grid import Policy
 from ttsnap.live.engine import prompts_per_block
-from ttsnap.policies import SuccessiveHalving
+from ttsnap.pipelines.replicas import FIXED
+from ttsnap.policies import BestOfN, SuccessiveHalving
 
 PUBLISHED = SuccessiveHalving((3, 7, 12), keep=(0.4, 0.4, 0.5))
 BATCH, CANDIDATES, STEPS = 32, 32, 20
@@ -191,7 +194,7 @@ def measure(options: argparse.Namespace) -> None:
 def block_seconds(prompts: int, times: dict[str, np.ndarray], rng: np.random.Generator) -> float:
     """A block of searches: full batches but for the last of each rung."""
     total, before = 0.0, 0
-    for step, size in PUBLISHED.plan(CANDIDATES, STEPS):
+    for step, size, *_ in PUBLISHED.plan(CANDIDATES, STEPS):
         batches = -(-size * prompts // BATCH)
         total += rng.choice(times["call"], (step - before) * batches).sum()
         total += rng.choice(times["decode"], batches).sum() + rng.choice(times["look"], batches).sum()
@@ -245,17 +248,36 @@ def parts_of(count: int) -> list[int]:
 
 
 def search_seconds(
-    candidates: int, devices: int, times: dict[str, np.ndarray], rng: np.random.Generator, rebalanced: bool
+    policy: Policy,
+    candidates: int,
+    devices: int,
+    times: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    *,
+    fixed: float,
+    rebalanced: bool = True,
+    judges: bool = True,
 ) -> float:
-    """One prompt on many devices, round by round: the longest batch of a round is waited for."""
-    from ttsnap.pipelines.replicas import FIXED, batch_size
+    """One prompt on many devices, round by round: the longest batch of a round is waited for.
+
+    Args:
+        policy: decides who is left.
+        candidates: of the prompt.
+        devices: that share them.
+        times: seconds of full batches.
+        rng: draws from these.
+        fixed: what a batch costs beside its candidates, in the time of one candidate.
+        rebalanced: candidates are dealt out anew before every round.
+        judges: rewards run on each device, and not on the first alone.
+    """
+    from ttsnap.pipelines.replicas import batch_size
 
     def batch(kind: str, size: int) -> float:
-        return float(rng.choice(times[kind])) * (FIXED + size) / (FIXED + BATCH)
+        return float(rng.choice(times[kind])) * (fixed + size) / (fixed + BATCH)
 
     total, before = 0.0, 0
     home = np.arange(candidates) % devices  # where a candidate began
-    for step, size in PUBLISHED.plan(candidates, STEPS):
+    for step, size, *_ in policy.plan(candidates, STEPS):
         alive = np.sort(rng.permutation(candidates)[:size]) if size < candidates else np.arange(candidates)
         left = np.full(size, step - before)
         while left.max() > 0:
@@ -271,24 +293,34 @@ def search_seconds(
             total += max(sum(batch("call", part) for part in parts_of(share)) for share in shares)
         each = -(-size // devices)
         total += sum(batch("decode", part) for part in parts_of(each))
-        total += sum(batch("look", part) for part in parts_of(size))
+        total += sum(batch("look", part) for part in parts_of(each if judges else size))
         before = step
     return total
 
 
 def simulate_devices(options: argparse.Namespace) -> None:
     times, count = scaled(options), options.candidates
-    print(f"one prompt, {count} candidates, the published schedule, {STEPS} calls")
-    print("| devices | seconds | efficiency | candidates that stay where they began: seconds | efficiency |")
-    print("|---|---|---|---|---|")
-    alone: dict[bool, float] = {}
+    ways = {
+        "published schedule, rewards on each": (PUBLISHED, {}),
+        "on the first": (PUBLISHED, {"judges": False}),
+        "on the first, candidates stay where they began": (PUBLISHED, {"judges": False, "rebalanced": False}),
+        "half of them kept each time, rewards on each": (SuccessiveHalving(PUBLISHED.rungs, keep=(0.5,) * 3), {}),
+        "best-of-N, rewards on each": (BestOfN(), {}),
+    }
+    fixed = options.fixed
+    print(
+        f"one prompt, {count} candidates, {STEPS} calls; a batch costs as much as its candidates and {fixed:g} of one"
+    )
+    print("| devices | " + " | ".join(f"{way}: seconds | efficiency" for way in ways) + " |")
+    print("|---|" + "---|---|" * len(ways))
+    alone: dict[Policy, float] = {}
     for devices in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
         cells = []
-        for rebalanced in (True, False):
+        for policy, how in ways.values():
             rng = np.random.default_rng(0)
-            seconds = statistics.mean(search_seconds(count, devices, times, rng, rebalanced) for _ in range(20))
-            alone.setdefault(True, seconds)
-            cells.append(f"{seconds:.1f} | {alone[True] / devices / seconds:.0%}")
+            works = [search_seconds(policy, count, devices, times, rng, fixed=fixed, **how) for _ in range(20)]
+            alone.setdefault(policy, statistics.mean(works))
+            cells.append(f"{statistics.mean(works):.2f} | {alone[policy] / devices / statistics.mean(works):.0%}")
         print(f"| {devices} | " + " | ".join(cells) + " |")
 
 
@@ -301,6 +333,9 @@ def main() -> None:
     for name in ("call", "decode", "look"):
         parser.add_argument(f"--{name}", type=float, help="mean seconds of a batch of 32")
     parser.add_argument("--candidates", type=int, default=64, help="of `devices`")
+    parser.add_argument(
+        "--fixed", type=float, default=FIXED, help="of `devices`: of a batch, in the time of a candidate"
+    )
     parser.add_argument("--load", type=float, default=90.0, help="seconds to load a model")
     parser.add_argument("--event", type=float, default=0.004, help="seconds of the loop per event")
     options = parser.parse_args()

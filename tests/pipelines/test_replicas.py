@@ -106,6 +106,60 @@ def test_a_device_that_dies_costs_nothing(sessions):
     assert told(result) == whole
 
 
+@pytest.fixture
+def each(monkeypatch):
+    """A session whose reward has a copy on each of so many devices."""
+    monkeypatch.setattr(module.subprocess, "Popen", Forked)
+    made = []
+
+    def on(count, **options):
+        asked = {"candidates": 10, "num_inference_steps": 6, "policy": HALVING, "report": "none", "reward": "shapes"}
+        devices = ",".join(["cpu"] * count)
+        made.append(prepare("shapes", devices=devices, reward_device="each", **asked | options))
+        return made[-1]
+
+    yield on
+    for session in made:
+        session.close()
+
+
+def test_rewards_on_each_device_share_the_pictures_and_say_the_same(each, monkeypatch):
+    """Ten pictures, four at a time, keep both other devices busy; five one of them; three none."""
+    used, send = [], module.Replica.send
+    monkeypatch.setattr(module.Replica, "send", lambda own, what: (used.append(type(what).__name__), send(own, what)))
+    three = told(each(3).search(PROMPT))
+    assert used.count("Use") == 3
+    assert used.count("Tool") == 2
+    assert told(each(1).search(PROMPT)) == three
+
+
+def test_a_device_that_dies_while_it_judges_costs_nothing(each):
+    session = each(2)
+    whole = told(session.search(PROMPT))
+    (replica,) = session.sampler.replicas.others
+    send = replica.send
+
+    def die(what):
+        send(what)
+        if isinstance(what, module.Use):
+            os.kill(replica.process.pid, signal.SIGKILL)
+
+    replica.send = die
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = session.search(PROMPT)
+    said = [*map(str, result.notes), *(str(w.message) for w in caught)]
+    assert any("the process of cpu has died" in note for note in said), said
+    assert told(result) == whole
+
+
+def test_rewards_on_each_device_need_devices_and_names():
+    wrong = "rewards by name in a search on several devices"
+    for options in ({}, {"devices": "cpu,cpu", "reward": {"red": len}}, {"devices": "cpu,cpu", "reward_timeout": 5.0}):
+        with pytest.raises(ValueError, match=wrong):
+            prepare("shapes", reward_device="each", **options)
+
+
 def test_devices_are_read_and_what_cannot_be_is_one_sentence():
     assert read_devices("0, 1,cuda:3") == ["cuda:0", "cuda:1", "cuda:3"]
     assert read_devices(["cpu", "cpu"]) == ["cpu", "cpu"]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ttsnap.pipelines.patience import Hung, Timed, in_time
-from ttsnap.rewards import Rewards, own_of
+from ttsnap.rewards import Rewards, load, own_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ttsnap.pipelines.limits import Limits
+    from ttsnap.pipelines.replicas import Replicas
     from ttsnap.pipelines.views import View
 
 
@@ -78,6 +80,64 @@ def _of_frames(reward: Any, images: Tensor, prompts: Sequence[str], sigma: float
     if values.numel() != videos * frames:
         raise ValueError(f"a reward must return one number per frame, [{videos * frames}], got {list(values.shape)}")
     return values.reshape(videos, frames).float().mean(1)
+
+
+EACH = "each"  # the device of rewards that have a copy on each device of the search
+SHARE = 4  # pictures that one of them is shown at once on the CPU, however many devices there are
+
+
+class Dealt:
+    """A reward with a copy on each device of a search; pictures are dealt out among them. In all else it is the reward.
+
+    Args:
+        name: of the reward, which the copies have, too.
+        reward: the one on the search's first device.
+        replicas: the others, where it was installed.
+    """
+
+    def __init__(self, name: str, reward: Any, replicas: Replicas) -> None:
+        self.name, self.reward, self.replicas = name, reward, replicas
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], *, sigma: float) -> Tensor:
+        """Rewards [n] of images [n, 3, h, w]."""
+        import torch
+
+        from ttsnap.pipelines.replicas import Use
+
+        count = len(images)
+        size = SHARE if images.device.type == "cpu" else -(-count // self.replicas.count)
+        rows = [slice(start, start + size) for start in range(0, count, size)]
+        uses = [Use(self.name, (images[part], list(prompts[part])), {"sigma": sigma}) for part in rows]
+        answers = self.replicas.spread(uses, self.reward)
+        shares = [min(size, count - part.start) for part in rows]
+        return torch.cat([torch.from_numpy(numbers(self.name, a, n)) for a, n in zip(answers, shares, strict=True)])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "reward":  # while it is copied, it has no reward yet
+            raise AttributeError(name)
+        return getattr(self.reward, name)
+
+
+def deal(judges: Mapping[str, Any], named: Sequence[str], replicas: Replicas) -> dict[str, Any]:
+    """Rewards, each with a copy on each device of a search.
+
+    Args:
+        judges: name -> reward, on the first device.
+        named: what they were loaded by, in the same order.
+        replicas: the other devices.
+
+    Raises:
+        ValueError: one cannot be loaded there.
+    """
+    from ttsnap.pipelines.replicas import Tool
+
+    for name, text in zip(judges, named, strict=True):
+        replicas.install(Tool(name, partial(_loaded, text)))
+    return {name: Dealt(name, judge, replicas) for name, judge in judges.items()}
+
+
+def _loaded(text: str, device: Any) -> Any:
+    return next(iter(load(text, device).values()))
 
 
 def try_own(named: Rewards, prompt: str, size: tuple[int, int] | None, timeout: float | None = None) -> None:

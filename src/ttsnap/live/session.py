@@ -15,7 +15,7 @@ from ttsnap.core.observers import Observer
 from ttsnap.core.ranking import Minimum, WeightedSum, read_rule
 from ttsnap.live import reporting
 from ttsnap.live.interactive import Shown, Stream, bar
-from ttsnap.live.judging import try_own
+from ttsnap.live.judging import EACH, deal, try_own
 from ttsnap.live.open_search import OpenSearch, Setup, check_top
 from ttsnap.live.result import SearchResult
 from ttsnap.pipelines.additions import Additions
@@ -376,6 +376,7 @@ def prepare(
         device: where a model that is named runs.
         dtype: its dtype.
         reward_device: where rewards that are named run, such as `cuda:1` (default: with the model); pictures go there.
+            `each`: on each of `devices`, which share the pictures.
         reward_timeout: seconds in which a reward has to answer about a batch (default: it may take for ever).
         diversity: push the candidates of a prompt apart (FLUX, SDXL, Stable Diffusion).
         **options: the pipeline's own arguments, by its own names (num_inference_steps, guidance_scale, image ...);
@@ -425,7 +426,14 @@ def prepare(
         chosen, options["num_inference_steps"] = tuned
     given = {**(own.arguments if own else {}), **options}
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
-    placed = find_device(reward_device) if reward_device is not None else None
+    placed = find_device(reward_device) if reward_device not in (None, EACH) else None
+    if reward_device == EACH and (
+        reward_timeout or not options.get("devices") or not isinstance(reward, str | list | tuple)
+    ):
+        raise ValueError(
+            f"--reward-device {EACH} is for rewards by name in a search on several devices (--devices), without "
+            "--reward-timeout"
+        )
     for named in [reward] if report is None else [reward, report]:
         try_own(named, prompt, size, reward_timeout)
     asked = {"reward": reward, "preview": options.get("preview"), "scheduler": options.get("scheduler")}
@@ -468,6 +476,8 @@ def prepare(
         if budget.unit == "s":
             model = calibrate(sampler, judges, model, prompt)
         candidates = affordable(chosen, budget, model.slower(MARGIN), sampler.num_steps)
+    if reward_device == EACH and sampler.replicas:
+        judges = deal(judges, rewards.split(reward), sampler.replicas)
     candidates = candidates or (own and own.candidates) or DEFAULT_CANDIDATES
     if different and (ends := chosen.plan(candidates, sampler.num_steps)[-1].size) < different:
         raise ValueError(

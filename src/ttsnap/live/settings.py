@@ -107,7 +107,7 @@ class ModelSettings(Loading, CallSettings):
 
     Attributes:
         devices: Several devices for one search, such as 0,1,2,3 (GPUs by number) or cpu,cpu; each gets the model.
-        reward_device: Where rewards run, such as cuda:1 or cpu (default: with the model).
+        reward_device: Where rewards run, such as cuda:1 or cpu (default: with the model); each: on each of --devices.
         reward_timeout: Seconds in which a reward has to answer about a batch (default: it may take for ever).
     """
 

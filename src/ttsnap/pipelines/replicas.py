@@ -1,8 +1,9 @@
 """Copies of a pipeline's models on other devices, each in a process of its own, which run batches of one search.
 
-Calls of candidates, text encoders and rewards stay where they are; only what a batch asks of a model goes to a replica,
-and its answer comes back. A candidate belongs to no device: before every step the candidates that are left are dealt
-out anew. What does not change from step to step, such as the encoding of a prompt, goes to a replica once.
+Calls of candidates and text encoders stay where they are; only what a batch asks of a model goes to a replica, and its
+answer comes back. A candidate belongs to no device: before every step the candidates that are left are dealt out anew.
+What does not change from step to step, such as the encoding of a prompt, goes to a replica once. A reward stays where
+it is, too, or has a copy in each process, among which pictures are dealt out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,23 @@ class Kept:
 
     number: int
     value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Something that is called beside the models, such as a reward: `make` makes it for a device."""
+
+    name: str
+    make: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A call of a `Tool` by its name."""
+
+    name: str
+    args: tuple[Any, ...]
+    options: dict[str, Any]
 
 
 class Replica:
@@ -281,6 +299,53 @@ class Replicas:
                 runner.attempt(part, lambda part=part, answer=answer: self._answered(runner, part, answer))  # type: ignore[misc]
             del waiting[: 1 + len(away)]
 
+    def install(self, tool: Tool) -> None:
+        """Have a tool made on each of the other devices.
+
+        Raises:
+            ValueError: it cannot be made there.
+        """
+        try:
+            for replica in self.others:
+                replica.send(tool)
+            for replica in self.others:
+                if isinstance(answer := replica.receive(), Exception):
+                    raise answer
+        except Exception as error:
+            self.close()
+            raise ValueError(f"{tool.name} cannot be loaded on each device: {error}") from error
+
+    def spread(self, uses: Sequence[Use], here: Callable[..., Any]) -> list[Any]:
+        """Answers to calls of a tool, as many at a time as there are devices; one whose device has died is made anew.
+
+        Args:
+            uses: the calls.
+            here: the tool on this device.
+        """
+        answers: dict[int, Any] = {}
+        while waiting := [number for number in range(len(uses)) if number not in answers]:
+            mine, *away = waiting[: self.count]
+            sent = []
+            for replica, number in zip(list(self.others), away, strict=False):
+                try:
+                    replica.send(uses[number])
+                    sent.append((replica, number))
+                except OSError:
+                    self._died(replica)
+            try:
+                answers[mine] = here(*uses[mine].args, **uses[mine].options)
+            except Exception as error:  # the others are listened to first
+                answers[mine] = error
+            for replica, number in sent:
+                try:
+                    answers[number] = replica.receive()
+                except (EOFError, OSError, pickle.UnpicklingError):
+                    self._died(replica)
+            for answer in answers.values():
+                if isinstance(answer, Exception):
+                    raise answer
+        return [answers[number] for number in range(len(uses))]
+
     def _sent(self, runner: Runner, replica: Replica, part: Sequence[Waiting]) -> bool:
         ask = part[0].ask
         assert ask is not None
@@ -374,16 +439,23 @@ def serve(number: int) -> None:
 
 @dataclass
 class Work:
-    """What a replica has: models, tensors that are kept, and what listens."""
+    """What a replica has: models, tensors that are kept, what listens, and tools."""
 
     parts: dict[str, Any]
     device: torch.device
     kept: dict[int, Tensor] = field(default_factory=dict)
     taps: dict[Any, Tap] = field(default_factory=dict)
+    tools: dict[str, Any] = field(default_factory=dict)
 
-    def answer(self, job: Job) -> Any:
-        """What a model answers, features that were heard, and words of prompts; or the error."""
+    def answer(self, job: Job | Tool | Use) -> Any:
+        """What a model answers, features that were heard, and words of prompts; what a tool answers; or the error."""
         try:
+            if isinstance(job, Tool):
+                self.tools[job.name] = job.make(self.device)
+                return "ready"
+            if isinstance(job, Use):
+                args = tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, job.args)
+                return self.tools[job.name](*args, **job.options)
             return self._answer(job)
         except Exception as error:
             return _plain_error(error)
@@ -433,4 +505,4 @@ def _plain_error(error: Exception) -> Exception:
     return error
 
 
-__all__ = ["Replicas", "batch_size"]
+__all__ = ["Replicas", "Tool", "Use", "batch_size"]
