@@ -295,7 +295,7 @@ def judged(pipe: Any, prompt: str, given: dict[str, Any], seconds: int) -> dict[
     from ttsnap.training.judges import JudgeSettings, train_judge
 
     REWARDS["red"] = lambda device="cpu", path=None: redness
-    prompts = [f"{prompt} {number}" for number in range(5)]
+    prompts = [prompt] * 5  # some take JSON, or texts of one length alone
     try:
         with at_most(seconds), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.pipelines import tiny
+from tests.pipelines import tiny, tiny_sd
 from ttsnap.pipelines.features import Place, Tap, attach
 from ttsnap.pipelines.sampler import Sampler
 
@@ -89,6 +89,22 @@ def test_of_a_doubled_batch_the_half_with_the_prompt_counts():
         unet(maps, encoder_hidden_states=states)
     torch.testing.assert_close(heard[0], maps[2:].unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)).flatten(2).mT)
     torch.testing.assert_close(torch.stack(tap.words(PROMPTS)), states[2:])
+
+
+def test_the_first_batch_by_which_merging_is_tried_is_heard_as_any_other():
+    """With guidance a candidate alone has two rows, as many as a batch of two has candidates."""
+    options = {"height": 32, "width": 32, "num_inference_steps": 3, "guidance_scale": 5.0}
+    pipe, place = tiny_sd.stable_diffusion(), Place("mid_block", grid=2)
+    together, alone = Sampler(pipe, **options), Sampler(pipe, **options)
+    for sampler in (together, alone):
+        attach(sampler, {"it": Reads(place)})
+    alone.max_batch = 1
+    together.probe.sure.clear()
+    both = together.advance(together.start(PROMPTS, [1, 2]), 1)
+    single = alone.advance(alone.start(PROMPTS, [1, 2]), 1)
+    torch.testing.assert_close(both.cells, single.cells, atol=1e-4, rtol=1e-4)
+    for mine, theirs in zip(together.features(both).words, alone.features(single).words, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_of_a_video_whose_frames_are_rows_the_mean_over_its_frames_counts():

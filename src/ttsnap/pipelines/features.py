@@ -114,11 +114,14 @@ class Tap:
     def listen(self, prompts: Sequence[str]) -> Iterator[list[Tensor]]:
         """While one denoiser call of these candidates is made, collect cells [n, grid x grid, channels], one tensor.
 
+        Calls of some of them, by which it is tried whether they can be merged, come before and do not count.
+
         Of classifier-free guidance only the pass with the prompt counts: of two passes the first, of a doubled batch
         the second half, as in diffusers. Frames of a video that lie among the rows are averaged. Where no place is a
         module, cells have no channels.
         """
         count, heard, found = len(prompts), dict[Place, Tensor](), list[Tensor]()
+        told: dict[str, Tensor] = {}
         rows = 0  # of the denoiser's batch
 
         def keep(place: Place, value: Any) -> None:
@@ -127,13 +130,15 @@ class Tap:
 
         def read(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             nonlocal rows
-            given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | list) and len(value))
+            heard.clear()  # what came before was a trial: that of the whole batch comes last
+            told.clear()
+            given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | list))
             rows = next((len(value) for value in given if isinstance(value, list) or value.ndim >= 3), 0)
             states = kwargs.get("encoder_hidden_states")
-            if isinstance(states, Tensor | list | tuple) and len(states) >= count:
-                every = max(1, len(states) // rows) if rows else 1  # once for each frame
-                for prompt, words in zip(prompts, states[::every][-count:], strict=True):
-                    self._words.setdefault(prompt, words.detach().flatten(end_dim=-2).clone())
+            if isinstance(states, Tensor | list | tuple):
+                states = states[:: max(1, len(states) // rows)] if rows else states  # there may be one for each frame
+                for prompt, words in zip(prompts, states[-count:] if len(states) >= count else (), strict=False):
+                    told.setdefault(prompt, words.detach().flatten(end_dim=-2).clone())
 
         hooks = [self._denoiser.register_forward_pre_hook(read, with_kwargs=True)]
         for place, module in self._modules.items():
@@ -146,6 +151,7 @@ class Tap:
         finally:
             for hook in hooks:
                 hook.remove()
+        self.remember(told)
         if len(heard) == len(self._modules) and heard:
             found.append(torch.cat([heard[place] for place in self._modules], dim=-1))
 
