@@ -174,6 +174,18 @@ def test_a_pipeline_with_options_is_kept_and_does_not_touch_the_plain_one(search
     assert len(kept) == 2  # the plain one, and the last of the others
 
 
+def test_what_was_noted_when_a_model_was_loaded_is_said_of_each_search(searches, here, monkeypatch):
+    def noted(model, asked, pictures=None):
+        made = LOAD(model, asked, pictures)
+        made.notes.append("a part of it has no place")
+        return made
+
+    monkeypatch.setattr(loading, "load", noted)
+    for _ in range(2):
+        made = searches.models.searcher(asked(searches, here, "--vae-tiling --vae other-vae"))
+        assert "a part of it has no place" in made.sampler.notes
+
+
 BAD = {
     "--vae /etc/passwd": "there is no --vae '/etc/passwd' here; there is other-vae",
     "--vae owner/name": "there is no --vae 'owner/name' here",

@@ -116,6 +116,17 @@ def config_of(text: str, parts: Sequence[str], dtype: Any) -> tuple[Any, str]:
     return PipelineQuantizationConfig(quant_mapping=made), line
 
 
+def notes_of(text: str, parts: Sequence[str]) -> list[str]:
+    """What is to be said of searches with these parts quantized."""
+    name, _ = read_quantize(text)
+    if name != "bnb-int8" or all(part.startswith("text_encoder") for part in parts):
+        return []
+    return [
+        "bnb-int8 keeps the columns in 16 bits that have outliers anywhere in the batch, so a picture changes a little "
+        "with those beside it; --max-batch 1 makes it alone"
+    ]
+
+
 def cast(pipe: Any, parts: Sequence[str]) -> list[str]:
     """Keep the weights of parts in 8 bits between their layers' calls; the lines that do it."""
     import torch
