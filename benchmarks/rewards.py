@@ -39,7 +39,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from models import QWEN25_VISION
+from model_parts import QWEN25_VISION
 from ttsnap.pipelines.counting import Unmultiplied, count_tflop, some_pictures
 from ttsnap.rewards import blip, clip, geneval, hpsv3, mps, preprocess, unifiedreward, vqascore
 from ttsnap.rewards.vision_language import Sight, VisionLanguage

@@ -161,6 +161,60 @@ def flux(model, prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + key: value for key, value in found.items()}
 
 
+def flux2(model) -> dict[str, torch.Tensor]:
+    """FLUX.2 as Black Forest Labs publish it."""
+    states = dict(model.state_dict())
+    found = {}
+
+    def move(old: str, *parts: str, end: str = "weight") -> None:
+        found[f"{old}.{end}"] = torch.cat([states.pop(f"{part}.weight") for part in parts])
+
+    move("time_in.in_layer", "time_guidance_embed.timestep_embedder.linear_1")
+    move("time_in.out_layer", "time_guidance_embed.timestep_embedder.linear_2")
+    for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"):
+        move(f"{name}.lin", f"{name}.linear")
+    for old, new in (("img_in", "x_embedder"), ("txt_in", "context_embedder"), ("final_layer.linear", "proj_out")):
+        move(old, new)
+    scale, shift = states.pop("norm_out.linear.weight").chunk(2)
+    found["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
+    for i in range(model.config.num_layers):
+        for theirs, q, added, out, ff in (
+            ("img", "to_{}", "", "to_out.0", "ff"),
+            ("txt", "add_{}_proj", "added_", "to_add_out", "ff_context"),
+        ):
+            old, new = f"double_blocks.{i}.{theirs}", f"transformer_blocks.{i}"
+            move(f"{old}_attn.qkv", *(f"{new}.attn.{q.format(part)}" for part in "qkv"))
+            move(f"{old}_attn.norm.query_norm", f"{new}.attn.norm_{added}q", end="scale")
+            move(f"{old}_attn.norm.key_norm", f"{new}.attn.norm_{added}k", end="scale")
+            move(f"{old}_attn.proj", f"{new}.attn.{out}")
+            move(f"{old}_mlp.0", f"{new}.{ff}.linear_in")
+            move(f"{old}_mlp.2", f"{new}.{ff}.linear_out")
+    for i in range(model.config.num_single_layers):
+        old, new = f"single_blocks.{i}", f"single_transformer_blocks.{i}.attn"
+        move(f"{old}.linear1", f"{new}.to_qkv_mlp_proj")
+        move(f"{old}.linear2", f"{new}.to_out")
+        move(f"{old}.norm.query_norm", f"{new}.norm_q", end="scale")
+        move(f"{old}.norm.key_norm", f"{new}.norm_k", end="scale")
+    assert not states, list(states)
+    return found
+
+
+def z_image(model) -> dict[str, torch.Tensor]:
+    """Z-Image as it is repackaged for ComfyUI: query, key and value in one matrix."""
+    names = {"all_final_layer.2-1.": "final_layer.", "all_x_embedder.2-1.": "x_embedder."}
+    names |= {".to_out.0.": ".out.", ".norm_k.": ".k_norm.", ".norm_q.": ".q_norm."}
+    states, found = dict(model.state_dict()), {}
+    for key in [key for key in states if ".to_q." in key]:
+        parts = [states.pop(key.replace(".to_q.", f".to_{part}.")) for part in "qkv"]
+        found[key.replace(".to_q.", ".qkv.")] = torch.cat(parts)
+    for key, value in states.items():
+        name = key
+        for new, old in names.items():
+            name = name.replace(new, old)
+        found[name] = value
+    return {f"model.diffusion_model.{key}": value for key, value in found.items()}
+
+
 def stable_diffusion(pipe) -> dict[str, torch.Tensor]:
     """Stable Diffusion 1.x."""
     text = clip(pipe.text_encoder, "cond_stage_model.transformer.")

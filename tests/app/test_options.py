@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import ttsnap
-from tests.pipelines import conditioned, tiny_sd
+from tests.pipelines import conditioned, tiny, tiny_sd
+from tests.pipelines.test_quantization import write_gguf
 from ttsnap.app.form import restored
 from ttsnap.app.options import Offered
 from ttsnap.app.queue import Request
 from ttsnap.app.searches import Searches
+from ttsnap.live import session
+from ttsnap.pipelines import loading
 
+LOAD = loading.load
 REWARD = "tests.pipelines.tiny:redness"
 
 
@@ -32,6 +38,12 @@ def here(tmp_path_factory):
     diffusers.AutoencoderKL.from_config(pipe.vae.config).save_pretrained(folder / "other-vae")
     conditioned.control_of(pipe).save_pretrained(folder / "edges")
     conditioned.ip_adapter(pipe, folder)
+    type(pipe.text_encoder)(pipe.text_encoder.config).eval().save_pretrained(folder / "other-text")
+    width = pipe.text_encoder.get_input_embeddings().weight.shape[-1]
+    save_file({"<kitten>": torch.randn(2, width)}, folder / "kitten.safetensors")
+    flux = tiny.flux()
+    flux.save_pretrained(folder / "flux")
+    write_gguf(flux.transformer.state_dict(), folder / "flux.gguf")
     return folder
 
 
@@ -39,16 +51,20 @@ def here(tmp_path_factory):
 def searches(here):
     offered = Offered(
         vae=(str(here / "other-vae"),),
+        text_encoder=(str(here / "other-text"),),
+        embedding=(str(here / "kitten.safetensors"),),
+        config=(str(here / "flux"),),
         control=(str(here / "edges"),),
         ip_adapter_weights=(str(here / "ip-adapter.safetensors"),),
     )
-    return Searches(here / "out", [str(here / "sd")], [REWARD], device="cpu", offered=offered)
+    models = [str(here / name) for name in ("sd", "flux", "flux.gguf")]
+    return Searches(here / "out", models, [REWARD], device="cpu", offered=offered)
 
 
-def asked(searches, here, options, pictures=(), **more):
+def asked(searches, here, options, pictures=(), model="sd", **more):
     names = tuple(str(here / name) for name in pictures)
     given = {"policy": "best-of-N", "candidates": 2, "steps": 2, "size": "32"} | more
-    request = Request("a red circle", str(here / "sd"), (REWARD,), options=options, pictures=names, **given)
+    request = Request("a red <kitten>", str(here / model), (REWARD,), options=options, pictures=names, **given)
     return searches.check(request)
 
 
@@ -103,21 +119,79 @@ def test_options_of_the_page_make_what_the_library_makes_of_them(searches, here,
     assert str(here / "a.png") not in made.reproduce
 
 
+LOADED = {  # the model, what the page is told, the library's keywords
+    "text encoder": ("sd", "--text-encoder other-text", {"text_encoder": "other-text"}),
+    "embedding": ("sd", "--embedding kitten.safetensors", {"embedding": "kitten.safetensors"}),
+    "config": ("flux.gguf", "--config flux", {"config": "flux"}),
+    "cache": ("flux", "--cache FirstBlock,threshold=.5", {"cache": "FirstBlock,threshold=.5"}),
+    "draft cache": ("flux", "--draft-cache FirstBlock,threshold=.9", {"draft_cache": "FirstBlock,threshold=.9"}),
+    "attention": ("flux", "--attention _native_math", {"attention": "_native_math"}),
+    "quantize fp8-cast": ("flux", "--quantize fp8-cast", {"quantize": "fp8-cast"}),
+    "quantize int8": ("flux", "--quantize int8", {"quantize": "int8"}),
+    "offload group": ("flux", "--offload group", {"offload": "group"}),
+}
+
+
+@pytest.mark.parametrize("case", LOADED)
+def test_a_search_of_the_page_with_a_model_option_is_that_of_the_library(searches, here, case, monkeypatch):
+    """Whole rewards and pictures of a search that drops candidates, not only its settings."""
+    model, text, keywords = LOADED[case]
+    if case == "quantize int8":
+        pytest.importorskip("torchao", reason="needs torchao")
+    if case == "offload group":
+        for module in (loading, session):
+            monkeypatch.setattr(module, "load", onto_the_cpu)
+    files = {name: str(here / value) for name, value in keywords.items() if (here / value).exists()}
+    call = {"num_inference_steps": 4, "width": 32, "height": 32}
+    halving = {"policy": "successive halving", "candidates": 4, "steps": 4, "model": model}
+    made = searches.models.searcher(asked(searches, here, text, **halving)).search("a red <kitten>")
+    plain = {"reward": REWARD, "candidates": 4, "policy": "halving", "device": "cpu", **call}
+    same = ttsnap.search(str(here / model), "a red <kitten>", **plain, **keywords | files)
+    assert np.array_equal(np.asarray(made.image), np.asarray(same.image))
+    assert (made.seed, made.reward, made.cost.nfe) == (same.seed, same.reward, same.cost.nfe)
+    assert made.cost.nfe < 4 * 4
+    assert made.reproduce == same.reproduce
+    assert made.origin.settings.keys() == same.origin.settings.keys() - {"device"}
+    if case not in ("config", "draft cache", "attention"):  # no model without it, whole calls at the end, rounding
+        other = ttsnap.search(str(here / model), "a red <kitten>", **plain).image
+        assert np.array_equal(np.asarray(made.image), np.asarray(other)) == (case == "offload group")
+
+
+def onto_the_cpu(model, asked, pictures=None):
+    """Loads, and lets layers come from the CPU to the CPU: the machine of the tests has no accelerator."""
+    made = LOAD(model, replace(asked, offload="none"), pictures)
+    loading.place(made.pipe, torch.device("cpu"), asked.offload)
+    return made
+
+
 def test_a_pipeline_with_options_is_kept_and_does_not_touch_the_plain_one(searches, here):
     plain = searches.models.searcher(asked(searches, here, "")).sampler.pipe
     first, second = (searches.models.searcher(asked(searches, here, "--vae other-vae")).sampler.pipe for _ in range(2))
     assert first.vae is second.vae
     assert first.vae is not plain.vae
     searches.models.searcher(asked(searches, here, "--vae-slicing"))
-    assert len(searches.models._pipes) == 2  # the plain one, and the last of the others
+    kept = [model for model, _ in searches.models._pipes if model == str(here / "sd")]
+    assert len(kept) == 2  # the plain one, and the last of the others
+
+
+def test_what_was_noted_when_a_model_was_loaded_is_said_of_each_search(searches, here, monkeypatch):
+    def noted(model, asked, pictures=None):
+        made = LOAD(model, asked, pictures)
+        made.notes.append("a part of it has no place")
+        return made
+
+    monkeypatch.setattr(loading, "load", noted)
+    for _ in range(2):
+        made = searches.models.searcher(asked(searches, here, "--vae-tiling --vae other-vae"))
+        assert "a part of it has no place" in made.sampler.notes
 
 
 BAD = {
     "--vae /etc/passwd": "there is no --vae '/etc/passwd' here; there is other-vae",
     "--vae owner/name": "there is no --vae 'owner/name' here",
-    "--text-encoder x": "there is no --text-encoder 'x' here; ttsnap app --text-encoder offers one",
-    "--embedding style.safetensors": "ttsnap app --embedding offers one",
-    "--config owner/name": "ttsnap app --config offers one",
+    "--text-encoder x": "there is no --text-encoder 'x' here; there is other-text",
+    "--embedding style.safetensors": "there is no --embedding 'style.safetensors' here; there is kitten.safetensors",
+    "--config owner/name": "there is no --config 'owner/name' here; there is flux",
     "--control a.png:/etc": "there is no --control '/etc' here; there is edges",
     "--control /etc/passwd:edges": "there is no picture '/etc/passwd' here; there is a.png",
     "--mask ../b.png": "there is no picture '../b.png' here",

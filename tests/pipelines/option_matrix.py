@@ -15,7 +15,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Container, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -23,11 +23,12 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
 from tests.pipelines import conditioned, tiny, tiny_flow, tiny_sd
-from tests.pipelines.test_quantization import write_gguf
+from tests.pipelines.test_quantization import INT8, NF4, without_a_gpu, write_gguf
 from ttsnap.live.session import load_sampler
 from ttsnap.pipelines.caches import Cache, read_cache
 from ttsnap.pipelines.loading import load_model, place, quiet_libraries
@@ -130,6 +131,17 @@ def torchao(kind: str, config: str):
             **{part: type(model).from_pretrained(pipe.name_or_path, quantization_config=how, **options)}
         )
         return {"quantize": kind}
+
+    return quantize
+
+
+def bitsandbytes(kind: str, part: str = "", **options: Any):
+    def quantize(pipe: Any, folder: Path) -> dict[str, Any]:
+        name = part or denoiser_of(pipe)[0]
+        how = (transformers if part else diffusers).BitsAndBytesConfig(**options)
+        own = {"subfolder": name, "torch_dtype": torch.float32, "quantization_config": how}
+        pipe.register_modules(**{name: type(getattr(pipe, name)).from_pretrained(pipe.name_or_path, **own)})
+        return {"quantize": f"{kind}:{part}" if part else kind}
 
     return quantize
 
@@ -259,6 +271,9 @@ OPTIONS = {
     "`--quantize fp8-cast`": cast,
     "`--quantize int8`": torchao("int8", "Int8WeightOnlyConfig"),
     "`--quantize fp8`": torchao("fp8", "Float8WeightOnlyConfig"),
+    "`--quantize nf4:text_encoder`": bitsandbytes("nf4", "text_encoder", **NF4),
+    "`--quantize nf4`": bitsandbytes("nf4", **NF4),
+    "`--quantize bnb-int8`": bitsandbytes("bnb-int8", **INT8),
     "`--offload group`": group,
     "`--attention _native_math`": attention,
     "`--cache FirstBlock`": cache("FirstBlock,threshold=.5"),
@@ -273,6 +288,10 @@ OPTIONS = {
     "`--control` twice, of a union": union,
     "`--control` of a T2I adapter": adapter,
     "`--ip-adapter`": resembling,
+}
+NEEDED = {  # the package, by the kind of quantization
+    **dict.fromkeys(("int8", "fp8"), "torchao"),
+    **dict.fromkeys(("nf4:text_encoder", "nf4", "bnb-int8"), "bitsandbytes"),
 }
 
 
@@ -339,10 +358,13 @@ def matrix(
                     continue
                 folder = Path(name) / str(len(title))
                 folder.mkdir(exist_ok=True)
-                if title.endswith(("int8`", "fp8`")) and importlib.util.find_spec("torchao") is None:
-                    yield title, family, "not run: torchao is not installed"
+                package = NEEDED.get(title.strip("`").removeprefix("--quantize "))
+                if package and importlib.util.find_spec(package) is None:
+                    yield title, family, f"not run: {package} is not installed"
                     continue
-                yield title, family, cell(directory, arguments, option, folder)
+                with without_a_gpu() if package == "bitsandbytes" else nullcontext():
+                    found = cell(directory, arguments, option, folder)
+                yield title, family, found
 
 
 def table(found: dict[tuple[str, str], str]) -> str:

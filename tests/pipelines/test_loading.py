@@ -27,6 +27,7 @@ from ttsnap.policies import SuccessiveHalving
 
 SMALL = {"num_inference_steps": 3, "height": 32, "width": 32, "max_sequence_length": 12}
 PROMPTS = ["a red circle", "a blue square"]
+COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")
@@ -404,8 +405,16 @@ def test_a_compiled_batch_is_filled_up_by_less_than_half():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [tiny.flux, tiny_sd.sdxl, tiny_flow.qwen_image])  # the last keeps texts' lengths
-def test_after_the_warm_up_nothing_is_compiled_again_and_filling_changes_nobody(build):
+@pytest.mark.parametrize(
+    ("build", "backend"),
+    [
+        (tiny.flux, "eager"),
+        (tiny_sd.sdxl, "eager"),
+        (tiny_flow.qwen_image, "eager"),  # keeps texts' lengths
+        pytest.param(tiny.flux, "inductor", marks=COMPILER),
+    ],
+)
+def test_after_the_warm_up_nothing_is_compiled_again_and_filling_changes_nobody(build, backend):
     arguments = {name: value for name, value in SMALL.items() if build is tiny.flux or "sequence" not in name}
     pipe = build()
     plain = Sampler(pipe, **arguments, max_batch=8)
@@ -416,7 +425,7 @@ def test_after_the_warm_up_nothing_is_compiled_again_and_filling_changes_nobody(
     expected = estimates(plain, "a red circle", 8)
     torch._dynamo.reset()
     counters.clear()
-    compile_denoiser(pipe, backend="eager")
+    compile_denoiser(pipe, backend=backend)
     sampler = Sampler(pipe, **arguments, max_batch=8)
     warm_up(sampler)
     before = counters["stats"]["unique_graphs"]
@@ -433,9 +442,8 @@ def test_after_the_warm_up_nothing_is_compiled_again_and_filling_changes_nobody(
 
 
 @pytest.mark.slow
+@COMPILER
 def test_compiled_to_machine_code_it_gives_the_same(folder, stock):
-    if not shutil.which("g++"):
-        pytest.skip("needs a C++ compiler")
     torch._dynamo.reset()
     sampler = compiled(fresh(folder))
     state = sampler.advance(sampler.start(PROMPTS, [1, 2]), 3)

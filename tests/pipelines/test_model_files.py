@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import original_layout
-from tests.pipelines import tiny, tiny_sd
+from tests.pipelines import tiny, tiny_flow, tiny_sd
 from tests.pipelines.test_loading import ask
 from ttsnap.pipelines.loading import Loading, load_model
 from ttsnap.pipelines.sampler import Sampler
@@ -121,6 +121,24 @@ def test_a_denoiser_takes_the_rest_from_its_pipeline(tmp_path):
     missing.pop(next(iter(missing)))
     with pytest.raises(ValueError, match=r"does not (hold all weights of|fit) the transformer"):
         load(write(missing, tmp_path / "part.safetensors"), tmp_path / "flux")
+
+
+DENOISERS = {  # as they are published for programs that are not diffusers
+    "FLUX.2": (tiny_flow.flux2_klein, original_layout.flux2, {"max_sequence_length": 96}),
+    "Qwen-Image": (tiny_flow.qwen_image, lambda model: model.state_dict(), {}),
+    "Z-Image": (tiny_flow.z_image, original_layout.z_image, {"max_sequence_length": 128}),
+}
+
+
+@pytest.mark.parametrize("family", DENOISERS)
+def test_a_published_denoiser_takes_the_rest_from_its_pipeline(tmp_path, family):
+    build, layout, options = DENOISERS[family]
+    other = build()
+    other.save_pretrained(tmp_path / "model")
+    for parameter in other.transformer.parameters():
+        parameter.data.mul_(0.9)
+    file = write(layout(other.transformer), tmp_path / "finetuned.safetensors")
+    check_same(load(file, tmp_path / "model"), other, **options)
 
 
 @pytest.mark.slow

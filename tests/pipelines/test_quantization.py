@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from unittest import mock
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 from tests import original_layout
 from tests.pipelines import tiny, tiny_sd
@@ -33,9 +39,9 @@ def stock(folder, **parts):
     return pipe
 
 
-def image(pipe):
-    generator = torch.Generator("cpu").manual_seed(SEED)
-    return pipe(PROMPT, generator=generator, output_type="pt", **SMALL).images
+def image(pipe, seed=SEED, kind="pt"):
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return pipe(PROMPT, generator=generator, output_type=kind, **SMALL).images
 
 
 def searched(model, **options):
@@ -47,8 +53,7 @@ def reproduced(sampler, folder):
     """What the reproduce line makes of the stock pipeline."""
     *before, last = sampler.reproduce(PROMPT, SEED).split("; ")
     world = {"torch": torch, "diffusers": diffusers, "pipe": stock(folder)}
-    if "torchao" in "".join(before):
-        world["torchao"] = importlib.import_module("torchao")
+    world |= {name: importlib.import_module(name) for name in ("torchao", "transformers") if name in "".join(before)}
     exec("\n".join(before), world)
     return eval(last.replace("pipe(", 'pipe(output_type="pt", prompt=', 1), world).images
 
@@ -111,7 +116,7 @@ def test_weights_cast_to_8_bits_between_calls(folder):
 @pytest.mark.parametrize(
     ("kind", "config"), [("int8", "Int8WeightOnlyConfig"), ("fp8:transformer", "Float8WeightOnlyConfig")]
 )
-def test_weights_that_torchao_quantizes(folder, kind, config):
+def test_weights_that_torchao_quantizes(folder, kind, config, ttsnap, tmp_path):
     from diffusers.quantizers import PipelineQuantizationConfig
     from torchao import quantization
 
@@ -122,6 +127,72 @@ def test_weights_that_torchao_quantizes(folder, kind, config):
     sampler, made = searched(folder, quantize=kind)
     assert torch.equal(made, expected)
     assert torch.equal(reproduced(sampler, folder), expected)
+    out = str(tmp_path / "out")
+    asked = ["generate", PROMPT, "--model", str(folder), "--quantize", kind, "--device", "cpu", "--size", "32"]
+    asked += ["--reward", "tests.pipelines.tiny:redness", "--candidates", "3", "--policy", "best-of-n", "--steps", "2"]
+    asked += ["--max-batch", "1", "--call", "max_sequence_length=12"]  # a batch rounds its sums otherwise
+    code, said, err = ttsnap(*asked, "--out", out, "--json")
+    assert code == 0, err
+    seed = json.loads(said)["seed"]
+    assert np.array_equal(Image.open(tmp_path / "out" / "best.png"), image(theirs, seed, "pil")[0])
+
+
+BITSANDBYTES = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
+INT8 = {"load_in_8bit": True}
+
+
+@contextmanager
+def without_a_gpu():
+    """Denoisers run by bitsandbytes' kernels for CPUs, where diffusers asks for a GPU, and so does ttsnap."""
+    from diffusers.quantizers.bitsandbytes import bnb_quantizer
+
+    from ttsnap.pipelines import quantization
+
+    kinds = {kind: replace(quantization.KINDS[kind], cuda=False) for kind in ("nf4", "bnb-int8")}
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(quantization.KINDS, kinds))
+        for quantizer in (bnb_quantizer.BnB4BitDiffusersQuantizer, bnb_quantizer.BnB8BitDiffusersQuantizer):
+            stack.enter_context(mock.patch.object(quantizer, "validate_environment"))
+            stack.enter_context(mock.patch.object(quantizer, "update_device_map", lambda self, device_map: device_map))
+        yield
+
+
+def stock_in_bits(folder, parts, options):
+    """The stock pipeline whose parts bitsandbytes quantizes."""
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    libraries = {part: transformers if part.startswith("text_encoder") else diffusers for part in parts}
+    how = {part: library.BitsAndBytesConfig(**options) for part, library in libraries.items()}
+    return stock(folder, quantization_config=PipelineQuantizationConfig(quant_mapping=how), torch_dtype=torch.float32)
+
+
+@BITSANDBYTES
+@pytest.mark.parametrize(
+    ("kind", "options"), [("nf4:text_encoder_2", NF4), ("bnb-int8:text_encoder,text_encoder_2", INT8)]
+)
+def test_text_encoders_that_bitsandbytes_quantizes_on_a_cpu(folder, kind, options):
+    parts = kind.partition(":")[2].split(",")
+    expected = image(stock_in_bits(folder, parts, options))
+    assert (expected - image(stock(folder))).abs().max() > 0
+    sampler, made = searched(folder, quantize=kind)
+    assert torch.equal(made, expected)
+    assert torch.equal(reproduced(sampler, folder), expected)
+
+
+@BITSANDBYTES
+@pytest.mark.parametrize(("kind", "options", "layer"), [("nf4", NF4, "Linear4bit"), ("bnb-int8", INT8, "Linear8bitLt")])
+def test_a_denoiser_that_bitsandbytes_quantizes_by_its_kernels_for_cpus(folder, kind, options, layer):
+    with without_a_gpu():
+        expected = image(stock_in_bits(folder, ["transformer"], options))
+        assert (expected - image(stock(folder))).abs().max() > 0
+        sampler, made = searched(folder, quantize=kind)
+        assert type(sampler.pipe.transformer.transformer_blocks[0].attn.to_q).__name__ == layer
+        assert torch.equal(made, expected)
+        assert torch.equal(reproduced(sampler, folder), expected)
+        assert any("--max-batch 1" in note for note in sampler.notes) == (kind == "bnb-int8")
+        batch = sampler.look(sampler.advance(sampler.start([PROMPT] * 3, [SEED, 4, 5]), sampler.num_steps))
+        assert (batch[:1] - expected).abs().max() < 2e-4  # sums of a batch are rounded otherwise
 
 
 @pytest.mark.slow
@@ -145,6 +216,7 @@ def test_what_cannot_run_here_is_one_sentence_before_anything_is_loaded(folder, 
         (folder, {"quantize": "nf5"}, find, "takes nf4, bnb-int8, int8, fp8, fp8-cast"),
         (folder, {"quantize": "nf4"}, none, "needs the package bitsandbytes: pip install bitsandbytes"),
         (folder, {"quantize": "nf4"}, every, "needs an NVIDIA GPU, and the model runs on cpu; there int8 works"),
+        (folder, {"quantize": "nf4:text_encoder_2,transformer"}, every, "needs an NVIDIA GPU"),
         (folder, {"quantize": "int8"}, none, "needs the package torchao: pip install torchao"),
         ("shapes", {"quantize": "int8"}, every, "is for a diffusers directory or hub id, not for shapes"),
         (folder, {"quantize": "int8:unet"}, every, "has no unet; it has"),

@@ -76,11 +76,11 @@ class Models:
         quiet_libraries()
         settings, pictures = self.settings(request)
         loading = Loading(**{field.name: getattr(settings, field.name) for field in fields(Loading)})
-        keywords, lines = settings.keywords(pictures), list[str]()
+        keywords, lines, notes = settings.keywords(pictures), list[str](), list[str]()
         pipe: Any = request.model
         if not pictures.ip_adapter:  # which changes the pipeline: it is loaded for this search alone
             loaded = self._loaded(request.model, loading)
-            pipe, lines = loaded.pipe, loaded.lines
+            pipe, lines, notes = loaded.pipe, loaded.lines, loaded.notes
             keywords = {key: value for key, value in keywords.items() if key not in vars(loading)}
         for name in request.rewards:
             if name not in self._judges:
@@ -95,6 +95,8 @@ class Models:
             **keywords,
         )
         made.sampler.prelude = "; ".join(filter(None, [*lines, made.sampler.prelude]))
+        for note in notes:
+            made.sampler.note(note)
         for name in ("attention", "config", "quantize", *(part.name for part in fields(Additions))):
             if value := getattr(settings, name):
                 made.asked[name] = value

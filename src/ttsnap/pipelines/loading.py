@@ -25,6 +25,7 @@ from ttsnap.pipelines.quantization import (
     check_place,
     check_quantize,
     config_of,
+    notes_of,
     parts_of,
     read_quantize,
 )
@@ -381,15 +382,16 @@ def _load(model: str, dtype: Any, loading: Loading) -> Loaded:
             check_directory(path)
         if loading.device_map:
             options["device_map"] = loading.device_map
-        lines = []
+        lines, notes = list[str](), list[str]()
         if quantize:
             index = parts_in(dict(DiffusionPipeline.load_config(model)))
             options["quantization_config"], written = config_of(quantize, parts_of(quantize, index), dtype)
             line = f"pipe = diffusers.DiffusionPipeline.from_pretrained({model!r}, torch_dtype={dtype}, "
             lines = [f"{line}quantization_config={written})"] if written else []
+            notes = notes_of(quantize, parts_of(quantize, index))
         try:
             found = variant(path) if path.is_dir() else None
-            return Loaded(DiffusionPipeline.from_pretrained(model, variant=found, **options), lines)
+            return Loaded(DiffusionPipeline.from_pretrained(model, variant=found, **options), lines, notes)
         except OSError as error:
             if path.is_dir() or "model_index.json" not in str(error):
                 raise

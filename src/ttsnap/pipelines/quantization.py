@@ -21,7 +21,7 @@ class Kind:
         package: that is needed; None: weights are cast.
         config: diffusers' (and transformers') class of its configuration; with `inner`, of torchao, for one of these.
         options: of the configuration.
-        cuda: needs an NVIDIA GPU.
+        cuda: needs an NVIDIA GPU, but for text encoders on a CPU.
     """
 
     package: str | None = None
@@ -63,8 +63,9 @@ def check_quantize(text: str) -> None:
 
 def check_place(text: str, device: Any) -> None:
     """ValueError where a device cannot run it."""
-    name, _ = read_quantize(text)
-    if KINDS[name].cuda and device.type != "cuda":
+    name, parts = read_quantize(text)
+    texts = bool(parts) and all(part.startswith("text_encoder") for part in parts)  # transformers runs them on a CPU
+    if KINDS[name].cuda and device.type != "cuda" and not (texts and device.type == "cpu"):
         raise ValueError(
             f"--quantize {name} needs an NVIDIA GPU, and the model runs on {device.type}; there int8 works (torchao), "
             "and fp8-cast, which needs no package"
@@ -113,6 +114,17 @@ def config_of(text: str, parts: Sequence[str], dtype: Any) -> tuple[Any, str]:
         written.append(f"{part!r}: {library.__name__}.{kind.config}({given})")
     line = f"diffusers.quantizers.PipelineQuantizationConfig(quant_mapping={{{', '.join(written)}}})"
     return PipelineQuantizationConfig(quant_mapping=made), line
+
+
+def notes_of(text: str, parts: Sequence[str]) -> list[str]:
+    """What is to be said of searches with these parts quantized."""
+    name, _ = read_quantize(text)
+    if name != "bnb-int8" or all(part.startswith("text_encoder") for part in parts):
+        return []
+    return [
+        "bnb-int8 keeps the columns in 16 bits that have outliers anywhere in the batch, so a picture changes a little "
+        "with those beside it; --max-batch 1 makes it alone"
+    ]
 
 
 def cast(pipe: Any, parts: Sequence[str]) -> list[str]:
