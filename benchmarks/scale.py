@@ -215,9 +215,15 @@ def makespan(blocks: list[float], gpus: int, load_seconds: float, event: float) 
 
 
 def scaled(options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Recorded seconds of batches, scaled to the means that were asked for."""
-    recorded = {key: np.asarray(values) for key, values in json.loads(options.times.read_text()).items()}
+    """Recorded seconds of batches, scaled to the means that were asked for; without a record, of no spread."""
     means = {"call": options.call, "decode": options.decode, "look": options.look}
+    if options.times.exists():
+        recorded = {key: np.asarray(values) for key, values in json.loads(options.times.read_text()).items()}
+    else:
+        if not all(means.values()):
+            raise SystemExit(f"there is no {options.times}; run `measure`, or give --call, --decode and --look")
+        print(f"there is no {options.times}: every batch takes its mean")
+        recorded = {key: np.ones(1) for key in means}
     return {key: values * (means[key] / values.mean() if means[key] else 1) for key, values in recorded.items()}
 
 

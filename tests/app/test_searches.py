@@ -483,6 +483,11 @@ def test_the_page_answers_to_its_own_name_and_pages_alone(searches):
         assert code == 403
         assert "'http://evil.example' may not ask" in text
         assert status(Host=where.netloc, Origin=f"http://{where.netloc}")[0] == 200
+        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=20)
+        asked = '{"fn_index": 99999, "data": []}'
+        connection.request("POST", "/gradio_api/run/predict", asked, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (404, b"the page has no function 99999")
     finally:
         page.close()
 

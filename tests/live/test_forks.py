@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ttsnap
 from tests.pipelines import tiny, tiny_any, tiny_flow, tiny_sd
@@ -46,6 +47,32 @@ FAMILIES = {
     "Qwen-Image": (tiny_flow.qwen_image, SMALL),
     "FLUX.2 Klein": (tiny_flow.flux2_klein, SMALL),
 }
+
+
+def test_a_denoiser_that_keeps_keys_for_later_steps_is_pruned_and_forked_as_any_other():
+    """Each candidate has a cache of its own, which a child begins by making again, and that call is counted."""
+    pipe = tiny_flow.flux2_klein_kv()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    options = {"image": picture, "height": 32, "width": 32, "num_inference_steps": 3}
+    sampler = Sampler(pipe, example="a red circle", **options)
+
+    class Forks:
+        def search(self, problem, rng):
+            yield Query(np.ones((1, 3), dtype=bool), 1)
+            yield Fork(np.array([[-1, -1, 0]]), 1, np.zeros((1, 3)))
+            yield Query(np.array([[True, False, True]]), problem.num_steps)
+
+        def plan(self, num_candidates, num_steps):
+            return ()
+
+    grid = Engine(sampler, {"red": tiny.Redness()}).grid(["a red circle"], np.array([[0, 1, 2]]))
+    result = run(Forks(), grid)
+    stock = pipe(prompt="a red circle", generator=torch.Generator().manual_seed(0), output_type="np", **options).images[
+        0
+    ]
+    for place in (0, 2):
+        assert np.abs(grid.finished[0, place] / 255 - stock).max() < 1.5 / 255
+    assert result.ledger.cost(CostModel("any", 1.0, 1.0, 1.0), 0).nfe == 3 + 2 + 2 + 1
 
 
 def made_by(line, pipe, **names):

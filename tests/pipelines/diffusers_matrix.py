@@ -48,6 +48,7 @@ import ttsnap
 NEEDED = ("parameterized", "requests", "requests_mock", "cv2", "bs4")
 SEEDS = range(3)
 ROUNDED = 0.0025  # pictures are rounded to 1 / 255, and so may a batch be
+TWICE = 1.5 / 255  # apart are two pictures of 8 bits that were rounded
 FULL = 0.8  # of the stock calls: less is batches
 DENOISERS = ("unet", "transformer", "transformer_2", "controlnet", "prior", "decoder")
 T5 = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
@@ -386,8 +387,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     full = {name for name in exact if all(row["batches"] < FULL for row in found[name])}
     winners = sum(row.get("winner", 9.0) < ROUNDED for own in found.values() for row in own)
     rows_of = [(name, row) for name, own in found.items() for row in own]
-    twins = {name for name, row in rows_of if row.get("fork", 9.0) < ROUNDED}
-    moved = {name for name, row in rows_of if row.get("moved", 0.0) >= ROUNDED}
+    twins = {name for name, row in rows_of if row.get("fork", 9.0) < TWICE}
+    moved = {name for name, row in rows_of if row.get("moved", 0.0) > TWICE}
+    drawing = {name for name, row in rows_of if "fork" in row} - twins
     why = [f"`{name}` ({row['fork_error'].split(': ')[-1]})" for name, row in rows_of if "fork_error" in row]
     judges = {name for name, row in rows_of if "judge" in row}
     unread = [f"`{name}` ({row['judge_error'].split(': ')[-1]})" for name, row in rows_of if "judge_error" in row]
@@ -395,7 +397,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"Of {len(found)} pipeline classes whose stock calls run without a hub, {len(exact)} give the pictures of the "
         f"stock calls (rounding apart), {len(full)} of them in batches; the line that makes the winner again does so "
         f"in {winners} of {sum(map(len, found.values()))} tests. A fork of no angle ends as its parent in "
-        f"{len(twins)} of them, and one of 60 degrees elsewhere in {len(moved)}; not: {'; '.join(why) or 'none'}. A "
+        f"{len(twins)} of them, and one of 60 degrees elsewhere in {len(moved)}; in others it draws noise of its own "
+        f"after the fork ({', '.join(f'`{name}`' for name in sorted(drawing)) or 'none'}); no forks: "
+        f"{'; '.join(why) or 'none'}. A "
         f"judge of features is recorded, trained and used in a search of {len(judges)}; not: "
         f"{'; '.join(unread) or 'none'}. Not exact, or not in batches:",
         "",

@@ -143,6 +143,14 @@ def flux2_klein(*, distilled: bool = False):
     return _ready(Flux2KleinPipeline(scheduler, vae, text, byte_tokenizer(), transformer, is_distilled=distilled))
 
 
+def flux2_klein_kv():
+    """FLUX.2 Klein that keeps the keys of its reference picture for the steps after the first."""
+    from diffusers import Flux2KleinKVPipeline
+
+    parts = dict(flux2_klein(distilled=True).components)
+    return _ready(Flux2KleinKVPipeline(**parts))
+
+
 def qwen_image():
     """Qwen-Image with Qwen2.5-VL and the video autoencoder."""
     from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel

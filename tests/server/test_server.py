@@ -175,7 +175,8 @@ def test_too_much_is_refused_with_a_time_to_come_back(client, served):
 
 
 WRONG = {
-    "empty": ({"prompt": "  "}, "prompt: it is empty"),
+    "control": ({"prompt": "a\x00b"}, "prompt has a control character"),
+    "empty": ({"prompt": "  "}, "prompt is empty"),
     "model": ({"model": "dall-e-9"}, "there is no model 'dall-e-9' here; there is shapes, gpt-image-1"),
     "n": ({"n": 11}, "n: Input should be less than or equal to 10"),
     "size": ({"size": "512"}, "size: it is auto or such as 512x512, at most 96 pixels a side, got '512'"),

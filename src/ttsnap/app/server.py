@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.core.hosts import foreign_host, foreign_origin
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from ttsnap.app.searches import Searches
@@ -84,13 +86,23 @@ def serve(
         enable_monitoring=False,
         ssr_mode=False,
         mcp_server=False,
-        app_kwargs={"middleware": [Middleware(HostGuard, listens=host, allowed=tuple(allow_host))]},
+        app_kwargs={
+            "middleware": [Middleware(HostGuard, listens=host, allowed=tuple(allow_host))],
+            "exception_handlers": {KeyError: unknown},
+        },
         theme=theme,
         css=resources.files("ttsnap.app").joinpath("style.css").read_text(encoding="utf-8"),
     )
     if block:
         page.block_thread()
     return page, url
+
+
+async def unknown(request: Request, error: Exception) -> Response:
+    """Answers a request for a function that the page does not have: Gradio looks it up in a dictionary."""
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(f"the page has no function {error}", 404)
 
 
 class HostGuard:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ttsnap.app.options import Offered
 from ttsnap.app.queue import POLICIES, Limits, Queue, Request
+from ttsnap.files.prompts import tidied
 from ttsnap.live.settings import ModelSettings, read_size
 from ttsnap.pipelines.additions import Additions
 from ttsnap.pipelines.conditions import Pictures
@@ -233,11 +234,7 @@ class Service:
             ValueError: not on offer, or beyond the limits.
         """
         limits = self.limits
-        prompt = " ".join(request.prompt.split())
-        if not prompt:
-            raise ValueError("the prompt is empty; it needs at least one word")
-        if len(prompt) > limits.prompt:
-            raise ValueError(f"the prompt has {len(prompt)} characters; at most {limits.prompt} are taken")
+        prompt = tidied(request.prompt, most=limits.prompt)
         if request.model not in self.offered:
             raise ValueError(f"there is no model {request.model!r} here; there is {', '.join(self.offered)}")
         if not request.rewards or set(request.rewards) - set(self.rewards):

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from ttsnap.files.prompts import read_prompt_file, variants
+from ttsnap.files.prompts import read_prompt_file, tidied, variants
 from ttsnap.live.settings import ModelSettings, SearchSettings, read_numbers
 from ttsnap.pipelines.conditions import Pictures
 
 if TYPE_CHECKING:
     from ttsnap.cluster.scheduling import Pool
     from ttsnap.live.forecast import Work
-
-MAX_PROMPT = 10_000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,14 +148,7 @@ def read_prompts(
         prompts = [variant for prompt in prompts for variant in variants(prompt)]
     if not prompts:
         raise ValueError(f'give a prompt, such as: ttsnap {verb} "a red circle left of a blue square"')
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt.strip():
-            raise ValueError(f"prompt {number} is empty; a prompt needs at least one word")
-        if len(prompt) > MAX_PROMPT:
-            raise ValueError(f"prompt {number} has {len(prompt)} characters; at most {MAX_PROMPT} are taken")
-        if not prompt.isprintable() and any(ord(c) < 32 and not c.isspace() for c in prompt):
-            raise ValueError(f"prompt {number} has a control character: {prompt[:40]!r}")
-    return [" ".join(prompt.split()) for prompt in prompts]
+    return [tidied(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
 
 
 def _lists() -> dict[str, Callable[[], list[str]]]:

@@ -18,10 +18,31 @@ from typing import Any
 from ttsnap.files.text import read_text
 
 MAX_FILE = 64 << 20  # bytes
+MAX_PROMPT = 10_000  # characters
 MAX_VARIANTS = 1000  # that wildcards make of one prompt
 COLUMNS = ("prompt", "prompts", "caption", "captions", "text", "description")
 NUMBERED = re.compile(r"\s*(\d+)[.):\t]\s*(?=\S)")
 WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+
+
+def tidied(prompt: str, name: str = "the prompt", most: int = MAX_PROMPT) -> str:
+    """A prompt with single spaces.
+
+    Args:
+        prompt: as it was given.
+        name: what messages call it.
+        most: characters that are taken.
+
+    Raises:
+        ValueError: it is empty, too long, or has control characters.
+    """
+    if not (text := " ".join(prompt.split())):
+        raise ValueError(f"{name} is empty; it needs at least one word")
+    if len(prompt) > most:
+        raise ValueError(f"{name} has {len(prompt)} characters; at most {most} are taken")
+    if not prompt.isprintable() and any(ord(c) < 32 and not c.isspace() for c in prompt):
+        raise ValueError(f"{name} has a control character: {prompt[:40]!r}")
+    return text
 
 
 def read_prompt_file(path: Path, column: str | None = None) -> list[str]:

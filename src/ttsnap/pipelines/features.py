@@ -231,16 +231,20 @@ def tap(sampler: Sampler, places: Sequence[Place]) -> Tap:
     return Tap(denoiser_of(sampler), places, sampler.height / sampler.width)
 
 
-def find_places(sampler: Sampler, grid: int | None = None, width: int = WIDTH) -> dict[Place, Features]:
+def find_places(
+    sampler: Sampler, grid: int | None = None, width: int = WIDTH, calls: Sequence[int] = (1,)
+) -> dict[Place, Features]:
     """Where to listen in a denoiser that nobody has looked at: blocks a quarter, half and three quarters of the way
     through it, as far as they return something to read, and the x0 estimate.
 
-    A call of one candidate is made for each; the answer holds what was heard.
+    One candidate's calls are made for each; the answer holds what was heard. A place that says something of another
+    shape after other calls is left out, as in pipelines that chain two models.
 
     Args:
         sampler: drives the model.
         grid: cells a side (default: 8, or fewer where pictures are so small that two pixels of latents fill a cell).
         width: most channels of a cell.
+        calls: after which features will be kept.
 
     Raises:
         ValueError: nothing is heard anywhere.
@@ -262,7 +266,10 @@ def find_places(sampler: Sampler, grid: int | None = None, width: int = WIDTH) -
             place = Place(name, grid=grid, width=width)
             sampler.tap = tap(sampler, [place])
             with suppress(ValueError):  # nothing is heard, or the estimate is no map
-                found[place] = sampler.features(sampler.advance(sampler.start([sampler.some_prompt], [0]), 1))
+                state = sampler.start([sampler.some_prompt], [0])
+                heard = [sampler.features(state := sampler.advance(state, call)) for call in sorted({*calls})]
+                if len({features.cells.shape for features in heard}) == 1:
+                    found[place] = heard[0]
     finally:
         sampler.tap = before
     if not found:

@@ -185,6 +185,11 @@ def blank(answer: Any) -> Any:
     return tree_map(lambda x: Blank(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x, answer)
 
 
+def more_than_numbers(answer: Any) -> bool:
+    """Whether an answer holds an object that zeros cannot take the place of."""
+    return any(not isinstance(leaf, Blank | Tensor | str | int | float | None) for leaf in tree_leaves(answer))
+
+
 def zeros(answer: Any) -> Any:
     """An answer of zeros in the place of one without data."""
     return tree_map(
@@ -197,4 +202,4 @@ def fake(answer: Any) -> Any:
     return tree_map(lambda x: torch.empty(x.shape, dtype=x.dtype, device="meta") if isinstance(x, Blank) else x, answer)
 
 
-__all__ = ["Blank", "Forward", "Probe", "blank", "fake", "shapes_of", "zeros"]
+__all__ = ["Blank", "Forward", "Probe", "blank", "fake", "more_than_numbers", "shapes_of", "zeros"]

@@ -35,7 +35,7 @@ from ttsnap.pipelines.call import (
 )
 from ttsnap.pipelines.features import Tap
 from ttsnap.pipelines.limits import Limits
-from ttsnap.pipelines.probe import Probe, zeros
+from ttsnap.pipelines.probe import Probe, more_than_numbers, zeros
 from ttsnap.pipelines.standing import Standing
 from ttsnap.pipelines.text import warning_tokenizer
 
@@ -176,6 +176,7 @@ class Runner:
         self.limits = Limits(DEFAULT_BATCH)
         self.too_big = "one image does not fit into memory"
         self._said: set[Any] = set()
+        self._keeping: dict[Any, bool] = {}
         self.probe = Probe()
         self._everything = self._stand_ins(models(pipe))
 
@@ -489,9 +490,16 @@ class Runner:
             self.on_calls(made)
 
     def _skip(self, call: Call) -> None:
-        """Answer zeros to a call that makes steps which another has made, until it stands where that did."""
+        """Answer zeros to a call that makes steps which another has made, until it stands where that did.
+
+        Where the model answers more than numbers, such as a cache of its keys for later steps, it has to work again.
+        """
         while call.progress.skipping and call.ask is not None and call.ask.model in self.probe.loop:
-            call.answer(zeros(self.probe.like(call.ask).answer))
+            answer = self.probe.like(call.ask).answer
+            if more_than_numbers(answer):
+                call.again += call.ask.model in self.probe.denoisers
+                return
+            call.answer(zeros(answer))
             call.forward()
 
     def _key(self, call: Waiting) -> Any:
@@ -501,7 +509,7 @@ class Runner:
         if ask.key is None:
             layout = self.probe.layout(ask)
             cached = isinstance(call, Call) and self.cache is not None and self.cache.covers(self, ask, call)
-            alone = layout is None or ask.kind in self.probe.alone
+            alone = layout is None or ask.kind in self.probe.alone or self._keeps(ask)
             if cached and not alone and self.cache:
                 alone = not self.cache.joined or (ask.form, layout.rows) not in self.probe.sure  # type: ignore[union-attr]
             if alone or layout is None:
@@ -518,6 +526,14 @@ class Runner:
                     (self.cache.key(call, ask), batching.shapes(ask.tree)) if cached and self.cache else None,  # type: ignore[arg-type]
                 )
         return ask.key
+
+    def _keeps(self, ask: Ask) -> bool:
+        """Whether a denoiser answers with an object, such as a cache of keys, which is of one candidate alone."""
+        if ask.method != "forward" or ask.model not in self.probe.denoisers:
+            return False
+        if ask.form not in self._keeping:
+            self._keeping[ask.form] = more_than_numbers(self.probe.like(ask).answer)
+        return self._keeping[ask.form]
 
     def _pushed(self, call: Waiting) -> bool:
         """Whether a candidate is pushed from others in what it asks for."""

@@ -68,7 +68,7 @@ def plan(sampler: Sampler, prompt: str, calls: Sequence[int] | None) -> Kept:
     chosen = tuple(sorted({*(calls or early_calls(sampler.num_steps))} - {sampler.num_steps}))
     if not chosen:
         raise ValueError("features are kept after calls before the last; name some with --calls")
-    heard = find_places(sampler)
+    heard = find_places(sampler, calls=(chosen[0], chosen[-1]))
     widths = tuple(found.cells.shape[2] for found in heard.values())
     first = next(iter(heard.values()))
     width = first.words[0].shape[-1]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from ttsnap.core.cost import Budget
+from ttsnap.files.prompts import MAX_PROMPT, tidied
 from ttsnap.live.settings import read_size
 from ttsnap.server.lanes import CallOptions, Edit
 from ttsnap.server.settings import MOST_PICTURES, ServerSettings
 
-MOST_CHARACTERS = 10_000  # of a prompt
 MOST_SEED = 2**53 - 1  # which every JSON reader keeps
 EFFORTS = {  # candidates, as a multiple of what the server starts with
     "low": 0.5,
@@ -35,7 +35,7 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(min_length=1, max_length=MOST_CHARACTERS)
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
     model: str | None = None
     n: int = Field(1, ge=1, le=MOST_PICTURES)
     size: str = "auto"
@@ -56,18 +56,16 @@ class Generation(BaseModel):
     guidance: float | None = Field(
         None, allow_inf_nan=False, validation_alias=AliasChoices("guidance", "guidance_scale")
     )
-    negative_prompt: str | None = Field(None, max_length=MOST_CHARACTERS)
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
     strength: float | None = Field(None, gt=0, le=1)
 
     def text(self) -> str:
         """The prompt, tidied.
 
         Raises:
-            ValueError: it is empty.
+            ValueError: it is empty, or has control characters.
         """
-        if not (text := " ".join(self.prompt.split())):
-            raise ValueError("prompt: it is empty; it needs at least one word")
-        return text
+        return tidied(self.prompt)
 
     def effort(self) -> float | Budget:
         """How much is searched.
