@@ -476,7 +476,7 @@ def prepare(
         if budget.unit == "s":
             model = calibrate(sampler, judges, model, prompt)
         candidates = affordable(chosen, budget, model.slower(MARGIN), sampler.num_steps)
-    if reward_device == EACH and sampler.replicas:
+    if reward_device == EACH and sampler.replicas and isinstance(reward, str | Sequence):
         judges = deal(judges, rewards.split(reward), sampler.replicas)
     candidates = candidates or (own and own.candidates) or DEFAULT_CANDIDATES
     if different and (ends := chosen.plan(candidates, sampler.num_steps)[-1].size) < different:

@@ -204,7 +204,11 @@ class Tap:
 def _joined(tensor: Tensor, rows: int) -> Tensor:
     """A tensor with as many rows as a batch, the mean over frames that lie among them."""
     frames = len(tensor) // rows if rows else 1
-    return tensor.unflatten(0, (rows, frames)).mean(1) if frames > 1 and len(tensor) == rows * frames else tensor
+    return (
+        tensor.reshape(rows, frames, *tensor.shape[1:]).mean(1)
+        if frames > 1 and len(tensor) == rows * frames
+        else tensor
+    )
 
 
 def _last_rows(value: Any, count: int) -> Tensor | None:
