@@ -272,3 +272,14 @@ def sd3_transformer(model) -> dict[str, torch.Tensor]:
 def sd3(pipe) -> dict[str, torch.Tensor]:
     """Stable Diffusion 3 as it was first published: transformer and VAE, without text encoders."""
     return sd3_transformer(pipe.transformer) | vae(pipe.vae, LATENT_VAE)
+
+
+def sd3_with_encoders(pipe) -> dict[str, torch.Tensor]:
+    """The same with CLIP-L, CLIP-G and T5, as in `sd3_medium_incl_clips_t5xxlfp8`; CLIP-L has no projection there."""
+    parts = {"clip_l": pipe.text_encoder, "clip_g": pipe.text_encoder_2, "t5xxl": pipe.text_encoder_3}
+    found = sd3(pipe)
+    for name, part in parts.items():
+        for key, value in part.state_dict().items():
+            if (name, key) != ("clip_l", "text_projection.weight"):
+                found[f"text_encoders.{name}.transformer.{key}"] = value
+    return found

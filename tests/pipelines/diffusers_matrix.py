@@ -390,18 +390,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     twins = {name for name, row in rows_of if row.get("fork", 9.0) < TWICE}
     moved = {name for name, row in rows_of if row.get("moved", 0.0) > TWICE}
     drawing = {name for name, row in rows_of if "fork" in row} - twins
-    why = [f"`{name}` ({row['fork_error'].split(': ')[-1]})" for name, row in rows_of if "fork_error" in row]
+    why = {name: row["fork_error"].split(": ")[-1] for name, row in rows_of if "fork_error" in row}
     judges = {name for name, row in rows_of if "judge" in row}
-    unread = [f"`{name}` ({row['judge_error'].split(': ')[-1]})" for name, row in rows_of if "judge_error" in row]
+    unread = {name: row["judge_error"].split(": ")[-1] for name, row in rows_of if "judge_error" in row}
+
+    def without(names: dict[str, str]) -> str:
+        return "; ".join(f"`{name}`: {reason}" for name, reason in names.items()) or "none"
+
+    of_each = "" if len(rows_of) > len(found) else ", one test class of each"
+    draws = ", ".join(f"`{name}`" for name in sorted(drawing)) or "none"
     lines = [
-        f"Of {len(found)} pipeline classes whose stock calls run without a hub, {len(exact)} give the pictures of the "
-        f"stock calls (rounding apart), {len(full)} of them in batches; the line that makes the winner again does so "
-        f"in {winners} of {sum(map(len, found.values()))} tests. A fork of no angle ends as its parent in "
-        f"{len(twins)} of them, and one of 60 degrees elsewhere in {len(moved)}; in others it draws noise of its own "
-        f"after the fork ({', '.join(f'`{name}`' for name in sorted(drawing)) or 'none'}); no forks: "
-        f"{'; '.join(why) or 'none'}. A "
-        f"judge of features is recorded, trained and used in a search of {len(judges)}; not: "
-        f"{'; '.join(unread) or 'none'}. Not exact, or not in batches:",
+        f"Of {len(found)} pipeline classes whose stock calls run without a hub{of_each}, {len(exact)} give the pictures "
+        f"of the stock calls (rounding apart), {len(full)} of them in batches; the line that makes the winner again does "
+        f"so in {winners} of {len(rows_of)} tests.",
+        "",
+        f"- **Forks.** A fork of no angle ends as its parent in {len(twins)} classes, and one of 60 degrees elsewhere "
+        f"in {len(moved)}. Noise of their own after a fork draw {draws}. Without forks: {without(why)}.",
+        f"- **Judges of features** are recorded, trained and used in a search of {len(judges)}. Without: "
+        f"{without(unread)}.",
+        "",
+        "Not exact, or not in batches:",
         "",
         "| pipeline | what | why |",
         "|---|---|---|",

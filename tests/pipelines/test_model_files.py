@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tests import original_layout
 from tests.pipelines import tiny, tiny_flow, tiny_sd
@@ -97,6 +98,23 @@ def test_sd3_without_text_encoders_takes_these_from_the_directory(tmp_path):
     pipe.save_pretrained(tmp_path / "sd3")
     file = write(original_layout.sd3(pipe), tmp_path / "sd3.safetensors")
     for part in ("transformer", "vae"):  # which the file holds
+        for weights in (tmp_path / "sd3" / part).glob("*.safetensors"):
+            weights.unlink()
+    check_same(load(file, tmp_path / "sd3"), pipe, max_sequence_length=12)
+
+
+def test_sd3_with_its_text_encoders_needs_their_configuration_alone(tmp_path):
+    pipe = tiny_sd.sd3()
+    narrow = {"hidden_size": pipe.text_encoder.config.hidden_size // 2}  # by which G and L are told apart
+    torch.manual_seed(0)
+    pipe.text_encoder_2 = CLIPTextModelWithProjection(
+        CLIPTextConfig(**pipe.text_encoder.config.to_dict() | narrow)
+    ).eval()
+    projection = pipe.text_encoder.text_projection.weight
+    projection.data = torch.eye(*projection.shape)  # as it is where a file has none
+    pipe.save_pretrained(tmp_path / "sd3")
+    file = write(original_layout.sd3_with_encoders(pipe), tmp_path / "sd3.safetensors")
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
         for weights in (tmp_path / "sd3" / part).glob("*.safetensors"):
             weights.unlink()
     check_same(load(file, tmp_path / "sd3"), pipe, max_sequence_length=12)

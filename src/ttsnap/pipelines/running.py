@@ -533,6 +533,9 @@ class Runner:
             return False
         if ask.form not in self._keeping:
             self._keeping[ask.form] = more_than_numbers(self.probe.like(ask).answer)
+            if self._keeping[ask.form]:
+                name = type(self.pipe).__name__
+                self.note(f"{name} runs one candidate at a time: its {ask.model} keeps what it needs later")
         return self._keeping[ask.form]
 
     def _pushed(self, call: Waiting) -> bool:
