@@ -399,10 +399,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     of_each = "" if len(rows_of) > len(found) else ", one test class of each"
     draws = ", ".join(f"`{name}`" for name in sorted(drawing)) or "none"
+    count = len(rows_of)
     lines = [
-        f"Of {len(found)} pipeline classes whose stock calls run without a hub{of_each}, {len(exact)} give the pictures "
-        f"of the stock calls (rounding apart), {len(full)} of them in batches; the line that makes the winner again does "
-        f"so in {winners} of {len(rows_of)} tests.",
+        f"Of {len(found)} pipeline classes whose stock calls run without a hub{of_each}, {len(exact)} give the "
+        f"pictures of the stock calls (rounding apart), {len(full)} of them in batches; the line that makes the "
+        f"winner again does so in {winners} of {count} tests.",
         "",
         f"- **Forks.** A fork of no angle ends as its parent in {len(twins)} classes, and one of 60 degrees elsewhere "
         f"in {len(moved)}. Noise of their own after a fork draw {draws}. Without forks: {without(why)}.",
