@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests import commands
 
 RANK = """
 import json
@@ -35,22 +33,8 @@ print(json.dumps([found.seed, found.reward, found.cost.nfe, apart]))
 
 @pytest.mark.slow
 def test_context_parallel_ranks_come_to_the_same_winner_which_is_that_of_the_stock_call():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", RANK],
-            cwd=Path(__file__).parents[2],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    answers = [rank.communicate(timeout=300) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], answers
-    one, other = (json.loads(answer[0].splitlines()[-1]) for answer in answers)
+    ranks = commands.in_ranks([sys.executable, "-W", "ignore", "-c", RANK])
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    one, other = (json.loads(rank.stdout.splitlines()[-1]) for rank in ranks)
     assert one == other
     assert one[-1] < 1.5 / 255

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import pytest
 pytest.importorskip("accelerate")
 from safetensors.torch import load_file
 
+from tests import commands
 from tests.training.tiny import PROMPTS, config, make_data, options
 from ttsnap.rewards.noise_aware import load_noise_aware, read_run
 from ttsnap.training import train
@@ -65,25 +65,11 @@ def test_parts_of_a_batch_add_up_to_the_whole(data, tmp_path, case):
 @pytest.mark.slow
 def test_two_processes_take_the_course_of_one(data, tmp_path):
     one = course(data, tmp_path / "one", preference=1.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "ttsnap", *options(data, "--out", tmp_path / "two", "--set", "preference=1")]
-    workers = [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    answers = [worker.communicate(timeout=120) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], answers
-    assert "2 noise levels" in answers[0][0]
-    assert answers[1][0] == ""
+    workers = commands.in_ranks(command, timeout=120, ACCELERATE_USE_CPU="true")
+    assert [worker.returncode for worker in workers] == [0, 0], workers
+    assert "2 noise levels" in workers[0].stdout
+    assert workers[1].stdout == ""
     np.testing.assert_allclose(curve(tmp_path / "two"), one, rtol=2e-4)
 
 

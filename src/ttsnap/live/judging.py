@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttsnap.pipelines.patience import Hung, Timed, in_time
+from ttsnap.pipelines.patience import Around, Hung, Timed, in_time
 from ttsnap.rewards import Rewards, load, own_of
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ EACH = "each"  # the device of rewards that have a copy on each device of the se
 SHARE = 4  # pictures that one of them is shown at once on the CPU, however many devices there are
 
 
-class Dealt:
-    """A reward with a copy on each device of a search; pictures are dealt out among them. In all else it is the reward.
+class Dealt(Around):
+    """A reward with a copy on each device of a search; pictures are dealt out among them.
 
     Args:
         name: of the reward, which the copies have, too.
@@ -111,11 +111,6 @@ class Dealt:
         answers = self.replicas.spread(uses, self.reward)
         shares = [min(size, count - part.start) for part in rows]
         return torch.cat([torch.from_numpy(numbers(self.name, a, n)) for a, n in zip(answers, shares, strict=True)])
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "reward":  # while it is copied, it has no reward yet
-            raise AttributeError(name)
-        return getattr(self.reward, name)
 
 
 def deal(judges: Mapping[str, Any], named: Sequence[str], replicas: Replicas) -> dict[str, Any]:

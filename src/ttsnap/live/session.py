@@ -426,10 +426,9 @@ def prepare(
         chosen, options["num_inference_steps"] = tuned
     given = {**(own.arguments if own else {}), **options}
     size = (given["height"], given["width"]) if given.get("height") and given.get("width") else None
-    placed = find_device(reward_device) if reward_device not in (None, EACH) else None
-    if reward_device == EACH and (
-        reward_timeout or not options.get("devices") or not isinstance(reward, str | list | tuple)
-    ):
+    each = reward_device == EACH
+    placed = find_device(reward_device) if reward_device is not None and not each else None
+    if each and (reward_timeout or not options.get("devices") or not isinstance(reward, str | Sequence)):
         raise ValueError(
             f"--reward-device {EACH} is for rewards by name in a search on several devices (--devices), without "
             "--reward-timeout"
@@ -476,7 +475,9 @@ def prepare(
         if budget.unit == "s":
             model = calibrate(sampler, judges, model, prompt)
         candidates = affordable(chosen, budget, model.slower(MARGIN), sampler.num_steps)
-    if reward_device == EACH and sampler.replicas and isinstance(reward, str | Sequence):
+    if each:
+        assert isinstance(reward, str | Sequence)
+        assert sampler.replicas is not None
         judges = deal(judges, rewards.split(reward), sampler.replicas)
     candidates = candidates or (own and own.candidates) or DEFAULT_CANDIDATES
     if different and (ends := chosen.plan(candidates, sampler.num_steps)[-1].size) < different:

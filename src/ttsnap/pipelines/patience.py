@@ -14,9 +14,20 @@ class Hung(RuntimeError):
     """A reward did not answer in time."""
 
 
+class Around:
+    """Something around a `reward`; in all that it does not say itself it is the reward."""
+
+    reward: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "reward":  # while it is copied, it has no reward yet
+            raise AttributeError(name)
+        return getattr(self.reward, name)
+
+
 @dataclass(eq=False)
-class Timed:
-    """A reward, and how long it may take; in all else it is the reward.
+class Timed(Around):
+    """A reward, and how long it may take.
 
     Attributes:
         name: of the reward.
@@ -31,11 +42,6 @@ class Timed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Ask the reward."""
         return self.reward(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "reward":  # while it is copied, it has no reward yet
-            raise AttributeError(name)
-        return getattr(self.reward, name)
 
 
 def check_timeout(timeout: float | None) -> None:

@@ -291,12 +291,8 @@ class Replicas:
             sent = [(replica, part) for replica, part in sent if self._sent(runner, replica, part)]
             runner.attempt(here)
             for replica, part in sent:
-                try:
-                    answer = replica.receive()
-                except (EOFError, OSError, pickle.UnpicklingError):
-                    self._died(replica)
-                    continue
-                runner.attempt(part, lambda part=part, answer=answer: self._answered(runner, part, answer))  # type: ignore[misc]
+                for answer in self._received(replica):
+                    runner.attempt(part, lambda part=part, answer=answer: self._answered(runner, part, answer))  # type: ignore[misc]
             del waiting[: 1 + len(away)]
 
     def install(self, tool: Tool) -> None:
@@ -325,22 +321,15 @@ class Replicas:
         answers: dict[int, Any] = {}
         while waiting := [number for number in range(len(uses)) if number not in answers]:
             mine, *away = waiting[: self.count]
-            sent = []
-            for replica, number in zip(list(self.others), away, strict=False):
-                try:
-                    replica.send(uses[number])
-                    sent.append((replica, number))
-                except OSError:
-                    self._died(replica)
+            pairs = list(zip(self.others, away, strict=False))
+            sent = [(replica, number) for replica, number in pairs if self._send(replica, uses[number])]
             try:
                 answers[mine] = here(*uses[mine].args, **uses[mine].options)
             except Exception as error:  # the others are listened to first
                 answers[mine] = error
             for replica, number in sent:
-                try:
-                    answers[number] = replica.receive()
-                except (EOFError, OSError, pickle.UnpicklingError):
-                    self._died(replica)
+                for answer in self._received(replica):
+                    answers[number] = answer
             for answer in answers.values():
                 if isinstance(answer, Exception):
                     raise answer
@@ -362,12 +351,24 @@ class Replicas:
             tuple(call.prompt for call in part) if tap else (),
             replica.forgotten(),
         )
+        return self._send(replica, job)
+
+    def _send(self, replica: Replica, what: Any) -> bool:
+        """Whether a replica was given something; one that has died is left out from now on."""
         try:
-            replica.send(job)
+            replica.send(what)
         except OSError:
             self._died(replica)
             return False
         return True
+
+    def _received(self, replica: Replica) -> list[Any]:
+        """The answer of a replica; none of one that has died, which is left out from now on."""
+        try:
+            return [replica.receive()]
+        except (EOFError, OSError, pickle.UnpicklingError):
+            self._died(replica)
+            return []
 
     def _answered(self, runner: Runner, part: Sequence[Waiting], answer: Any) -> None:
         if isinstance(answer, Exception):

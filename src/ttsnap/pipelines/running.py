@@ -492,14 +492,13 @@ class Runner:
     def _skip(self, call: Call) -> None:
         """Answer zeros to a call that makes steps which another has made, until it stands where that did.
 
-        Where the model answers more than numbers, such as a cache of its keys for later steps, it has to work again.
+        A denoiser that answers with more than numbers, such as a cache of its keys for later steps, has to work again.
         """
         while call.progress.skipping and call.ask is not None and call.ask.model in self.probe.loop:
-            answer = self.probe.like(call.ask).answer
-            if more_than_numbers(answer):
-                call.again += call.ask.model in self.probe.denoisers
+            if self._keeps(call.ask):
+                call.again += 1
                 return
-            call.answer(zeros(answer))
+            call.answer(zeros(self.probe.like(call.ask).answer))
             call.forward()
 
     def _key(self, call: Waiting) -> Any:
