@@ -291,6 +291,66 @@ def key(tree: Any, layout: Layout, values: Values, path: Path = ()) -> Hashable:
     return id(tree)
 
 
+class Seen:
+    """Arguments whose key is known, so that the next ones like them need not be gone through.
+
+    Args:
+        tree: the arguments,
+        layout: what their leaves are,
+        key: and their key.
+
+    Attributes:
+        of_use: whether it can be told at all that others have the same key.
+    """
+
+    def __init__(self, tree: dict[Any, Any], layout: Layout, key: Hashable = None, path: Path = ()) -> None:
+        self.key = key
+        self._rows: list[tuple[Hashable, torch.dtype, torch.Size]] = []
+        self._shared: list[tuple[Hashable, Tensor, int]] = []
+        self._plain: list[tuple[Hashable, Any]] = []
+        self._inner: list[tuple[Hashable, Seen]] = []
+        self._count = len(tree)
+        self.of_use = all(self._known(name, value, layout, (*path, name)) for name, value in tree.items())
+
+    def _known(self, name: Hashable, value: Any, layout: Layout, path: Path) -> bool:
+        mark = layout.mark(path, value)
+        if isinstance(mark, Mask):
+            return True
+        if type(value) is dict:
+            self._inner.append((name, inner := Seen(value, layout, path=path)))
+            return inner.of_use
+        if value is None or type(value) in (bool, str, int, float):
+            self._plain.append((name, value))
+            return True
+        if not isinstance(value, Tensor):
+            return False
+        if isinstance(mark, Row) or (isinstance(mark, Scalar) and not value.ndim):
+            self._rows.append((name, value.dtype, value.shape))
+            return True
+        self._shared.append((name, value, value._version))
+        return value.numel() > 1  # a number is another one at each step
+
+    def fits(self, tree: dict[Any, Any]) -> bool:
+        """Whether these arguments are sure to have the same key."""
+        if not self.of_use or len(tree) != self._count:
+            return False
+        try:
+            for name, dtype, shape in self._rows:
+                row = tree[name]
+                if row.shape != shape or row.dtype != dtype:
+                    return False
+            for name, tensor, version in self._shared:
+                if tree[name] is not tensor or tensor._version != version:
+                    return False
+            for name, value in self._plain:
+                given = tree[name]
+                if given is not value and (type(given) is not type(value) or given != value):
+                    return False
+            return all(type(tree[name]) is dict and inner.fits(tree[name]) for name, inner in self._inner)
+        except (KeyError, AttributeError):  # another name, or no tensor
+            return False
+
+
 def shapes(tree: Any) -> Hashable:
     """What calls must have in common where it is not yet known which arguments are rows: the shapes of all."""
     if isinstance(tree, Tensor):
@@ -370,7 +430,7 @@ def split(answer: Any, count: int, layout: Layout) -> list[Any]:
         if rest or not size:
             raise Unlike(f"the answer has {answer.shape[0]} entries for {count} times {rows} rows")
         if rows == 1:
-            return list(torch.split(answer, size))
+            return list(answer.chunk(count))
         shares = answer.reshape(rows, count, size, *answer.shape[1:])
         return [shares[:, number].flatten(0, 1) for number in range(count)]
     if isinstance(answer, list) and layout.lists and len(answer) == count * rows:

@@ -19,18 +19,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from ttsnap.pipelines.batching import shapes
+from ttsnap.pipelines.batching import Seen, shapes
 from ttsnap.pipelines.estimates import Level, Step
 from ttsnap.pipelines.standing import Standing, own_state, own_tree
-
-if TYPE_CHECKING:
-    from greenlet import greenlet
 
 CONTEXT: contextvars.ContextVar[Any] = contextvars.ContextVar("CONTEXT", default=None)  # each call has its own
 END = 1 << 30  # a target beyond all steps: to the end of the call
@@ -45,15 +43,17 @@ class Ask:
         args: its arguments,
         kwargs: by position and by name,
         tree: and all of them.
+        form: what its layout is known by: model, method and which arguments were given.
         key: equal for asks that can be merged; found out when it is wanted.
         context: what the pipeline says of the call to caches (`cache_context`), such as which pass of guidance it is.
     """
 
-    __slots__ = ("args", "context", "key", "kwargs", "method", "model", "tree")
+    __slots__ = ("args", "context", "form", "key", "kwargs", "method", "model", "tree")
 
     def __init__(self, model: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.method, self.args, self.kwargs = model, method, args, kwargs
         self.tree: dict[Any, Any] = {**dict(enumerate(args)), **kwargs} if args else kwargs
+        self.form: Hashable = (model, method, len(args), *kwargs)
         self.key: Any = None
         self.context: Any = CONTEXT.get()
 
@@ -61,11 +61,6 @@ class Ask:
     def kind(self) -> tuple[str, str]:
         """Asks of other kinds are never one batch."""
         return self.model, self.method
-
-    @property
-    def form(self) -> Hashable:
-        """What its layout is known by: model, method and which arguments were given."""
-        return self.model, self.method, len(self.args), *self.kwargs
 
     def filled(self, tree: Mapping[Hashable, Any]) -> Ask:
         """The same ask with other arguments."""
@@ -77,23 +72,29 @@ class Ask:
 
 def ask(model: str, method: str, *args: Any, **kwargs: Any) -> Any:
     """Wait for a model's answer; runs in the greenlet of a call."""
-    from greenlet import getcurrent
-
     parent = getcurrent().parent
     assert parent is not None
     return parent.switch(Ask(model, method, args, kwargs))
 
 
-@contextmanager
-def cache_context(name: str, **where: Any) -> Iterator[None]:
+class cache_context:
     """What a pipeline says of its next denoiser calls, kept for the call that says it; runs in its greenlet."""
+
+    def __init__(self, name: str, **where: Any) -> None:
+        self._said = _cache_context_type()(name, **where)
+
+    def __enter__(self) -> None:
+        self._token = CONTEXT.set(self._said)
+
+    def __exit__(self, *_: object) -> None:
+        CONTEXT.reset(self._token)
+
+
+@functools.cache
+def _cache_context_type() -> Any:
     from diffusers.hooks.hooks import CacheContext
 
-    token = CONTEXT.set(CacheContext(name, **where))
-    try:
-        yield
-    finally:
-        CONTEXT.reset(token)
+    return CacheContext
 
 
 def models(pipe: Any) -> dict[str, nn.Module]:
@@ -129,7 +130,9 @@ def _stand_in(model: nn.Module, own: dict[str, Any]) -> nn.Module:
         name: OrderedDict() for name in vars(model) if name.startswith("_") and name.endswith("_hooks")
     }
     twin = copy.copy(model)
-    vars(twin).update(hooks, _compiled_call_impl=None, **own)
+    vars(twin).update(
+        hooks, _compiled_call_impl=own.get("forward"), **own
+    )  # which a module without hooks calls at once
     known = {
         name: getattr(model, name)
         for name in ("dtype", "device")
@@ -206,11 +209,8 @@ class Progress:
         self.step += 1
         if self.step < self.target:
             return result
-        places = _places(type(scheduler))  # type: ignore[arg-type]
-        output, time, sample = (
-            args[place] if place < len(args) else kwargs[name]
-            for name, place in ((name, places[name]) for name in ("model_output", "timestep", "sample"))
-        )
+        given = (args[p] if p < len(args) else kwargs[n] for n, p in _places(type(scheduler)))  # type: ignore[arg-type]
+        output, time, sample = given
         level = self.levels[self.step - 1] if self.levels and self.step <= len(self.levels) else None
         self.last = Step(scheduler, output, time, sample, result, level)
         return self._stand()
@@ -247,8 +247,6 @@ class Progress:
         return self._stand()
 
     def _stand(self) -> Any:
-        from greenlet import getcurrent
-
         if self.step >= self.target:
             parent = getcurrent().parent
             assert parent is not None
@@ -327,9 +325,10 @@ def _signature(kind: Any, name: str) -> inspect.Signature:
 
 
 @functools.cache
-def _places(kind: Any) -> dict[str, int]:
-    """Places of the arguments of a scheduler's step."""
-    return {name: place for place, name in enumerate(_signature(kind, "step").parameters)}
+def _places(kind: Any) -> tuple[tuple[str, int], ...]:
+    """Names and places of what a scheduler's step is given: the denoiser's answer, the time, the latents."""
+    places = {name: place for place, name in enumerate(_signature(kind, "step").parameters)}
+    return tuple((name, places[name]) for name in ("model_output", "timestep", "sample"))
 
 
 def _versions(state: Mapping[str, Any]) -> list[int]:
@@ -404,7 +403,9 @@ def own_copy(
     def copied(one: Any) -> Any:
         own = copy.copy(one)
         if not is_modular(one):
-            own.__class__ = _settled(cast(Any, type(one)), (("_execution_device", device),))
+            # The pipeline's own __setattr__ would write what a call sets into the configuration, which calls share.
+            settled = (("_execution_device", device), ("__setattr__", object.__setattr__))
+            own.__class__ = _settled(cast(Any, type(one)), settled)
         state = vars(own)
         for name, value in state.items():
             if id(value) in parts:
@@ -415,7 +416,7 @@ def own_copy(
                 state[name] = parts[id(value)] = copy.deepcopy(value)
         for name, value in inner_pipelines(one).items():
             state[name] = copied(value)
-        # Straight into the dictionary: the pipeline's own __setattr__ would write the new parts into its configuration.
+        # Into the dictionary, as modular pipelines have a __setattr__ of their own, too.
         # Models stay where they are between calls; that they be freed after each would only move them to and fro.
         state.update(_progress_bar_config={"disable": True}, maybe_free_model_hooks=_nothing)
         dress(own)
@@ -486,6 +487,7 @@ class Call:
         passes: denoiser calls answered since the last step.
         random: state of torch's own generators as the call has them, the CPU's first.
         autocast: dtype of the autocast it waits in, if any.
+        seen: what it asked for last whose key is known, by its form.
         kept: what a cache keeps of it, by the name of the denoiser,
         saved: and TFLOP that it did without.
         whole: it takes no cache, though others do.
@@ -502,8 +504,6 @@ class Call:
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        from greenlet import greenlet
-
         self.prompt, self.seed, self.progress, self.generator = prompt, seed, progress, generator
         self.ask: Ask | None = None
         self.output: Any = None
@@ -520,6 +520,7 @@ class Call:
         if self._cuda:
             self.random += (torch.Generator(device).manual_seed(seed).get_state(),)
         self.autocast: Any = None
+        self.seen: dict[Hashable, Seen] = {}
         self.kept: dict[str, Any] = own_tree(progress.begin.kept) if progress.begin else {}
         self.saved, self.whole, self.again = 0.0, False, 0
         self.pipe: Callable[[], Any] = _nothing
@@ -578,8 +579,6 @@ class Call:
             self.progress.fresh = True
 
     def _switch(self) -> Any:
-        from greenlet import getcurrent
-
         self._greenlet.parent = getcurrent()
         if not self._greenlet:
             return self._greenlet.switch()
@@ -621,8 +620,6 @@ class Call:
     def close(self) -> None:
         """End the call where it waits."""
         if self._greenlet and self._thread == threading.get_ident():  # true where it has begun and not ended
-            from greenlet import getcurrent
-
             grad = torch.is_grad_enabled()
             try:
                 self._greenlet.parent = getcurrent()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ttsnap.pipelines import batching
-from ttsnap.pipelines.batching import Layout, Unlike, Values
+from ttsnap.pipelines.batching import Layout, Seen, Unlike, Values
 from ttsnap.pipelines.caches import Cache
 from ttsnap.pipelines.call import (
     Ask,
@@ -300,7 +300,7 @@ class Runner:
                 own = stand_ins(self.pipe, [name])[name]
                 remembered: Any = self._encoders[name].wrap(model.__call__)
                 remembered.__signature__ = inspect.signature(model.forward)  # a model that generates looks at it
-                vars(own)["forward"] = remembered
+                vars(own).update(forward=remembered, _compiled_call_impl=remembered)
             if own is not None:
                 if name == "vae" and callable(getattr(model, "encode", None)):
                     encode: Any = model.encode
@@ -506,25 +506,37 @@ class Runner:
         ask = call.ask
         assert ask is not None
         if ask.key is None:
-            layout = self.probe.layout(ask)
-            cached = isinstance(call, Call) and self.cache is not None and self.cache.covers(self, ask, call)
-            alone = layout is None or ask.kind in self.probe.alone or self._keeps(ask)
-            if cached and not alone and self.cache:
-                alone = not self.cache.joined or (ask.form, layout.rows) not in self.probe.sure  # type: ignore[union-attr]
-            if alone or layout is None:
-                ask.key = (*ask.kind, id(call))
-            else:
-                time = (call.step, call.passes) if self._pushed(call) else None  # type: ignore[union-attr]
-                ask.key = (
-                    *ask.kind,
-                    time,
-                    getattr(call, "autocast", None),
-                    batching.key(ask.tree, layout, self._values)
-                    if (ask.form, layout.rows) in self.probe.sure
-                    else batching.shapes(ask.tree),
-                    (self.cache.key(call, ask), batching.shapes(ask.tree)) if cached and self.cache else None,  # type: ignore[arg-type]
-                )
+            ask.key = self._seen_key(call, ask) or self._new_key(call, ask)
         return ask.key
+
+    def _seen_key(self, call: Waiting, ask: Ask) -> Any:
+        """The key of the ask before, where this one's arguments are sure to have the same."""
+        seen = call.seen.get(ask.form) if isinstance(call, Call) and call.autocast is None else None
+        if seen is None or self.cache or self.diversity or ask.kind in self.probe.alone or not seen.fits(ask.tree):
+            return None
+        return seen.key
+
+    def _new_key(self, call: Waiting, ask: Ask) -> Any:
+        layout = self.probe.layout(ask)
+        cached = isinstance(call, Call) and self.cache is not None and self.cache.covers(self, ask, call)
+        alone = layout is None or ask.kind in self.probe.alone or self._keeps(ask)
+        if cached and not alone and self.cache:
+            alone = not self.cache.joined or (ask.form, layout.rows) not in self.probe.sure  # type: ignore[union-attr]
+        if alone or layout is None:
+            return *ask.kind, id(call)
+        time = (call.step, call.passes) if self._pushed(call) else None  # type: ignore[union-attr]
+        sure = (ask.form, layout.rows) in self.probe.sure
+        key = (
+            *ask.kind,
+            time,
+            getattr(call, "autocast", None),
+            batching.key(ask.tree, layout, self._values) if sure else batching.shapes(ask.tree),
+            (self.cache.key(call, ask), batching.shapes(ask.tree)) if cached and self.cache else None,  # type: ignore[arg-type]
+        )
+        plain = sure and not self.cache and not self.diversity and getattr(call, "autocast", None) is None
+        if plain and isinstance(call, Call) and ((seen := call.seen.get(ask.form)) is None or seen.of_use):
+            call.seen[ask.form] = Seen(ask.tree, layout, key)
+        return key
 
     def _keeps(self, ask: Ask) -> bool:
         """Whether a denoiser answers with an object, such as a cache of keys, which is of one candidate alone."""
