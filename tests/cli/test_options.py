@@ -109,7 +109,7 @@ def test_a_file_that_came_or_went_is_a_change_too():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_line_in_the_list_of_verbs_is_the_first_of_the_verb_itself(verb):
-    path, summary = VERBS[verb]
+    path, _, summary = VERBS[verb]
     module, _, function = path.partition(":")
     told = inspect.getdoc(getattr(importlib.import_module(f"ttsnap.cli.{module}"), function))
     assert " ".join(told.split("\n\n")[0].split()) == summary

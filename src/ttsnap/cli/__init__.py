@@ -30,57 +30,73 @@ commands = App(
     result_action="return_value",
     default_parameter=Parameter(negative=(), show_default=False),
 )
-VERBS = {  # loaded when they are called
-    "generate": ("generate:generate", "Find the best image for a prompt under a compute budget."),
+VERBS = {  # function, loaded when it is called; its arguments; what it does
+    "generate": ("generate:generate", "[PROMPT ...]", "Find the best image for a prompt under a compute budget."),
     "score": (
         "score:score",
+        "SOURCE ...",
         "Judge pictures that are there already: a table, a CSV file, a contact sheet, copies of the best.",
     ),
-    "show": ("show:show", "What a picture says of how it was made: prompt, settings, reward, cost."),
+    "show": ("show:show", "FILE ...", "What a picture says of how it was made: prompt, settings, reward, cost."),
     "record": (
         "record:record",
+        "[PROMPT ...] --out FILE",
         "Sample candidates and record every x0 estimate: its image, or with --reward what it is worth.",
     ),
-    "label": ("label:label", "Judge the images of a tree into a recording, which simulate, tune and train read."),
+    "label": (
+        "label:label",
+        "TREE OUT",
+        "Judge the images of a tree into a recording, which simulate, tune and train read.",
+    ),
     "train": (
         "train:train",
+        "[TREE [LABELS]] --out DIR",
         "Train a reward to foretell, from noisy x0 estimates, what the finished image will be worth (TTSnap).",
     ),
     "import-values": (
         "import_values:import_values",
+        "FOLDER OUT",
         "Read published reward values ({model}_{reward}_val_{base|naft}) into one recording.",
     ),
     "simulate": (
         "simulate:simulate",
+        "RECORDING",
         "Replay policies on recorded rewards and compare them with best-of-N at equal cost.",
     ),
     "tune": (
         "tune:tune",
+        "[RECORDING]",
         "Find the best schedule for a budget or a range of budgets, and say what it is worth on held-out prompts.",
     ),
     "bench": (
         "bench:bench",
+        "[PROMPT ...]",
         "Compare policies at equal cost on a model of one's own, or measure which early look is worth its cost.",
     ),
     "app": (
         "app:open_page",
+        "",
         "Open a page on this machine: watch the search, pick by hand, compare policies, explore recordings.",
     ),
     "serve": (
         "serve:serve",
+        "",
         "Serve pictures as OpenAI's images API does, each the best that a search found.",
     ),
     "models": (
         "models:models",
+        "[NAME ...]",
         "The supported models: memory, cost at full size, a schedule to start with, and a command for each.",
     ),
     "rewards": (
         "rewards:rewards",
+        "",
         "List the rewards: what they judge, licence, size, what a look costs, where their weights are looked for.",
     ),
 }
-for place, (name, (function, summary)) in enumerate(VERBS.items()):
-    commands.command(f"ttsnap.cli.{function}", name=name, help=summary, sort_key=place)
+for place, (name, (function, arguments, summary)) in enumerate(VERBS.items()):
+    usage = f"Usage: ttsnap {name} {arguments}".rstrip() + " [OPTIONS]"  # to find it out takes a tenth of a second
+    commands.command(f"ttsnap.cli.{function}", name=name, help=summary, sort_key=place, usage=usage)
 commands.register_install_completion_command()
 commands.meta.group_parameters = Group("Options of every verb", sort_key=9)
 
