@@ -12,6 +12,7 @@ from ttsnap.pipelines.batching import (
     Row,
     RowList,
     Scalar,
+    Seen,
     Shared,
     Unlike,
     Values,
@@ -162,3 +163,35 @@ def test_texts_of_one_length_stay_without_a_mask():
     layout = Layout(1, {("hidden_states",): Row(), ("encoder_hidden_states",): Row()})
     mark_texts(layout, trees[0])
     assert merge(padded(trees, layout), layout)["encoder_attention_mask"] is None
+
+
+def test_a_key_that_was_seen_is_that_of_arguments_like_them():
+    def flat(rows, seed, ids):
+        given = call(rows, 1, seed)
+        kept = {name: value for name, value in given.items() if name not in ("each", "t")}
+        return {**kept, "inner": {**given["inner"], "ids": ids}, "scale": 1.5}
+
+    how, values, ids = layout(1, 1), Values(), torch.arange(7)
+    one, like = flat(1, 0, ids), flat(1, 1, ids)
+    seen = Seen(one, how, key(one, how, values))
+    assert seen.fits(one)
+    assert seen.fits(like)
+    assert key(like, how, values) == seen.key
+    others = [flat(2, 0, ids), flat(1, 0, ids + 1), {**like, "more": 1}, {**like, "inner": {}}]
+    others += [{k: v for k, v in like.items() if k != name} for name in like]
+    others += [{**like, name: other} for name in like for other in (None, 3, torch.zeros(9), {}, [1])]
+    for other in others:
+        assert not seen.fits(other) or key(other, how, values) == seen.key
+    assert [seen.fits(other) for other in others].count(True) == 1  # where None was None
+    ids += 1
+    assert not seen.fits(like)
+
+
+def test_numbers_and_masked_texts_are_looked_at_each_time():
+    step = {"x": torch.zeros(1, 3), "t": torch.tensor(5.0)}
+    assert not Seen(step, Layout(1, {("x",): Row(), ("t",): Shared()}), 1).fits(step)
+    assert Seen(step, Layout(1, {("x",): Row(), ("t",): Scalar()}), 1).fits({**step, "t": torch.tensor(6.0)})
+    (text,) = texts_of(4)
+    marked = Layout(1, {("hidden_states",): Row(), ("encoder_hidden_states",): Row()})
+    mark_texts(marked, text)
+    assert not Seen(text, marked, 1).of_use

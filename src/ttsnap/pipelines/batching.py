@@ -315,7 +315,7 @@ class Seen:
     def _known(self, name: Hashable, value: Any, layout: Layout, path: Path) -> bool:
         mark = layout.mark(path, value)
         if isinstance(mark, Mask):
-            return True
+            return False  # texts of any length may have to be of one yet
         if type(value) is dict:
             self._inner.append((name, inner := Seen(value, layout, path=path)))
             return inner.of_use
