@@ -5,6 +5,7 @@ python benchmarks/overhead.py
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def command(code: str) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     table = Table(title=f"Time on this machine, {torch.get_num_threads()} threads")
     for name in ("what", "value"):
         table.add_column(name)

@@ -12,6 +12,7 @@ word and each mark counts as one token, which is about what they make of English
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib.util
 import json
@@ -185,6 +186,7 @@ def count_values(name: str, reward: torch.nn.Module, sides: tuple[int, ...]) -> 
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     xl, xxl = ({"d_model": d, "d_ff": ff, "num_heads": heads} for d, ff, heads in ((2048, 5120, 32), (4096, 10240, 64)))
     whole = {
         "imagereward": imagereward,

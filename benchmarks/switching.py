@@ -5,7 +5,7 @@ python benchmarks/switching.py RUN
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 
 import torch
@@ -25,7 +25,10 @@ def seconds(work, times: int) -> float:
 
 
 def main() -> None:
-    reward = load_noise_aware(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of a noise-aware reward")
+    run = parser.parse_args().run
+    reward = load_noise_aware(run)
     images = torch.rand(1, 3, 64, 64)
     sigmas = [*reward.sigmas, 0.0]
     look = seconds(lambda _: reward(images, ["a red circle"], sigma=0.0), 50)
