@@ -5,7 +5,7 @@
     python benchmarks/tau.py held.zarr                # prints the table of docs/noise-aware.md as Markdown
 
 The noise-aware reward as it is served: where it has no value, the clean reward looks. Gains are means over some calls
-of tau less the clean reward's; intervals: 95 %, bootstrap over prompts.
+of tau less the clean reward's. Intervals: 95 %, bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 
 import numpy as np
 
+from equal_cost import halfwidth
 from ttsnap.recordings import Recording
 from ttsnap.training.evaluation import kendall_tau
 
@@ -47,8 +48,11 @@ def main() -> None:
     both, calls = taus(recording, a.reward or recording.rewards[0])
     print(f"{both.shape[1]} prompts x {recording.shape[1]} candidates\n")
     print("\n".join(["| call | " + " | ".join(map(str, calls)) + " |", "|---" * (len(calls) + 1) + "|"]))
-    for name, values in zip(("clean", "noise-aware, as served"), np.nanmean(both, axis=1), strict=True):
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+    rng = np.random.default_rng(0)
+    for name, values in zip(("clean", "noise-aware, as served"), both, strict=True):
+        columns = [column[np.isfinite(column)] for column in values.T]
+        cells = [(column.mean(), halfwidth(column, rng)) for column in columns]
+        print(f"| {name} | " + " | ".join(f"{mean:.2f} ± {half:.2f}" for mean, half in cells) + " |")
     print()
     rng = np.random.default_rng(0)
     for first, last in (map(int, span.split(":")) for span in a.spans.split(",")):
