@@ -40,9 +40,18 @@ def tidied(prompt: str, name: str = "the prompt", most: int = MAX_PROMPT) -> str
         raise ValueError(f"{name} is empty; it needs at least one word")
     if len(prompt) > most:
         raise ValueError(f"{name} has {len(prompt)} characters; at most {most} are taken")
-    if not prompt.isprintable() and any(ord(c) < 32 and not c.isspace() for c in prompt):
-        raise ValueError(f"{name} has a control character: {prompt[:40]!r}")
+    check_characters(prompt, name)
     return text
+
+
+def check_characters(text: str, name: str) -> None:
+    """Whether a text is one that may be painted or led away from.
+
+    Raises:
+        ValueError: it has control characters; white space is none.
+    """
+    if not text.isprintable() and any(ord(c) < 32 and not c.isspace() for c in text):
+        raise ValueError(f"{name} has a control character: {text[:40]!r}")
 
 
 def read_prompt_file(path: Path, column: str | None = None) -> list[str]:

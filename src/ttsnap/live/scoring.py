@@ -24,6 +24,7 @@ from ttsnap import rewards
 from ttsnap.core.ranking import Rule, order, read_rule
 from ttsnap.files.finding import find_pictures
 from ttsnap.files.journal import Journal, read_lines
+from ttsnap.files.prompts import tidied
 from ttsnap.files.readers import Item, Read, Reading
 from ttsnap.live.judging import apart, judge_in_parts, try_own
 from ttsnap.live.settings import check_ranges, read_weights, reward_contents
@@ -71,8 +72,8 @@ class ScoreSettings:
         check_ranges(max_batch=(self.max_batch, 1, 4096), readers=(self.readers, 1, 256))
         if not 0 <= self.sigma < float("inf"):
             raise ValueError(f"--sigma is a noise level of at least 0, got {self.sigma:g}")
-        if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("--prompt is empty; a prompt needs at least one word")
+        if self.prompt is not None:
+            tidied(self.prompt, "--prompt")
         if self.reward is not None:
             self.rule(rewards.names_of(self.reward))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.core import MAX_CANDIDATES
 from ttsnap.core.values import read_value
 from ttsnap.files.pictures import LONGEST_SIDE, parse_frames
+from ttsnap.files.prompts import check_characters
 from ttsnap.pipelines.additions import Additions
 from ttsnap.pipelines.conditions import Pictures
 from ttsnap.pipelines.loading import Loading
@@ -74,6 +75,7 @@ class CallSettings:
 
     def __post_init__(self) -> None:
         check_ranges(steps=(self.steps, 1, MAX_STEPS), max_batch=(self.max_batch, 1, MAX_CANDIDATES))
+        check_characters(self.negative_prompt or "", "the negative prompt")
         if self.scheduler is not None:
             check_scheduler(self.scheduler)
         if self.cache is not None and self.draft_cache is not None:

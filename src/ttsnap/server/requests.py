@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from ttsnap.core.cost import Budget
-from ttsnap.files.prompts import MAX_PROMPT, tidied
+from ttsnap.files.prompts import MAX_PROMPT, check_characters, tidied
 from ttsnap.live.settings import read_size
 from ttsnap.server.lanes import CallOptions, Edit
 from ttsnap.server.settings import MOST_PICTURES, ServerSettings
@@ -106,6 +106,7 @@ class Generation(BaseModel):
             raise ValueError(f"steps: at most {limits.max_steps}, got {self.steps}")
         if self.strength is not None and edit is None:
             raise ValueError("strength: it belongs to /v1/images/edits, which has a picture to start from")
+        check_characters(self.negative_prompt or "", "the negative prompt")
         return CallOptions(size, self.steps, self.guidance, self.negative_prompt or None, edit)
 
 
