@@ -176,7 +176,7 @@ def test_too_much_is_refused_with_a_time_to_come_back(client, served):
 
 WRONG = {
     "control": ({"prompt": "a\x00b"}, "prompt has a control character"),
-    "away": ({"prompt": "a", "negative_prompt": "b\x00"}, "the negative prompt has a control character"),
+    "away": ({"extra_body": {"negative_prompt": "b\x00"}}, "the negative prompt has a control character"),
     "empty": ({"prompt": "  "}, "prompt is empty"),
     "model": ({"model": "dall-e-9"}, "there is no model 'dall-e-9' here; there is shapes, gpt-image-1"),
     "n": ({"n": 11}, "n: Input should be less than or equal to 10"),
