@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tools.shapes import common
 from tools.shapes.reward import auc
@@ -26,6 +28,13 @@ def opposite(prompt: str) -> str:
     """The prompt with its relation reversed."""
     spec = parse(prompt)
     return Spec(spec.things, tuple(OPPOSITE[relation] for relation in spec.relations)).prompt
+
+
+def half_width(function: Callable[[NDArray[np.int64]], float], prompts: int) -> float:
+    """Half of the 95 % interval of a function of resampled prompts."""
+    rng = np.random.default_rng(0)
+    low, high = np.percentile([function(rng.integers(prompts, size=prompts)) for _ in range(400)], [2.5, 97.5])
+    return float(high - low) / 2
 
 
 @torch.no_grad()
@@ -64,13 +73,30 @@ def measure(seeds: int, most: int | None = None) -> dict[str, object]:
     right = table.all(1).reshape(-1, seeds)
     chosen = minimum.reshape(-1, seeds).argmax(1)
     model = cost_model(sampler, {"shapes": reward}, prompts[0])
+    best, by_prompt = right[np.arange(len(right)), chosen], table.reshape(len(prompts), seeds, -1)
+    scores = {kind: (values[:, i].numpy(), table[:, i]) for i, kind in enumerate(KINDS)}
+    scores |= {"all": (minimum, np.asarray(table.all(1)))}
+
+    def share_of(place: int) -> Callable[[NDArray[np.int64]], float]:
+        return lambda who: float(by_prompt[who, :, place].mean())
+
+    def auc_of(kind: str) -> Callable[[NDArray[np.int64]], float]:
+        score, truth = (x.reshape(len(prompts), seeds) for x in scores[kind])
+        return lambda who: auc(score[who].ravel(), truth[who].ravel())
+
     return {
         "prompts": len(prompts),
         "seeds": seeds,
+        "half_width": {
+            "one_sample": {kind: half_width(share_of(i), len(prompts)) for i, kind in enumerate(KINDS)}
+            | {"all": half_width(lambda who: float(right[who].mean()), len(prompts))},
+            "reward_auc": {kind: half_width(auc_of(kind), len(prompts)) for kind in scores if kind != "relation"},
+            f"best_of_{seeds}": half_width(lambda who: float(best[who].mean()), len(prompts)),
+        },
         "one_sample": {kind: float(table[:, i].mean()) for i, kind in enumerate(KINDS)} | {"all": float(right.mean())},
         "reward_auc": {kind: auc(values[:, i].numpy(), table[:, i]) for i, kind in enumerate(KINDS)}
         | {"relation": relation_auc, "all": auc(minimum, np.asarray(table.all(1)))},
-        f"best_of_{seeds}": float(right[np.arange(len(right)), chosen].mean()),
+        f"best_of_{seeds}": float(best.mean()),
         "oracle": float(right.any(1).mean()),
         "reconstructions": float(np.mean([check(image, p).all for image, p in zip(rebuilt, twice, strict=True)])),
         "clean_renders": float(np.mean([check(image, p).all for image, p in zip(clean, twice, strict=True)])),
