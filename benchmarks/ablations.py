@@ -5,7 +5,9 @@
     ttsnap record --prompts shapes:held-out --prompt-range 0:60 --per-prompt 16 --seed 9000000 \
         --calls 1,3,5,7,9,20 --out held
     ttsnap label held held.zarr --reward shapes
-    python benchmarks/ablations.py --train train train.zarr --held-out held held.zarr
+    ttsnap record --reward shapes-aware --prompts shapes:held-out --prompt-range 0:60 --per-prompt 16 --seed 9000000 \
+        --calls 1,2,3,4,5,6,7,8,9,20 --out aware.zarr
+    python benchmarks/ablations.py --train train train.zarr --held-out held held.zarr --aware aware.zarr
 
 Every way starts from the clean reward, sees the same images the same number of times and is trained in full. Kendall's
 tau with the finished image's reward, by call; gains over the clean reward and over the curriculum are means over all
