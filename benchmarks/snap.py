@@ -93,13 +93,19 @@ def best(pool, n):
     return pool["pool/reward"][:, :n].argmax(1)
 
 
-def multiplier(pool, tflop, reward):
-    """How many times `tflop` best-of-N needs for the mean reward, by interpolation; None beyond the pool."""
-    sizes = np.arange(1, pool["pool/reward"].shape[1] + 1)
-    curve = np.maximum.accumulate(pool["pool/reward"], axis=1).mean(0)
-    if reward > curve[-1]:
-        return f"> {_cost(pool, sizes[-1]) / tflop:.1f}"
-    return f"{_cost(pool, np.interp(reward, curve, sizes)) / tflop:.2f}"
+def multiplier(pool, tflop, reward, rng):
+    """How many times `tflop` [prompts] best-of-N needs for the mean of `reward` [prompts], by interpolation, as text."""
+    curves = np.maximum.accumulate(pool["pool/reward"], axis=1)
+    sizes = np.arange(1, curves.shape[1] + 1)
+
+    def times(who):
+        needed = np.interp(reward[who].mean(), curves[who].mean(0), sizes)
+        return _cost(pool, needed) / tflop[who].mean()
+
+    everybody = np.arange(len(curves))
+    low, high = np.percentile([times(rng.choice(everybody, len(curves))) for _ in range(2000)], [2.5, 97.5])
+    beyond = "at least " if reward.mean() > curves[:, -1].mean() else ""
+    return f"{beyond}x{times(everybody):.2f} ({low:.2f} to {high:.2f})"
 
 
 def _cost(pool, n):
@@ -141,7 +147,7 @@ def table(found, budgets, rng):
             if f"{key}/reward" in found:
                 kinds = {k: found[f"{key}/{k}"] for k in ("reward", "right", "tflop", "seconds", "started")}
                 paid = kinds["tflop"].mean()
-                times = "x" + multiplier(pool, paid, kinds["reward"].mean())
+                times = multiplier(pool, kinds["tflop"], kinds["reward"], np.random.default_rng(0))
                 row(
                     "",
                     name,
