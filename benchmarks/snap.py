@@ -94,7 +94,7 @@ def best(pool, n):
 
 
 def multiplier(pool, tflop, reward, rng):
-    """How many times `tflop` [prompts] best-of-N needs for the mean of `reward` [prompts], by interpolation, as text."""
+    """How many times `tflop` [prompts] best-of-N needs for the mean of `reward` [prompts], by interpolation."""
     curves = np.maximum.accumulate(pool["pool/reward"], axis=1)
     sizes = np.arange(1, curves.shape[1] + 1)
 
