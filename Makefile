@@ -2,6 +2,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Without kept bytecode every process that a test starts compiles torch, diffusers and transformers again: 15 s of computing
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow bench bench-snap lint types
 
 # One prompt, the embedded model, a pruning board and a record, in ./demo
