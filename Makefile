@@ -24,7 +24,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/replay.py
 
-# One sample, best-of-N, TTSp and TTSnap at equal cost, as a Markdown table; about half an hour
+# One sample, best-of-N, TTSp and TTSnap at equal cost, as a Markdown table; about a quarter of an hour
 bench-snap: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/snap.py
 
