@@ -276,10 +276,17 @@ MUTANTS = (
         BATCHES,
     ),
     Mutant(
+        "batching: a shared value that was changed in place is taken for the old one",
+        "pipelines/batching.py",
+        "if tree[name] is not tensor or tensor._version != version:",
+        "if tree[name] is not tensor:",
+        BATCHES,
+    ),
+    Mutant(
         "batching: answers in another order",
         "pipelines/batching.py",
-        "return list(torch.split(answer, size))",
-        "return list(torch.split(answer, size))[::-1]",
+        "return list(answer.chunk(count))",
+        "return list(answer.chunk(count))[::-1]",
         BATCHES,
     ),
     Mutant(
