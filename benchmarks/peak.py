@@ -11,35 +11,14 @@ what is counted, but 2.0 GiB for each picture of the decoder, where 1.5 are coun
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-DECODER = {
-    "act_fn": "silu",
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-}
-UNET = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "attention_head_dim": (5, 10, 20),
-    "block_out_channels": (320, 640, 1280),
-    "cross_attention_dim": 2048,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "projection_class_embeddings_input_dim": 2816,
-    "sample_size": 128,
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-}
+from random_models import made_on, sdxl
+
 SIDE = 128  # of the latents of 1024 pixels
 
 
@@ -69,18 +48,14 @@ def decode(model, rows):
     model.decode(torch.empty(rows, model.config.latent_channels, SIDE, SIDE))
 
 
-def counted(make, call, rows) -> float:
-    """GiB beside the weights."""
-    with FakeTensorMode():
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            model = make().eval()
-            tracker = MemTracker()
-            tracker.track_external(model)
-            with torch.no_grad(), tracker:
-                call(model, rows)
-        finally:
-            torch.set_default_dtype(torch.float32)
+def counted(build, call, rows) -> float:
+    """GiB beside the weights, for one call of a model."""
+    with FakeTensorMode(), made_on("cpu", torch.bfloat16):
+        model = build().requires_grad_(True)  # or the tracker cannot hook them
+        tracker = MemTracker()
+        tracker.track_external(model)
+        with torch.no_grad(), tracker:
+            call(model, rows)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     most = sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
     return (most - weights) / 2**30
@@ -90,16 +65,20 @@ def main() -> None:
     """Print the table."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| one batch at 1024 px | rows | GiB beside the weights |\n|---|---|---|")
-    sdxl, flux = partial(UNet2DConditionModel, **UNET), partial(FluxTransformer2DModel, guidance_embeds=True)
-    decoder = partial(AutoencoderKL, **DECODER)
-    for name, make, call, rows in (
-        ("SDXL, 16 candidates with guidance (the most by default)", sdxl, unet, 32),
-        ("SDXL, 32 candidates with guidance", sdxl, unet, 64),
-        ("FLUX.1 dev, 16 candidates (the most by default)", flux, transformer, 16),
-        ("SDXL, 4 pictures decoded (the most by default)", decoder, decode, 4),
-        ("SDXL, 8 pictures decoded", decoder, decode, 8),
+    whole = ("cpu", torch.bfloat16, True)
+    for name, build, call, rows in (
+        ("SDXL, 16 candidates with guidance (the most by default)", lambda: sdxl(*whole).unet, unet, 32),
+        ("SDXL, 32 candidates with guidance", lambda: sdxl(*whole).unet, unet, 64),
+        (
+            "FLUX.1 dev, 16 candidates (the most by default)",
+            lambda: FluxTransformer2DModel(guidance_embeds=True),
+            transformer,
+            16,
+        ),
+        ("SDXL, 4 pictures decoded (the most by default)", lambda: sdxl(*whole).vae, decode, 4),
+        ("SDXL, 8 pictures decoded", lambda: sdxl(*whole).vae, decode, 8),
     ):
-        print(f"| {name} | {rows} | {counted(make, call, rows):.1f} |", flush=True)
+        print(f"| {name} | {rows} | {counted(build, call, rows):.1f} |", flush=True)
 
 
 if __name__ == "__main__":

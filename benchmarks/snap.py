@@ -22,6 +22,7 @@ import numpy as np
 from equal_cost import SEEDS, halfwidth, search
 from ttsnap.core.cost import Budget, affordable
 from ttsnap.core.grid import Query
+from ttsnap.live.leaderboard import interval
 from ttsnap.live.session import prepare
 from ttsnap.policies import BestOfN, default_policy
 from ttsnap.shapes import checker, hard, scenes
@@ -93,7 +94,7 @@ def best(pool, n):
     return pool["pool/reward"][:, :n].argmax(1)
 
 
-def multiplier(pool, tflop, reward, rng):
+def multiplier(pool, tflop, reward):
     """How many times `tflop` [prompts] best-of-N needs for the mean of `reward` [prompts], by interpolation."""
     curves = np.maximum.accumulate(pool["pool/reward"], axis=1)
     sizes = np.arange(1, curves.shape[1] + 1)
@@ -102,10 +103,9 @@ def multiplier(pool, tflop, reward, rng):
         needed = np.interp(reward[who].mean(), curves[who].mean(0), sizes)
         return _cost(pool, needed) / tflop[who].mean()
 
-    everybody = np.arange(len(curves))
-    low, high = np.percentile([times(rng.choice(everybody, len(curves))) for _ in range(2000)], [2.5, 97.5])
+    low, high = interval(times, len(curves))
     beyond = "at least " if reward.mean() > curves[:, -1].mean() else ""
-    return f"{beyond}x{times(everybody):.2f} ({low:.2f} to {high:.2f})"
+    return f"{beyond}x{times(slice(None)):.2f} ({low:.2f} to {high:.2f})"
 
 
 def _cost(pool, n):
@@ -147,7 +147,7 @@ def table(found, budgets, rng):
             if f"{key}/reward" in found:
                 kinds = {k: found[f"{key}/{k}"] for k in ("reward", "right", "tflop", "seconds", "started")}
                 paid = kinds["tflop"].mean()
-                times = multiplier(pool, kinds["tflop"], kinds["reward"], np.random.default_rng(0))
+                times = multiplier(pool, kinds["tflop"], kinds["reward"])
                 row(
                     "",
                     name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 
 import pytest
 
@@ -113,3 +114,12 @@ def test_the_line_in_the_list_of_verbs_is_the_first_of_the_verb_itself(verb):
     module, _, function = path.partition(":")
     told = inspect.getdoc(getattr(importlib.import_module(f"ttsnap.cli.{module}"), function))
     assert " ".join(told.split("\n\n")[0].split()) == summary
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_usage_line_names_the_arguments_that_there_are(verb, ttsnap):
+    shown = ttsnap(verb, "--help")[1]
+    usage, _, rest = shown.partition("\n")
+    panel = rest.partition("─ Arguments ─")[2].partition("╰")[0]
+    there = re.findall(r"^│ \*? *([A-Z]+)  ", panel, re.MULTILINE)
+    assert re.findall(r"\b[A-Z]+\b", usage.partition(" --")[0].replace("[OPTIONS]", "")) == there

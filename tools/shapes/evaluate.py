@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tools.shapes import common
 from tools.shapes.reward import auc
+from ttsnap.live.leaderboard import interval
 from ttsnap.pipelines.flops import cost_model
 from ttsnap.pipelines.outputs import to_uint8
 from ttsnap.pipelines.sampler import Sampler
@@ -30,11 +31,10 @@ def opposite(prompt: str) -> str:
     return Spec(spec.things, tuple(OPPOSITE[relation] for relation in spec.relations)).prompt
 
 
-def half_width(function: Callable[[NDArray[np.int64]], float], prompts: int) -> float:
+def half_width(function: Callable[[Any], float], prompts: int) -> float:
     """Half of the 95 % interval of a function of resampled prompts."""
-    rng = np.random.default_rng(0)
-    low, high = np.percentile([function(rng.integers(prompts, size=prompts)) for _ in range(400)], [2.5, 97.5])
-    return float(high - low) / 2
+    low, high = interval(function, prompts, times=400)
+    return (high - low) / 2
 
 
 @torch.no_grad()
@@ -77,10 +77,10 @@ def measure(seeds: int, most: int | None = None) -> dict[str, object]:
     scores = {kind: (values[:, i].numpy(), table[:, i]) for i, kind in enumerate(KINDS)}
     scores |= {"all": (minimum, np.asarray(table.all(1)))}
 
-    def share_of(place: int) -> Callable[[NDArray[np.int64]], float]:
+    def share_of(place: int) -> Callable[[Any], float]:
         return lambda who: float(by_prompt[who, :, place].mean())
 
-    def auc_of(kind: str) -> Callable[[NDArray[np.int64]], float]:
+    def auc_of(kind: str) -> Callable[[Any], float]:
         score, truth = (x.reshape(len(prompts), seeds) for x in scores[kind])
         return lambda who: auc(score[who].ravel(), truth[who].ravel())
 

@@ -130,9 +130,8 @@ def _stand_in(model: nn.Module, own: dict[str, Any]) -> nn.Module:
         name: OrderedDict() for name in vars(model) if name.startswith("_") and name.endswith("_hooks")
     }
     twin = copy.copy(model)
-    vars(twin).update(
-        hooks, _compiled_call_impl=own.get("forward"), **own
-    )  # which a module without hooks calls at once
+    # What would be the compiled call is what a module calls before it looks for hooks.
+    vars(twin).update(hooks, _compiled_call_impl=own.get("forward"), **own)
     known = {
         name: getattr(model, name)
         for name in ("dtype", "device")
